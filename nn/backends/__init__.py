@@ -1,0 +1,115 @@
+"""Which backend runs which kernel.
+
+`kernels.NAME(...)` calls the kernel NAME of `protocol.KERNELS` on the first backend, in order of preference, that serves
+it for the kind of array it is given.  `NN_BACKEND=reference|native|cuda|emulated` forces one; kernels the forced backend
+lacks are an error, never a silent fallback.        Try: cuda-nn info"""
+
+import importlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from nn.backends.protocol import KERNELS
+from nn.errors import InputError
+
+
+@dataclass(frozen=True)
+class Backend:
+    name: str
+    module: str                                  # holds one function per kernel it serves; imported on first use
+    serves: Callable[[Any], bool]                # whether it takes this kind of array
+    missing: Callable[[], str | None]            # why it cannot run here and how to get it; None if it can
+
+    def kernel(self, name: str) -> Callable[..., Any] | None:
+        return getattr(importlib.import_module(self.module), name, None)
+
+
+# In order of preference.  The reference comes last: it serves every kernel on anything that speaks the array API.
+BACKENDS = (
+    Backend("reference", "nn.backends.reference", lambda array: True, lambda: None),
+)
+PLANNED = ("native", "cuda", "emulated")         # names of the protocol that this version does not bring
+
+
+def forced() -> str | None:
+    """The backend that use_backend() or NN_BACKEND asks for; None = the best for each kernel."""
+    return _override[-1] if _override else os.environ.get("NN_BACKEND") or None
+
+
+_override: list[str] = []
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Force one backend inside the block (what NN_BACKEND does for a process)."""
+    find(name)
+    _override.append(name)
+    try:
+        yield
+    finally:
+        _override.pop()
+
+
+def find(name: str) -> Backend:
+    """The backend of that name, able to run here; InputError says what is missing and how to get it."""
+    for backend in BACKENDS:
+        if backend.name == name:
+            reason = backend.missing()
+            if reason:
+                raise InputError(f"NN_BACKEND={name}: {reason}")
+            return backend
+    known = ", ".join(backend.name for backend in BACKENDS)
+    what = "is not part of this version" if name in PLANNED else "is not a backend"
+    raise InputError(f"NN_BACKEND={name}: {what}; this version has: {known}")
+
+
+def choose(name: str, array: Any) -> tuple[Backend, Callable[..., Any]]:
+    """Who runs kernel `name` on this kind of array, and the function."""
+    wanted = forced()
+    for backend in [find(wanted)] if wanted else BACKENDS:
+        if backend.serves(array) and not backend.missing():
+            function = backend.kernel(name)
+            if function:
+                return backend, function
+    where = f"NN_BACKEND={wanted}" if wanted else "no backend here"
+    raise InputError(f"{name}: {where} has no such kernel for {type(array).__name__} arrays; unset NN_BACKEND")
+
+
+class _Kernel:
+    """One kernel, bound on first use to a backend per kind of array."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.bound: dict[tuple[str | None, type], Callable[..., Any]] = {}
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        key = (forced(), type(arguments[0]))
+        if key not in self.bound:
+            self.bound[key] = choose(self.name, arguments[0])[1]
+        return self.bound[key](*arguments, **options)
+
+
+class _Kernels:
+    """kernels.rms_norm(x, weight, eps), one attribute per name in KERNELS."""
+
+    def __getattr__(self, name: str) -> _Kernel:
+        if name not in KERNELS:
+            raise AttributeError(f"no kernel is called {name!r}; see nn/backends/protocol.py")
+        kernel = _Kernel(name)
+        setattr(self, name, kernel)
+        return kernel
+
+
+kernels = _Kernels()
+
+
+def describe() -> dict[str, dict[str, str]]:
+    """{"backends": {name: "ready" or what is missing}, "kernels": {kernel: the backend that serves NumPy arrays}}."""
+    import numpy as np
+
+    sample = np.zeros(0, np.float32)
+    states = {backend.name: backend.missing() or "ready" for backend in BACKENDS}
+    states |= {name: "not part of this version" for name in PLANNED}
+    return {"backends": states, "kernels": {name: choose(name, sample)[0].name for name in KERNELS}}

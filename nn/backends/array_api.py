@@ -1,0 +1,73 @@
+"""The little that the Python array API standard lacks and the reference needs, and finding an array's module.
+
+NumPy gets its own fast form where there is one; any other array module gets a form written in the standard."""
+
+from typing import Any
+
+import numpy as np
+
+
+def namespace(*arrays: Any) -> Any:
+    """The array module of the first array among the arguments; NumPy if they are all Python numbers."""
+    for array in arrays:
+        if hasattr(array, "__array_namespace__"):
+            return array.__array_namespace__()
+    return np
+
+
+def all_finite(array: Any) -> bool:
+    """Whether no element is NaN or infinite (integers always are finite)."""
+    if isinstance(array, np.ndarray | np.generic) and np.asarray(array).dtype.kind in "iub":
+        return True
+    xp = namespace(array)
+    return bool(xp.all(xp.isfinite(array)))
+
+
+def scatter_add(source: Any, index: Any, rows: int) -> Any:
+    """[rows, D] with row index[n] increased by source[n], in increasing n; repeated indices add up."""
+    xp = namespace(source)
+    if xp is np:
+        return _scatter_add_sorted(source, index, rows)
+    one_hot = xp.astype(xp.arange(rows)[:, None] == index[None, :], source.dtype)       # [rows, N]
+    return xp.matmul(one_hot, source)
+
+
+def _scatter_add_sorted(source: np.ndarray, index: np.ndarray, rows: int) -> np.ndarray:
+    """Sort by index, then one segment sum per distinct index: no atomics, always the same order."""
+    out = np.zeros((rows, *source.shape[1:]), source.dtype)
+    if index.size:
+        order = np.argsort(index, kind="stable")
+        distinct, starts = np.unique(index[order], return_index=True)
+        out[distinct] = np.add.reduceat(source[order], starts, axis=0)
+    return out
+
+
+def add_at_columns(x: Any, columns: Any, values: Any) -> Any:
+    """x[R,V] with values[r] added at column columns[r] of every row; x is given up to it."""
+    xp = namespace(x)
+    if xp is np:
+        x[np.arange(x.shape[0]), columns] += values
+        return x
+    hit = xp.arange(x.shape[1])[None, :] == columns[:, None]
+    return xp.where(hit, x + values[:, None], x)
+
+
+def erf(x: Any) -> Any:
+    """The error function to full precision of x's type (Numerical Recipes' Chebyshev fit of erfc, |error| < 1.2e-16·erfc)."""
+    xp = namespace(x)
+    t = 2.0 / (2.0 + xp.abs(x))
+    ty = 4.0 * t - 2.0
+    d, dd = xp.zeros_like(x), xp.zeros_like(x)
+    for c in _ERFC[:0:-1]:
+        d, dd = ty * d - dd + c, d
+    erfc = t * xp.exp(-x * x + 0.5 * (_ERFC[0] + ty * d) - dd)
+    return xp.where(x >= 0.0, 1.0 - erfc, erfc - 1.0)
+
+
+# W. H. Press et al., Numerical Recipes, 3rd edition, section 6.2.2
+_ERFC = (
+    -1.3026537197817094, 6.4196979235649026e-1, 1.9476473204185836e-2, -9.561514786808631e-3, -9.46595344482036e-4,
+    3.66839497852761e-4, 4.2523324806907e-5, -2.0278578112534e-5, -1.624290004647e-6, 1.303655835580e-6,
+    1.5626441722e-8, -8.5238095915e-8, 6.529054439e-9, 5.059343495e-9, -9.91364156e-10, -2.27365122e-10,
+    9.6467911e-11, 2.394038e-12, -6.886027e-12, 8.94487e-13, 3.13092e-13, -1.12708e-13, 3.81e-16, 7.106e-15,
+    -1.523e-15, -9.4e-17, 1.21e-16, -2.8e-17)

@@ -1,0 +1,36 @@
+"""The reference backend: every kernel as plain array code, the executable specification.
+
+Runs on any array module that speaks the Python array API standard, in any floating-point type.  Sums are formed in
+float32 for half-precision inputs and in the input's own type otherwise."""
+
+from nn.backends.reference.activation import (
+    gelu,
+    gelu_backward,
+    gelu_tanh,
+    gelu_tanh_backward,
+    silu,
+    silu_backward,
+    swiglu,
+    swiglu_backward,
+)
+from nn.backends.reference.attention import attention, attention_backward
+from nn.backends.reference.loss import cross_entropy, cross_entropy_backward, linear_cross_entropy
+from nn.backends.reference.moe import (
+    expert_order,
+    grouped_linear,
+    grouped_linear_backward,
+    router_topk,
+    router_topk_backward,
+)
+from nn.backends.reference.norm import layer_norm, layer_norm_backward, rms_norm, rms_norm_backward
+from nn.backends.reference.optimizer import adamw, scatter_add, sum_of_squares
+from nn.backends.reference.rotary import rope
+from nn.backends.reference.softmax import log_softmax, log_softmax_backward, softmax, softmax_backward
+
+__all__ = [
+    "adamw", "attention", "attention_backward", "cross_entropy", "cross_entropy_backward", "expert_order", "gelu",
+    "gelu_backward", "gelu_tanh", "gelu_tanh_backward", "grouped_linear", "grouped_linear_backward", "layer_norm",
+    "layer_norm_backward", "linear_cross_entropy", "log_softmax", "log_softmax_backward", "rms_norm", "rms_norm_backward",
+    "rope", "router_topk", "router_topk_backward", "scatter_add", "silu", "silu_backward", "softmax", "softmax_backward",
+    "sum_of_squares", "swiglu", "swiglu_backward",
+]

@@ -1,0 +1,87 @@
+"""Mixture of experts: the router's top-k, the order that groups tokens by expert, and the grouped linear map.
+
+Router (Mixtral): p = softmax(z); the k largest, ties to the lowest expert; w = p_sel / Σ p_sel.  With dw on the weights
+    renormalised:  dz_e = w_e (dw_e − Σ_sel w dw) for the selected e, else 0
+    as they are:   dz_j = p_j (1[j selected] dw_j − Σ_sel p dw) for every j
+The selection itself carries no gradient."""
+
+from typing import Any
+
+from nn.backends.array_api import namespace
+from nn.backends.reference.softmax import softmax
+from nn.dtypes import narrow, widen
+
+Array = Any
+
+# OpenBLAS multiplies small matrices by other kernels than large ones, whose sums run in another order.  Groups are padded
+# with zero rows to this height, so that a row's bits do not depend on how many tokens share its expert.
+SMALLEST_GROUP = 32
+
+
+def router_topk(logits: Array, k: int, *, renormalize: bool = True) -> tuple[Array, Array, Array]:
+    """(weights[N,k], experts[N,k] int64, probs[N,E]) from logits[N,E], formed in float32 or wider."""
+    xp = namespace(logits)
+    probs = softmax(widen(logits))
+    experts = xp.argsort(-probs, axis=-1, stable=True)[:, :k]
+    weights = xp.take_along_axis(probs, experts, axis=-1)
+    if renormalize:
+        weights = weights / xp.sum(weights, axis=-1, keepdims=True, dtype=weights.dtype)
+    return weights, experts, probs
+
+
+def router_topk_backward(dweights: Array, weights: Array, experts: Array, probs: Array, *,
+                         renormalize: bool = True) -> Array:
+    """dlogits[N,E]"""
+    xp = namespace(probs)
+    mean = xp.sum(weights * dweights, axis=-1, keepdims=True, dtype=weights.dtype)
+    chosen = experts[:, :, None] == xp.arange(probs.shape[1])[None, None, :]                  # [N,k,E]
+    values = weights * (dweights - mean) if renormalize else weights * dweights
+    dlogits = xp.sum(xp.where(chosen, values[:, :, None], xp.zeros_like(values)[:, :, None]), axis=1)
+    return dlogits if renormalize else dlogits - probs * mean
+
+
+def expert_order(experts: Array, num_experts: int) -> tuple[Array, Array]:
+    """(order[N*k], offsets[E+1]) from experts[N,k]: the flat (token, choice) pairs sorted by expert, stable, and where
+    each expert's pairs begin.  A pair whose expert is E (a dropped one) comes after offsets[E]."""
+    xp = namespace(experts)
+    flat = xp.reshape(experts, (-1,))
+    order = xp.argsort(flat, stable=True)
+    offsets = xp.searchsorted(flat[order], xp.arange(num_experts + 1))
+    return order, offsets
+
+
+def _groups(offsets: Array) -> list[tuple[int, slice]]:
+    """The experts that have rows, each with its rows."""
+    edges = [int(offset) for offset in offsets]
+    pairs = zip(edges[:-1], edges[1:], strict=True)
+    return [(e, slice(a, b)) for e, (a, b) in enumerate(pairs) if b > a]
+
+
+def _padded(x: Array, rows: int) -> Array:
+    xp = namespace(x)
+    return xp.concat([x, xp.zeros((rows - x.shape[0], x.shape[1]), dtype=x.dtype)]) if x.shape[0] < rows else x
+
+
+def grouped_linear(x: Array, weight: Array, offsets: Array, *, batch_invariant: bool = True) -> Array:
+    """y[M,O]: row r of expert e's range times weight[e]ᵀ, from x[M,I] sorted by expert and weight[E,O,I].
+
+    batch_invariant: a row's bits do not depend on the size of its group (costs time for groups below 32 rows)."""
+    xp = namespace(x)
+    smallest = SMALLEST_GROUP if batch_invariant else 1
+    y = xp.zeros((x.shape[0], weight.shape[1]), dtype=x.dtype)
+    for e, rows in _groups(offsets):
+        product = xp.matmul(_padded(widen(x[rows]), smallest), widen(weight[e]).T)
+        y[rows] = narrow(product[: rows.stop - rows.start], x.dtype)
+    return y
+
+
+def grouped_linear_backward(dy: Array, x: Array, weight: Array, offsets: Array) -> tuple[Array, Array]:
+    """(dx[M,I], dweight[E,O,I]); an expert without rows has gradient zero."""
+    xp = namespace(x)
+    dx = xp.zeros(x.shape, dtype=x.dtype)
+    dweight = xp.zeros(weight.shape, dtype=widen(weight[:0]).dtype)
+    for e, rows in _groups(offsets):
+        g = widen(dy[rows])
+        dx[rows] = narrow(xp.matmul(g, widen(weight[e])), x.dtype)
+        dweight[e] = xp.matmul(g.T, widen(x[rows]))
+    return dx, dweight

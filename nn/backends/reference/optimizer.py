@@ -1,0 +1,43 @@
+"""What an optimizer step and an embedding's gradient need: AdamW, the sum of squares, scatter-add."""
+
+from typing import Any
+
+from nn.backends import array_api
+from nn.backends.array_api import namespace
+from nn.dtypes import widen
+
+Array = Any
+
+
+def adamw(param: Array, grad: Array, m: Array, v: Array, *, lr: float, beta1: float, beta2: float, eps: float,
+          weight_decay: float, step: int, grad_scale: float = 1.0) -> None:
+    """One AdamW step (Loshchilov & Hutter 2019) in place on param, m and v; `step` counts from 1.
+
+    m ← β₁m + (1−β₁)g;  v ← β₂v + (1−β₂)g²;  θ ← θ(1 − lr·wd) − lr · m/(1−β₁ᵗ) / (√(v/(1−β₂ᵗ)) + ε)"""
+    xp = namespace(param)
+    g = widen(grad) * grad_scale
+    m *= beta1
+    m += (1.0 - beta1) * g
+    g *= g
+    g *= 1.0 - beta2
+    v *= beta2
+    v += g
+    denominator = xp.sqrt(v)
+    denominator *= 1.0 / (1.0 - beta2**step) ** 0.5
+    denominator += eps
+    param *= 1.0 - lr * weight_decay
+    update = m / denominator
+    update *= lr / (1.0 - beta1**step)
+    param -= update
+
+
+def sum_of_squares(x: Array) -> float:
+    """Σ x², the sum formed in float64."""
+    xp = namespace(x)
+    z = widen(x)
+    return float(xp.sum(z * z, dtype=xp.float64))
+
+
+def scatter_add(source: Array, index: Array, rows: int) -> Array:
+    """out[rows,D]: out[index[n]] += source[n], in increasing n (an embedding's gradient)."""
+    return array_api.scatter_add(widen(source), index, rows)

@@ -1,0 +1,31 @@
+"""Rotary position embedding (Su et al. 2021): pairs of channels turned by the angle position · frequency.
+
+The gradient of a rotation is the rotation back: dx = Rot(−φ) dy, the same kernel with `inverse=True`."""
+
+from typing import Any
+
+from nn.backends.array_api import namespace
+from nn.dtypes import narrow, widen
+
+Array = Any
+
+
+def rope(x: Array, cos: Array, sin: Array, *, interleaved: bool = False, inverse: bool = False) -> Array:
+    """Rotate the first 2·cos.shape[-1] channels of x[B,H,T,Dh]; cos and sin [T,r/2] or [B,1,T,r/2], the rest pass through.
+
+    Half-split pairs (i, i + r/2) as Hugging Face's Llama and Mixtral; interleaved pairs (2i, 2i + 1) as GPT-J and GGUF."""
+    xp = namespace(x)
+    half = cos.shape[-1]
+    z = widen(x)
+    if inverse:
+        sin = -sin
+    if interleaved:
+        a, b = z[..., 0 : 2 * half : 2], z[..., 1 : 2 * half : 2]
+        turned = xp.stack([a * cos - b * sin, a * sin + b * cos], axis=-1)
+        turned = xp.reshape(turned, (*z.shape[:-1], 2 * half))
+    else:
+        a, b = z[..., :half], z[..., half : 2 * half]
+        turned = xp.concat([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    if 2 * half < z.shape[-1]:
+        turned = xp.concat([turned, z[..., 2 * half :]], axis=-1)
+    return narrow(turned, x.dtype)

@@ -1,0 +1,112 @@
+"""Key/value cache: what a decoder keeps of the tokens it has seen, so that the next one costs O(length), not O(length²).
+
+Keys are kept rotated, for key/value heads only.  `offset` counts every token ever seen and never goes back, also when old
+entries are dropped: positions stay absolute.        cache = KVCache(num_layers=2);  model(ids, cache=cache)"""
+
+import numpy as np
+
+from nn.backends.array_api import namespace
+from nn.errors import InputError
+from nn.tensor import Array
+
+
+class LayerCache:
+    """One layer's keys and values, [B,G,length,Dh] views of storage that doubles when full."""
+
+    def __init__(self) -> None:
+        self.length = 0              # entries held
+        self.offset = 0              # tokens ever appended
+        self._k: Array | None = None
+        self._v: Array | None = None
+
+    @property
+    def k(self) -> Array:
+        return self._k[:, :, : self.length] if self._k is not None else None
+
+    @property
+    def v(self) -> Array:
+        return self._v[:, :, : self.length] if self._v is not None else None
+
+    def append(self, k: Array, v: Array) -> tuple[Array, Array]:
+        """Add k[B,G,T,Dk] and v[B,G,T,Dv]; return everything held, old and new."""
+        if self._k is not None and (self._k.shape[:2] != k.shape[:2] or self._k.dtype != k.dtype):
+            raise InputError(f"cache: holds [B,G] = {list(self._k.shape[:2])} in {self._k.dtype}, given "
+                             f"{list(k.shape[:2])} in {k.dtype}; use one cache per batch, or reset() it")
+        end = self.length + k.shape[2]
+        self._k, self._v = _room(self._k, k, self.length, end), _room(self._v, v, self.length, end)
+        self._k[:, :, self.length : end], self._v[:, :, self.length : end] = k, v
+        self.length, self.offset = end, self.offset + k.shape[2]
+        return self.k, self.v
+
+    def trim(self, keep: int) -> None:
+        """Drop the oldest entries until `keep` are left; positions go on."""
+        drop = self.length - keep
+        if drop > 0 and self._k is not None and self._v is not None:
+            for storage in (self._k, self._v):
+                storage[:, :, :keep] = storage[:, :, drop : self.length].copy()
+            self.length = keep
+
+    def crop(self, length: int) -> None:
+        """Take back the newest entries until `length` are left, as if they had never been seen."""
+        drop = max(0, self.length - length)
+        self.length, self.offset = self.length - drop, self.offset - drop
+
+    def reorder(self, rows: Array) -> None:
+        """Row b becomes what row rows[b] was (beam search)."""
+        if self._k is not None and self._v is not None:
+            xp = namespace(self._k)
+            self._k, self._v = xp.take(self._k, rows, axis=0), xp.take(self._v, rows, axis=0)
+
+
+def _room(storage: Array | None, new: Array, length: int, end: int) -> Array:
+    """Storage for `end` entries: the old one, or one twice as large with the old entries copied."""
+    if storage is not None and end <= storage.shape[2]:
+        return storage
+    capacity = max(end, 2 * length, 16)
+    larger = namespace(new).zeros((*new.shape[:2], capacity, new.shape[3]), dtype=new.dtype)
+    if storage is not None:
+        larger[:, :, :length] = storage[:, :, :length]
+    return larger
+
+
+class KVCache:
+    """The caches of all layers of a model."""
+
+    def __init__(self, num_layers: int) -> None:
+        if num_layers < 1:
+            raise InputError(f"num_layers: {num_layers} is not a positive number of layers")
+        self.layers = [LayerCache() for _ in range(num_layers)]
+
+    @property
+    def length(self) -> int:
+        """Tokens held."""
+        return self.layers[0].length
+
+    @property
+    def offset(self) -> int:
+        """Tokens ever seen: the position of the next one."""
+        return self.layers[0].offset
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the entries held."""
+        return sum(x.nbytes for layer in self.layers for x in (layer.k, layer.v) if x is not None)
+
+    def trim(self, keep: int) -> None:
+        """Drop the oldest tokens until `keep` are left; positions go on."""
+        for layer in self.layers:
+            layer.trim(keep)
+
+    def crop(self, length: int) -> None:
+        """Take back the newest tokens until `length` are left."""
+        for layer in self.layers:
+            layer.crop(length)
+
+    def reorder(self, rows: np.ndarray) -> None:
+        """Row b of the batch becomes what row rows[b] was."""
+        for layer in self.layers:
+            layer.reorder(rows)
+
+    def reset(self) -> None:
+        """Forget everything; position 0 comes next."""
+        self.layers = [LayerCache() for _ in self.layers]

@@ -1,0 +1,59 @@
+"""Number types by name, and the rule that fixes in which one a sum is formed.
+
+Storage may be bfloat16 or float16; every sum, statistic and matrix product is then formed in float32 and rounded once at
+the end.  float64 stays float64 (gradient checks)."""
+
+from enum import Enum
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from nn.backends.array_api import namespace
+
+Shape = tuple[int, ...]
+
+
+class DType(str, Enum):
+    """A floating-point storage type.  Members are strings: `DType.float32 == "float32"`."""
+
+    float64 = "float64"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+    @property
+    def numpy(self) -> np.dtype:
+        return np.dtype(ml_dtypes.bfloat16) if self is DType.bfloat16 else np.dtype(self.value)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes per element."""
+        return self.numpy.itemsize
+
+    @classmethod
+    def of(cls, dtype: Any) -> "DType":
+        """The member for a name, a NumPy dtype or a member; ValueError lists the names otherwise."""
+        name = dtype.value if isinstance(dtype, DType) else dtype if isinstance(dtype, str) else np.dtype(dtype).name
+        try:
+            return cls(name)
+        except ValueError:
+            raise ValueError(f"dtype: {name!r} is not a storage type; choose one of {', '.join(cls)}") from None
+
+
+HALF = (np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16))
+
+
+def is_half(dtype: Any) -> bool:
+    """Whether sums over this type are formed in float32 instead."""
+    return dtype in HALF
+
+
+def widen(array: Any) -> Any:
+    """The array in the type its sums are formed in: float32 for bfloat16 and float16, itself otherwise."""
+    return namespace(array).astype(array, np.dtype(np.float32)) if is_half(array.dtype) else array
+
+
+def narrow(array: Any, dtype: Any) -> Any:
+    """The array rounded (to nearest, ties to even) to its storage type; itself if it has that type already."""
+    return array if array.dtype == dtype else namespace(array).astype(array, dtype)

@@ -1,0 +1,13 @@
+"""What models are made of."""
+
+from nn.layers.attention import GroupedAttention
+from nn.layers.block import DecoderBlock
+from nn.layers.feed_forward import FeedForward
+from nn.layers.linear import Embedding, Linear
+from nn.layers.module import Module, Parameter
+from nn.layers.moe import Experts, MoELayer, Router
+from nn.layers.norm import LayerNorm, RMSNorm
+from nn.layers.rotary import RopeScaling, Rotary
+
+__all__ = ["DecoderBlock", "Embedding", "Experts", "FeedForward", "GroupedAttention", "LayerNorm", "Linear", "Module",
+           "MoELayer", "Parameter", "RMSNorm", "RopeScaling", "Rotary", "Router"]

@@ -1,0 +1,5 @@
+"""Attention layers."""
+
+from nn.layers.attention.grouped import GroupedAttention
+
+__all__ = ["GroupedAttention"]

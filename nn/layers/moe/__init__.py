@@ -1,0 +1,7 @@
+"""Mixture of experts: who computes what, and how the load is kept even."""
+
+from nn.layers.moe.experts import Experts
+from nn.layers.moe.layer import MoELayer
+from nn.layers.moe.router import Router, Routing
+
+__all__ = ["Experts", "MoELayer", "Router", "Routing"]

@@ -1,0 +1,43 @@
+"""RMSNorm and LayerNorm layers."""
+
+from typing import Any
+
+from nn import ops
+from nn.errors import InputError
+from nn.layers.module import Module, Parameter
+from nn.tensor import Tensor
+
+
+class RMSNorm(Module):
+    """y = weight ⊙ x / √(mean(x²) + ε)   (Zhang & Sennrich 2019)"""
+
+    def __init__(self, hidden_size: int, eps: float = 1e-6, *, dtype: Any = "float32") -> None:
+        self.weight = Parameter((hidden_size,), fill=1.0, dtype=dtype, decay=False)
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D]"""
+        return ops.rms_norm(x, self.weight, self.eps)
+
+
+class LayerNorm(Module):
+    """y = weight ⊙ (x − mean) / √(var + ε) + bias   (Ba, Kiros & Hinton 2016)"""
+
+    def __init__(self, hidden_size: int, eps: float = 1e-5, *, dtype: Any = "float32") -> None:
+        self.weight = Parameter((hidden_size,), fill=1.0, dtype=dtype, decay=False)
+        self.bias = Parameter((hidden_size,), dtype=dtype, decay=False)
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D]"""
+        return ops.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+NORMS = {"rmsnorm": RMSNorm, "layernorm": LayerNorm}
+
+
+def create_norm(kind: str, hidden_size: int, eps: float, dtype: Any = "float32") -> Module:
+    """The norm layer called `kind`; InputError lists the names otherwise."""
+    if kind not in NORMS:
+        raise InputError(f"norm: {kind!r} is unknown; choose one of {', '.join(NORMS)}")
+    return NORMS[kind](hidden_size, eps, dtype=dtype)

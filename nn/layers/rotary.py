@@ -1,0 +1,97 @@
+"""Rotary positions: frequencies, their scalings to longer contexts, and the tables of cosines and sines.
+
+inv_i = θ^(−2i/d), angle = position · inv_i.  Angles are formed in float64: in float32, position 262,143 is off by 0.01 rad.
+
+    linear        inv / s                                                   (Chen et al. 2023)
+    ntk           θ → θ s^(d/(d−2)): the fastest frequency stays, the slowest is divided by exactly s   (bloc97 2023)
+    dynamic       ntk with s' = s ℓ/L₀ − (s − 1) for a planned length ℓ > L₀; plain up to L₀            (emozilla 2023)
+    yarn          slow frequencies / s, fast ones kept, a ramp between; cos and sin times 0.1 ln s + 1  (Peng et al. 2023)
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nn.errors import InputError
+
+KINDS = ("none", "linear", "ntk", "dynamic", "yarn")
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are stretched to contexts longer than the trained one."""
+
+    type: str = "none"                            # none, linear, ntk, dynamic or yarn
+    factor: float = 1.0                           # s: new context / trained context
+    original_max_position_embeddings: int = 0     # L0, the trained context; 0 = max_seq_len / factor
+    beta_fast: float = 32.0                       # yarn: turns within L0 above which a frequency is kept
+    beta_slow: float = 1.0                        # yarn: turns within L0 below which it is divided by s
+    attention_factor: float = 0.0                 # yarn: multiplies cos and sin; 0 = 0.1 ln s + 1
+
+    def __post_init__(self) -> None:
+        if self.type not in KINDS:
+            raise InputError(f"rope_scaling.type: {self.type!r} is unknown; choose one of {', '.join(KINDS)}")
+        if self.factor < 1.0:
+            raise InputError(f"rope_scaling.factor: {self.factor} is below 1; it is new context / trained context")
+
+
+def inverse_frequencies(dim: int, theta: float, scaling: RopeScaling, length: int) -> tuple[np.ndarray, float]:
+    """([dim/2] float64 radians per position, factor for cos and sin) for contexts of up to `length` positions."""
+    if dim < 2 or dim % 2:
+        raise InputError(f"rotary width: {dim} is not an even number of channels; choose another head_dim")
+    s, trained = scaling.factor, scaling.original_max_position_embeddings or round(length / scaling.factor)
+    if scaling.type == "dynamic":
+        s = max(1.0, s * length / trained - (s - 1.0))
+    if scaling.type in ("ntk", "dynamic"):
+        if dim == 2:
+            raise InputError(f"rope_scaling.type: {scaling.type} needs a rotary width above 2; choose linear")
+        theta *= s ** (dim / (dim - 2))
+    inv = theta ** (-np.arange(0, dim, 2, dtype=np.float64) / dim)
+    if scaling.type == "linear":
+        return inv / s, 1.0
+    if scaling.type == "yarn":
+        keep = _yarn_keep(dim, theta, scaling, trained)
+        return inv * keep + inv / s * (1.0 - keep), scaling.attention_factor or (0.1 * math.log(s) + 1.0)
+    return inv, 1.0
+
+
+def _yarn_keep(dim: int, theta: float, scaling: RopeScaling, trained: int) -> np.ndarray:
+    """[dim/2] 1 where a frequency turns more than beta_fast times within L0, 0 below beta_slow, linear between."""
+
+    def channel(turns: float) -> float:
+        return dim * math.log(trained / (turns * 2.0 * math.pi)) / (2.0 * math.log(theta))
+
+    low = max(math.floor(channel(scaling.beta_fast)), 0)
+    high = min(math.ceil(channel(scaling.beta_slow)), dim - 1)
+    ramp = (np.arange(dim // 2) - low) / max(high - low, 0.001)
+    return 1.0 - np.clip(ramp, 0.0, 1.0)
+
+
+class Rotary:
+    """Tables of cos and sin, grown on demand.  One object serves all layers of a model; it holds no parameters.
+
+    `length` is the planned context: dynamic scaling is fixed for it, so that keys in a cache never disagree."""
+
+    def __init__(self, dim: int, theta: float = 10000.0, scaling: RopeScaling | None = None, length: int = 2048,
+                 interleaved: bool = False) -> None:
+        self.inv, self.factor = inverse_frequencies(dim, theta, scaling or RopeScaling(), length)
+        self.interleaved = interleaved
+        self._cos = self._sin = np.zeros((0, dim // 2))
+
+    def __call__(self, start: int, count: int, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
+        """cos, sin [count, dim/2] of positions start ... start + count − 1, rounded from float64 to `dtype`."""
+        if start + count > len(self._cos):
+            self._grow(max(start + count, 2 * len(self._cos), 256))
+        rows = slice(start, start + count)
+        return self._cos[rows].astype(dtype), self._sin[rows].astype(dtype)
+
+    def at(self, positions: np.ndarray, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
+        """cos, sin [B,1,T,dim/2] of integer positions [B,T]."""
+        cos, sin = self(0, int(positions.max(initial=0)) + 1, dtype)
+        return cos[positions][:, None], sin[positions][:, None]
+
+    def _grow(self, rows: int) -> None:
+        angles = np.arange(rows, dtype=np.float64)[:, None] * self.inv
+        self._cos, self._sin = np.cos(angles) * self.factor, np.sin(angles) * self.factor

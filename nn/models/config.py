@@ -1,0 +1,112 @@
+"""The configuration of a decoder: everything that decides its shapes, its size and its arithmetic."""
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from difflib import get_close_matches
+from typing import Any
+
+from nn.errors import InputError
+from nn.layers import feed_forward, norm
+from nn.layers.moe import capacity
+from nn.layers.rotary import RopeScaling
+
+
+@dataclass(frozen=True)
+class MoETransformerConfig:
+    """A decoder-only Transformer with a mixture of experts in every layer.  With the defaults of the second and third group
+    it is exactly Mixtral's architecture."""
+
+    vocab_size: int = 1000             # tokens in the vocabulary
+    hidden_size: int = 64              # width of the residual stream
+    num_layers: int = 2                # decoder blocks
+    num_heads: int = 4                 # query heads
+    num_kv_heads: int = 1              # key/value heads; 1 = multi-query, num_heads = multi-head attention
+    head_dim: int = 0                  # channels per head; 0 = hidden_size / num_heads
+    intermediate_size: int = 256       # width of one expert (or of the dense feed-forward)
+    num_experts: int = 4               # routed experts per layer; 0 = one dense feed-forward instead
+    top_k: int = 2                     # experts each token visits
+    max_seq_len: int = 512             # context: positions a token can look back over, itself included
+
+    norm: str = "rmsnorm"              # rmsnorm or layernorm
+    norm_eps: float = 1e-6             # added to the mean square (or variance)
+    qk_norm: bool = False              # RMSNorm on each query and key head (Qwen3)
+    attention_bias: bool = False       # biases on the attention projections
+    sliding_window: int = 0            # keys a query sees, itself included; 0 = all
+    ffn: str = "swiglu"                # dense feed-forward: swiglu, silu, gelu, gelu_tanh or relu; experts are swiglu
+    tie_embeddings: bool = False       # the output head is the embedding matrix
+
+    rope_theta: float = 10000.0        # base of the rotary frequencies
+    rope_interleaved: bool = False     # rotary pairs (2i, 2i+1) instead of (i, i + head_dim/2)
+    rope_scaling: RopeScaling = field(default_factory=RopeScaling)   # stretching to longer contexts
+
+    renormalize: bool = True           # weights of the selected experts are divided by their sum
+    router_jitter: float = 0.0         # while training, router inputs times U(1 - e, 1 + e)
+    balance_coef: float = 0.01         # weight of the load-balance loss
+    router_z_coef: float = 0.001       # weight of the router's z-loss
+    capacity_factor: float = 0.0       # most assignments an expert takes, in units of the mean; 0 = no limit
+    drop_policy: str = "probs"         # who stays when capacity is short: probs, position or slot
+
+    init_std: float = 0.02             # weights start as Normal(0, init_std); residual projections / sqrt(2 num_layers)
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "intermediate_size",
+                     "max_seq_len"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}: {getattr(self, name)} is not positive")
+        self._check_attention()
+        self._check_experts()
+        _one_of("norm", self.norm, norm.NORMS)
+        _one_of("ffn", self.ffn, feed_forward.KINDS)
+
+    def _check_attention(self) -> None:
+        if self.head_dim == 0:
+            if self.hidden_size % self.num_heads:
+                raise InputError(f"hidden_size: {self.hidden_size} is not a multiple of num_heads = {self.num_heads}; "
+                                 "change one of them or set head_dim")
+            object.__setattr__(self, "head_dim", self.hidden_size // self.num_heads)
+        if self.num_heads % self.num_kv_heads:
+            raise InputError(f"num_kv_heads: {self.num_kv_heads} does not divide num_heads = {self.num_heads}")
+        if self.head_dim < 0 or self.head_dim % 2:
+            raise InputError(f"head_dim: {self.head_dim} is odd; rotary positions turn pairs of channels")
+        if self.sliding_window < 0:
+            raise InputError(f"sliding_window: {self.sliding_window} is negative; 0 means no window")
+
+    def _check_experts(self) -> None:
+        if self.num_experts < 0 or (self.num_experts and not 1 <= self.top_k <= self.num_experts):
+            raise InputError(f"top_k: {self.top_k} is not between 1 and num_experts = {self.num_experts}")
+        if self.num_experts and self.ffn != "swiglu":
+            raise InputError(f"ffn: experts are swiglu, not {self.ffn!r}; set num_experts to 0 for a dense feed-forward")
+        if self.capacity_factor < 0 or not 0.0 <= self.router_jitter < 1.0:
+            raise InputError(f"capacity_factor: {self.capacity_factor}, router_jitter: {self.router_jitter}: "
+                             "expected capacity_factor >= 0 and 0 <= router_jitter < 1")
+        _one_of("drop_policy", self.drop_policy, capacity.POLICIES)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings and dictionaries, for JSON or YAML."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "MoETransformerConfig":
+        """The inverse of to_dict; an unknown key is an InputError that suggests the nearest known one."""
+        known = [f.name for f in fields(cls)]
+        for key in values:
+            if key not in known:
+                raise InputError(f"{key}: unknown key.{suggestion(key, known)}")
+        scaling = values.get("rope_scaling", {})
+        return cls(**{**values, "rope_scaling": scaling if isinstance(scaling, RopeScaling) else RopeScaling(**scaling)})
+
+    def replace(self, **changes: Any) -> "MoETransformerConfig":
+        """A copy with some fields changed; head_dim follows hidden_size unless it is given."""
+        if {"hidden_size", "num_heads"} & changes.keys() and self.head_dim * self.num_heads == self.hidden_size:
+            changes.setdefault("head_dim", 0)
+        return replace(self, **changes)
+
+
+def suggestion(key: str, known: list[str]) -> str:
+    """' Did you mean lr?' if a known name is near, else the list of names."""
+    near = get_close_matches(key, known, n=1, cutoff=0.5)
+    return f" Did you mean {near[0]}?" if near else f" Known keys: {', '.join(known)}"
+
+
+def _one_of(name: str, value: str, choices: Any) -> None:
+    if value not in choices:
+        raise InputError(f"{name}: {value!r} is unknown; choose one of {', '.join(choices)}")

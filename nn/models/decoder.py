@@ -1,0 +1,120 @@
+"""The decoder stack: embedding, blocks, final norm, head.  Every decoder-only model is this with other layers in it."""
+
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+
+from nn import ops
+from nn.cache import KVCache
+from nn.errors import InputError
+from nn.layers import auxiliary
+from nn.layers.linear import Embedding, Linear
+from nn.layers.module import Module
+from nn.tensor import Array, Tensor, no_grad, state
+
+
+class Decoder(Module):
+    """ids [B,T] -> logits [B,T,V].
+
+    gradient_checkpointing: keep only each block's input and run the block again in backward."""
+
+    def __init__(self, embed_tokens: Embedding, layers: list[Any], norm: Module, lm_head: Linear | None,
+                 max_seq_len: int) -> None:
+        self.embed_tokens = embed_tokens
+        self.layers = layers
+        self.norm = norm
+        self.lm_head = lm_head               # None: tied to the embedding
+        self.max_seq_len = max_seq_len
+        self.gradient_checkpointing = False
+
+    @property
+    def vocab_size(self) -> int:
+        return self.embed_tokens.weight.shape[0]
+
+    def init_state(self, batch_size: int) -> KVCache:
+        """An empty cache for `model(ids, cache=...)`."""
+        return KVCache(len(self.layers))
+
+    def forward(self, ids: Any, *, cache: KVCache | None = None, mask: Any = None, last_only: bool = False,
+                return_aux: bool = False) -> Any:
+        """Logits [B,T,V] of integer ids [B,T].
+
+        cache: keys and values of what came before; extended by these tokens, without gradients.  mask: keep-mask [B,S] over
+        cached and new tokens (False = padding).  last_only: logits of the last position only, [B,1,V].  return_aux: also a
+        dict of auxiliary losses.  InputError for ids outside the vocabulary or more tokens than the context."""
+        ids = self._checked(ids, cache)
+        with no_grad() if cache is not None else nullcontext(), auxiliary.collect() as aux:
+            hidden = self._hidden(ids, cache, None if mask is None else np.asarray(mask, bool))
+            if last_only:
+                hidden = hidden[:, -1:]
+            logits = ops.linear(hidden, self._head())
+        return (logits, aux.totals()) if return_aux else logits
+
+    def loss(self, inputs: Any, targets: Any, *, valid_tokens: int | None = None, aux_scale: float = 1.0,
+             ignore_index: int = -100) -> tuple[Tensor, dict[str, Any]]:
+        """(total, figures): total = Σ cross-entropy / valid_tokens + aux_scale · Σ auxiliary losses, a scalar in nats.
+
+        inputs, targets: integers [B,T]; targets equal to ignore_index do not count.  valid_tokens defaults to the number of
+        targets that count; for gradient accumulation pass the number in all micro-batches, and aux_scale = 1 / their number.
+        The logits of all positions never exist at once.  figures: "loss" and each auxiliary loss as floats, "moe/load"
+        [layers, experts] and what else the layers report."""
+        ids, labels = self._checked(inputs, None), np.asarray(targets).reshape(-1)
+        if labels.size != ids.size:
+            raise InputError(f"targets: shape {list(np.shape(targets))} does not match inputs {list(ids.shape)}")
+        count = int((labels != ignore_index).sum()) if valid_tokens is None else valid_tokens
+        with auxiliary.collect() as aux:
+            hidden = self._hidden(ids, None, None)
+            loss = ops.linear_cross_entropy(hidden, self._head(), labels, scale=1.0 / max(1, count),
+                                            ignore_index=ignore_index)
+        extra, total = aux.totals(), loss
+        for term in extra.values():
+            total = total + term * aux_scale
+        figures: dict[str, Any] = {"loss": loss.item()} | {name: term.item() for name, term in extra.items()}
+        for name in dict.fromkeys(name for name, _ in aux.figures):
+            figures[name] = np.stack([np.asarray(value) for key, value in aux.figures if key == name])
+        return total, figures
+
+    def _head(self) -> Tensor:
+        return self.lm_head.weight if self.lm_head else self.embed_tokens.weight
+
+    def _hidden(self, ids: Array, cache: KVCache | None, mask: Array | None) -> Tensor:
+        """[B,T] -> [B,T,D], normalised, ready for the head"""
+        x = self.embed_tokens(ids)
+        recompute = self.gradient_checkpointing and state.recording and cache is None
+        for i, layer in enumerate(self.layers):
+            if recompute:
+                x = _checkpointed(layer, x, mask)
+            else:
+                x, _ = layer(x, state=cache.layers[i] if cache else None, mask=mask)
+        return self.norm(x)
+
+    def _checked(self, ids: Any, cache: KVCache | None) -> Array:
+        ids = ids if hasattr(ids, "__array_namespace__") else np.asarray(ids)
+        if ids.ndim != 2 or ids.dtype.kind not in "iu":
+            raise InputError(f"ids: shape {list(ids.shape)} of {ids.dtype}; expected integers [batch, length]")
+        if cache is not None and len(cache.layers) != len(self.layers):
+            raise InputError(f"cache: made for {len(cache.layers)} layers, the model has {len(self.layers)}; use init_state()")
+        held = cache.length if cache is not None else 0
+        if held + ids.shape[1] > self.max_seq_len:
+            raise InputError(f"ids: {held} cached + {ids.shape[1]} new tokens exceed the context of {self.max_seq_len}; "
+                             "shorten the input, or trim() the cache")
+        return ids
+
+
+def _checkpointed(layer: Module, x: Tensor, mask: Array | None) -> Tensor:
+    """The block, recomputed in backward; what it emits is emitted once, and its losses keep their gradients."""
+    emitted = auxiliary.Auxiliary()
+
+    def run(inputs: Tensor) -> tuple[Tensor, ...]:
+        nonlocal emitted
+        with auxiliary.collect() as emitted:
+            y, _ = layer(inputs, state=None, mask=mask)
+        return (y, *(loss for _, loss in emitted.losses))
+
+    y, *losses = ops.checkpoint(run, x)
+    for (name, _), loss in zip(emitted.losses, losses, strict=True):
+        auxiliary.emit_loss(name, loss)
+    for name, value in emitted.figures:
+        auxiliary.emit_figure(name, value)
+    return y

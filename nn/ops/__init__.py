@@ -1,0 +1,59 @@
+"""Differentiable operations: each forward beside its hand-derived backward.
+
+    from nn import ops;  y = ops.softmax(x @ w)
+
+Importing this module gives Tensor its operators and methods."""
+
+from typing import Any
+
+from nn.operators import Operators
+from nn.ops.attention import attention, rope
+from nn.ops.checkpoint import checkpoint
+from nn.ops.elementwise import (
+    absolute,
+    add,
+    cast,
+    clip,
+    div,
+    exp,
+    gelu,
+    log,
+    maximum,
+    mul,
+    neg,
+    power,
+    relu,
+    sigmoid,
+    silu,
+    sqrt,
+    sub,
+    swiglu,
+    tanh,
+    where,
+)
+from nn.ops.gather import scatter_add, take, take_along_axis
+from nn.ops.loss import cross_entropy, linear_cross_entropy
+from nn.ops.matmul import linear, matmul
+from nn.ops.moe import combine, dispatch, grouped_linear, plan, router_topk
+from nn.ops.norm import layer_norm, rms_norm
+from nn.ops.reduce import cumsum, logsumexp, max, mean, sum
+from nn.ops.softmax import log_softmax, softmax
+from nn.ops.views import broadcast_to, concat, getitem, permute, reshape, stack, transpose
+
+__all__ = [
+    "absolute", "add", "attention", "broadcast_to", "cast", "checkpoint", "clip", "combine", "concat", "cross_entropy",
+    "cumsum", "dispatch", "div", "exp", "gelu", "getitem", "grouped_linear", "layer_norm", "linear",
+    "linear_cross_entropy", "log", "log_softmax", "logsumexp", "matmul", "max", "maximum", "mean", "mul", "neg", "permute",
+    "plan", "power", "relu", "reshape", "rms_norm", "rope", "router_topk", "scatter_add", "sigmoid", "silu", "softmax",
+    "sqrt", "stack", "sub", "sum", "swiglu", "take", "take_along_axis", "tanh", "transpose", "where",
+]
+
+_METHODS: dict[str, Any] = {
+    "__add__": add, "__radd__": lambda x, y: add(y, x), "__sub__": sub, "__rsub__": lambda x, y: sub(y, x),
+    "__mul__": mul, "__rmul__": lambda x, y: mul(y, x), "__truediv__": div, "__rtruediv__": lambda x, y: div(y, x),
+    "__matmul__": matmul, "__rmatmul__": lambda x, y: matmul(y, x), "__neg__": neg, "__pow__": power, "__abs__": absolute,
+    "__getitem__": getitem, "sum": sum, "mean": mean, "max": max, "reshape": reshape, "permute": permute, "cast": cast,
+    "exp": exp, "log": log, "sqrt": sqrt, "tanh": tanh, "sigmoid": sigmoid, "silu": silu, "softmax": softmax,
+}
+for _name, _function in _METHODS.items():
+    setattr(Operators, _name, _function)

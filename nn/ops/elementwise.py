@@ -1,0 +1,322 @@
+"""Elementwise operations with broadcasting.  A broadcast input's gradient is summed over the axes that were stretched."""
+
+from typing import Any
+
+from nn.backends import kernels
+from nn.backends.array_api import namespace
+from nn.tensor import Array, Op, Tensor
+
+Operand = Any      # Tensor, array or Python number
+
+
+def unbroadcast(gradient: Array, like: Array) -> Array:
+    """Σ over the axes along which an input of `like`'s shape was stretched to the gradient's shape."""
+    shape = tuple(getattr(like, "shape", ()))
+    if tuple(gradient.shape) == shape:
+        return gradient
+    xp, extra = namespace(gradient), gradient.ndim - len(shape)
+    stretched = tuple(extra + i for i, n in enumerate(shape) if n == 1 and gradient.shape[extra + i] != 1)
+    total = xp.sum(gradient, axis=(*range(extra), *stretched), keepdims=True, dtype=gradient.dtype)
+    return xp.reshape(total, shape)
+
+
+class Add(Op):
+    """y = a + b:  da = dy,  db = dy"""
+
+    def forward(self, a: Array, b: Array) -> Array:
+        self.a, self.b = _shape_only(a), _shape_only(b)
+        return a + b
+
+    def backward(self, dy: Array) -> Any:
+        return (unbroadcast(dy, self.a) if self.needs[0] else None, unbroadcast(dy, self.b) if self.needs[1] else None)
+
+
+class Sub(Op):
+    """y = a − b:  da = dy,  db = −dy"""
+
+    def forward(self, a: Array, b: Array) -> Array:
+        self.a, self.b = _shape_only(a), _shape_only(b)
+        return a - b
+
+    def backward(self, dy: Array) -> Any:
+        return (unbroadcast(dy, self.a) if self.needs[0] else None, unbroadcast(-dy, self.b) if self.needs[1] else None)
+
+
+class Mul(Op):
+    """y = a ⊙ b:  da = dy ⊙ b,  db = dy ⊙ a"""
+
+    def forward(self, a: Array, b: Array) -> Array:
+        self.a, self.b = a, b
+        return a * b
+
+    def backward(self, dy: Array) -> Any:
+        return (unbroadcast(dy * self.b, self.a) if self.needs[0] else None,
+                unbroadcast(dy * self.a, self.b) if self.needs[1] else None)
+
+
+class Div(Op):
+    """y = a / b:  da = dy / b,  db = −dy ⊙ y / b"""
+
+    def forward(self, a: Array, b: Array) -> Array:
+        self.a, self.b, self.y = _shape_only(a), b, a / b
+        return self.y
+
+    def backward(self, dy: Array) -> Any:
+        da = dy / self.b
+        return (unbroadcast(da, self.a) if self.needs[0] else None,
+                unbroadcast(-da * self.y, self.b) if self.needs[1] else None)
+
+
+class Power(Op):
+    """y = xᵖ for a number p:  dx = dy p xᵖ⁻¹"""
+
+    def forward(self, x: Array, *, exponent: float) -> Array:
+        self.x, self.exponent = x, exponent
+        return x**exponent
+
+    def backward(self, dy: Array) -> Array:
+        if self.exponent == 0:
+            return namespace(dy).zeros_like(dy)
+        return dy * (self.exponent * self.x ** (self.exponent - 1))
+
+
+class Exp(Op):
+    """y = eˣ:  dx = dy ⊙ y"""
+
+    def forward(self, x: Array) -> Array:
+        self.y = namespace(x).exp(x)
+        return self.y
+
+    def backward(self, dy: Array) -> Array:
+        return dy * self.y
+
+
+class Log(Op):
+    """y = ln x:  dx = dy / x"""
+
+    def forward(self, x: Array) -> Array:
+        self.x = x
+        return namespace(x).log(x)
+
+    def backward(self, dy: Array) -> Array:
+        return dy / self.x
+
+
+class Sqrt(Op):
+    """y = √x:  dx = dy / 2y"""
+
+    def forward(self, x: Array) -> Array:
+        self.y = namespace(x).sqrt(x)
+        return self.y
+
+    def backward(self, dy: Array) -> Array:
+        return 0.5 * dy / self.y
+
+
+class Tanh(Op):
+    """y = tanh x:  dx = dy (1 − y²)"""
+
+    def forward(self, x: Array) -> Array:
+        self.y = namespace(x).tanh(x)
+        return self.y
+
+    def backward(self, dy: Array) -> Array:
+        return dy * (1.0 - self.y * self.y)
+
+
+class Sigmoid(Op):
+    """y = σ(x):  dx = dy y (1 − y)"""
+
+    def forward(self, x: Array) -> Array:
+        self.y = 0.5 * (namespace(x).tanh(0.5 * x) + 1.0)
+        return self.y
+
+    def backward(self, dy: Array) -> Array:
+        return dy * (self.y * (1.0 - self.y))
+
+
+class Abs(Op):
+    """y = |x|:  dx = dy sign(x)"""
+
+    def forward(self, x: Array) -> Array:
+        xp = namespace(x)
+        self.sign = xp.sign(x)
+        return xp.abs(x)
+
+    def backward(self, dy: Array) -> Array:
+        return dy * self.sign
+
+
+class Maximum(Op):
+    """y = max(a, b):  the larger one gets dy; at a tie each gets half"""
+
+    def forward(self, a: Array, b: Array) -> Array:
+        xp = namespace(a, b)
+        self.a, self.b = _shape_only(a), _shape_only(b)
+        self.share = xp.astype(a > b, xp.float32) + 0.5 * xp.astype(a == b, xp.float32)
+        return xp.where(a > b, a, b)
+
+    def backward(self, dy: Array) -> Any:
+        share = namespace(dy).astype(self.share, dy.dtype)
+        return (unbroadcast(dy * share, self.a) if self.needs[0] else None,
+                unbroadcast(dy * (1.0 - share), self.b) if self.needs[1] else None)
+
+
+class Clip(Op):
+    """y = min(max(x, low), high):  dx = dy strictly inside, 0 outside"""
+
+    def forward(self, x: Array, *, low: float, high: float) -> Array:
+        self.inside = (x > low) & (x < high)
+        return namespace(x).clip(x, low, high)
+
+    def backward(self, dy: Array) -> Array:
+        return namespace(dy).where(self.inside, dy, namespace(dy).zeros_like(dy))
+
+
+class Where(Op):
+    """y = a where the condition holds, b elsewhere:  each gets dy where it was chosen"""
+
+    def forward(self, a: Array, b: Array, *, condition: Array) -> Array:
+        self.a, self.b, self.condition = _shape_only(a), _shape_only(b), condition
+        return namespace(condition).where(condition, a, b)
+
+    def backward(self, dy: Array) -> Any:
+        xp = namespace(dy)
+        zero = xp.zeros_like(dy)
+        return (unbroadcast(xp.where(self.condition, dy, zero), self.a) if self.needs[0] else None,
+                unbroadcast(xp.where(self.condition, zero, dy), self.b) if self.needs[1] else None)
+
+
+class Cast(Op):
+    """y = x in another floating-point type:  dx = dy in x's type"""
+
+    def forward(self, x: Array, *, dtype: Any) -> Array:
+        self.dtype = x.dtype
+        return namespace(x).astype(x, dtype)
+
+    def backward(self, dy: Array) -> Array:
+        return namespace(dy).astype(dy, self.dtype)
+
+
+class SiLU(Op):
+    """y = x σ(x):  dx = dy σ (1 + x (1 − σ))"""
+
+    def forward(self, x: Array) -> Array:
+        self.x = x
+        return kernels.silu(x)
+
+    def backward(self, dy: Array) -> Array:
+        return kernels.silu_backward(dy, self.x)
+
+
+class GELU(Op):
+    """y = x Φ(x):  dx = dy (Φ(x) + x φ(x)); with approximate=True the tanh form of GPT-2"""
+
+    def forward(self, x: Array, *, approximate: bool) -> Array:
+        self.x, self.approximate = x, approximate
+        return kernels.gelu_tanh(x) if approximate else kernels.gelu(x)
+
+    def backward(self, dy: Array) -> Array:
+        return kernels.gelu_tanh_backward(dy, self.x) if self.approximate else kernels.gelu_backward(dy, self.x)
+
+
+class SwiGLU(Op):
+    """y = SiLU(gate) ⊙ up:  dgate = dy ⊙ up ⊙ SiLU'(gate),  dup = dy ⊙ SiLU(gate)"""
+
+    def forward(self, gate: Array, up: Array) -> Array:
+        self.gate, self.up = gate, up
+        return kernels.swiglu(gate, up)
+
+    def backward(self, dy: Array) -> Any:
+        return kernels.swiglu_backward(dy, self.gate, self.up)
+
+
+class _ShapeOnly:
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+
+
+def _shape_only(array: Array) -> _ShapeOnly:
+    """What unbroadcast needs of an input, without keeping the input alive."""
+    return _ShapeOnly(tuple(getattr(array, "shape", ())))
+
+
+def add(a: Operand, b: Operand) -> Tensor:
+    return Add.apply(a, b)
+
+
+def sub(a: Operand, b: Operand) -> Tensor:
+    return Sub.apply(a, b)
+
+
+def mul(a: Operand, b: Operand) -> Tensor:
+    return Mul.apply(a, b)
+
+
+def div(a: Operand, b: Operand) -> Tensor:
+    return Div.apply(a, b)
+
+
+def neg(x: Operand) -> Tensor:
+    return Mul.apply(x, -1.0)
+
+
+def power(x: Operand, exponent: float) -> Tensor:
+    return Power.apply(x, exponent=exponent)
+
+
+def exp(x: Operand) -> Tensor:
+    return Exp.apply(x)
+
+
+def log(x: Operand) -> Tensor:
+    return Log.apply(x)
+
+
+def sqrt(x: Operand) -> Tensor:
+    return Sqrt.apply(x)
+
+
+def tanh(x: Operand) -> Tensor:
+    return Tanh.apply(x)
+
+
+def sigmoid(x: Operand) -> Tensor:
+    return Sigmoid.apply(x)
+
+
+def absolute(x: Operand) -> Tensor:
+    return Abs.apply(x)
+
+
+def maximum(a: Operand, b: Operand) -> Tensor:
+    return Maximum.apply(a, b)
+
+
+def relu(x: Operand) -> Tensor:
+    return Maximum.apply(x, 0.0)
+
+
+def clip(x: Operand, low: float, high: float) -> Tensor:
+    return Clip.apply(x, low=low, high=high)
+
+
+def where(condition: Array, a: Operand, b: Operand) -> Tensor:
+    return Where.apply(a, b, condition=condition)
+
+
+def cast(x: Operand, dtype: Any) -> Tensor:
+    return Cast.apply(x, dtype=dtype)
+
+
+def silu(x: Operand) -> Tensor:
+    return SiLU.apply(x)
+
+
+def gelu(x: Operand, approximate: bool = False) -> Tensor:
+    return GELU.apply(x, approximate=approximate)
+
+
+def swiglu(gate: Operand, up: Operand) -> Tensor:
+    """SiLU(gate) ⊙ up (Shazeer 2020)"""
+    return SwiGLU.apply(gate, up)

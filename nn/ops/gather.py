@@ -1,0 +1,77 @@
+"""Rows picked by index, and rows added up by index.  Each is the other's gradient."""
+
+from typing import Any
+
+from nn.backends import kernels
+from nn.backends.array_api import namespace
+from nn.errors import InputError
+from nn.tensor import Array, Op, Tensor
+
+
+class Take(Op):
+    """y[n] = x[index[n]]:  dx[v] = Σ_{n: index[n] = v} dy[n]"""
+
+    def forward(self, x: Array, *, index: Array) -> Array:
+        self.index, self.shape, self.dtype = index, tuple(x.shape), x.dtype
+        xp = namespace(x)
+        return xp.reshape(xp.take(x, xp.reshape(index, (-1,)), axis=0), (*index.shape, *x.shape[1:]))
+
+    def backward(self, dy: Array) -> Array:
+        xp = namespace(dy)
+        width = self.shape[1:]
+        rows = xp.reshape(dy, (self.index.size, *width))
+        return kernels.scatter_add(rows, xp.reshape(self.index, (-1,)), self.shape[0])
+
+
+class ScatterAdd(Op):
+    """y[v] = Σ_{n: index[n] = v} x[n]:  dx[n] = dy[index[n]]"""
+
+    def forward(self, x: Array, *, index: Array, rows: int) -> Array:
+        self.index = index
+        return kernels.scatter_add(x, index, rows)
+
+    def backward(self, dy: Array) -> Array:
+        return namespace(dy).take(dy, self.index, axis=0)
+
+
+class TakeAlongAxis(Op):
+    """y[r,j] = x[r, index[r,j]] over the last axis:  dx[r,c] = Σ_{j: index[r,j] = c} dy[r,j]"""
+
+    def forward(self, x: Array, *, index: Array) -> Array:
+        self.index, self.columns = index, x.shape[-1]
+        return namespace(x).take_along_axis(x, index, axis=-1)
+
+    def backward(self, dy: Array) -> Array:
+        xp = namespace(dy)
+        hit = self.index[..., None] == xp.arange(self.columns)                              # [..., J, C]
+        return xp.sum(xp.where(hit, dy[..., None], xp.zeros_like(dy)[..., None]), axis=-2, dtype=dy.dtype)
+
+
+def check_index(index: Array, rows: int, what: str = "index") -> None:
+    """InputError naming the first index outside 0 ... rows − 1 and its place."""
+    bad = (index < 0) | (index >= rows)
+    xp = namespace(index)
+    if bool(xp.any(bad)):
+        place = tuple(int(axis[0]) for axis in xp.nonzero(bad))
+        raise InputError(f"{what}[{', '.join(map(str, place))}]: {int(index[place])} is outside 0 ... {rows - 1}")
+
+
+def take(x: Tensor, index: Array, what: str = "index") -> Tensor:
+    """x[index]: rows of x[V,...] for an integer array index[...] -> [..., *x.shape[1:]].  InputError if out of range."""
+    check_index(index, x.shape[0], what)
+    return Take.apply(x, index=index)
+
+
+def scatter_add(x: Tensor, index: Array, rows: int) -> Tensor:
+    """[rows, D] from x[N,D]: row index[n] increased by x[n]; repeated indices add up."""
+    check_index(index, rows)
+    return ScatterAdd.apply(x, index=index, rows=rows)
+
+
+def take_along_axis(x: Tensor, index: Array) -> Tensor:
+    """y[..., j] = x[..., index[..., j]]"""
+    check_index(index, x.shape[-1])
+    return TakeAlongAxis.apply(x, index=index)
+
+
+__all__: list[Any] = ["check_index", "scatter_add", "take", "take_along_axis"]

@@ -1,0 +1,63 @@
+"""Cross-entropy, and linear + cross-entropy fused so that the logits of all rows never exist at once."""
+
+import math
+from typing import Any
+
+from nn.backends import kernels
+from nn.backends.array_api import namespace
+from nn.errors import InputError
+from nn.tensor import Array, Op, Tensor
+
+
+class CrossEntropy(Op):
+    """loss_r = log Σ exp z_r − z_r[target]:  dz = (softmax(z) − onehot(target)) dloss; ignored rows give 0 and get 0"""
+
+    def forward(self, logits: Array, *, targets: Array, **options: Any) -> Array:
+        self.logits, self.targets, self.options = logits, targets, options
+        loss, self.lse = kernels.cross_entropy(logits, targets, **options)
+        return loss
+
+    def backward(self, dloss: Array) -> Array:
+        return kernels.cross_entropy_backward(dloss, self.logits, self.targets, self.lse, **self.options)
+
+
+class LinearCrossEntropy(Op):
+    """y = c Σ_r CE(x_r Wᵀ, target_r).  The gradient of the sum is formed with the logits at hand, chunk by chunk:
+
+    dz = c (softmax(z) − onehot),  dx = dz W,  dW = dzᵀ x;  backward only multiplies by dy."""
+
+    def forward(self, x: Array, weight: Array, *, targets: Array, scale: float, **options: Any) -> Array:
+        xp = namespace(x)
+        rows = xp.reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
+        loss, dx, dweight = kernels.linear_cross_entropy(rows, weight, targets, gradient=any(self.needs), **options)
+        self.shape, self.scale, self.dx, self.dweight = tuple(x.shape), scale, dx, dweight
+        return xp.sum(loss, dtype=loss.dtype) * xp.asarray(scale, dtype=loss.dtype)
+
+    def backward(self, dy: Array) -> Any:
+        factor = dy * self.scale
+        xp = namespace(self.dx)
+        dx = xp.reshape(self.dx, self.shape)
+        return dx * xp.astype(factor, dx.dtype), self.dweight * factor
+
+
+def check_targets(targets: Array, vocab_size: int, ignore_index: int) -> None:
+    """InputError naming the first target outside the vocabulary that is not ignore_index."""
+    bad = ((targets < 0) | (targets >= vocab_size)) & (targets != ignore_index)
+    xp = namespace(targets)
+    if bool(xp.any(bad)):
+        row = int(xp.nonzero(bad)[0][0])
+        raise InputError(f"targets[{row}]: {int(targets[row])} is outside 0 ... {vocab_size - 1}; "
+                         f"use {ignore_index} for positions without a target")
+
+
+def cross_entropy(logits: Tensor, targets: Array, *, ignore_index: int = -100, **options: float) -> Tensor:
+    """[R] losses in nats from logits[R,V] and integer targets[R]; options label_smoothing, z_loss, softcap."""
+    check_targets(targets, logits.shape[-1], ignore_index)
+    return CrossEntropy.apply(logits, targets=targets, ignore_index=ignore_index, **options)
+
+
+def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Array, *, scale: float = 1.0, ignore_index: int = -100,
+                         **options: float) -> Tensor:
+    """scale · Σ cross_entropy(x weightᵀ, targets), a scalar, from x[...,D], weight[V,D] and integer targets[R]."""
+    check_targets(targets, weight.shape[0], ignore_index)
+    return LinearCrossEntropy.apply(x, weight, targets=targets, scale=scale, ignore_index=ignore_index, **options)

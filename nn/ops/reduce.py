@@ -1,0 +1,101 @@
+"""Reductions.  Half-precision sums are formed in float32."""
+
+import math
+from typing import Any
+
+from nn.backends.array_api import namespace
+from nn.dtypes import narrow, widen
+from nn.tensor import Array, Op, Tensor
+
+Axis = int | tuple[int, ...] | None
+
+
+def _spread(reduced: Array, x_shape: tuple[int, ...], axis: Axis, keepdims: bool) -> Array:
+    """The reduced array stretched back over the reduced axes."""
+    xp = namespace(reduced)
+    if not keepdims:
+        axes = range(len(x_shape)) if axis is None else (axis,) if isinstance(axis, int) else axis
+        gone = {a % len(x_shape) for a in axes} if x_shape else set()
+        reduced = xp.reshape(reduced, tuple(1 if i in gone else n for i, n in enumerate(x_shape)))
+    return xp.broadcast_to(reduced, x_shape)
+
+
+class Sum(Op):
+    """y = Σ x:  dx = dy on every summed element"""
+
+    def forward(self, x: Array, *, axis: Axis, keepdims: bool) -> Array:
+        self.shape, self.axis, self.keepdims = tuple(x.shape), axis, keepdims
+        z, xp = widen(x), namespace(x)
+        return narrow(xp.asarray(xp.sum(z, axis=axis, keepdims=keepdims, dtype=z.dtype)), x.dtype)
+
+    def backward(self, dy: Array) -> Array:
+        return _spread(dy, self.shape, self.axis, self.keepdims)
+
+
+class Max(Op):
+    """y = max x:  dy goes to the largest element, in equal shares if several are largest"""
+
+    def forward(self, x: Array, *, axis: Axis, keepdims: bool) -> Array:
+        self.axis, self.keepdims = axis, keepdims
+        xp = namespace(x)
+        y = xp.asarray(xp.max(x, axis=axis, keepdims=keepdims))
+        self.largest = x == _spread(y, tuple(x.shape), axis, keepdims)
+        return y
+
+    def backward(self, dy: Array) -> Array:
+        xp, shape = namespace(dy), tuple(self.largest.shape)
+        hits = xp.astype(self.largest, dy.dtype)
+        ties = xp.sum(hits, axis=self.axis, keepdims=True, dtype=dy.dtype)
+        return _spread(dy, shape, self.axis, self.keepdims) * hits / ties
+
+
+class CumSum(Op):
+    """y_i = Σ_{j≤i} x_j:  dx_j = Σ_{i≥j} dy_i"""
+
+    def forward(self, x: Array, *, axis: int) -> Array:
+        self.axis = axis
+        return narrow(namespace(x).cumulative_sum(widen(x), axis=axis), x.dtype)
+
+    def backward(self, dy: Array) -> Array:
+        xp = namespace(dy)
+        return xp.flip(xp.cumulative_sum(xp.flip(dy, axis=self.axis), axis=self.axis), axis=self.axis)
+
+
+class LogSumExp(Op):
+    """y = log Σ exp x over the last axis:  dx = softmax(x) dy"""
+
+    def forward(self, x: Array) -> Array:
+        xp, z = namespace(x), widen(x)
+        m = xp.max(z, axis=-1, keepdims=True)
+        self.p = xp.exp(z - m)
+        total = xp.sum(self.p, axis=-1, keepdims=True, dtype=z.dtype)
+        self.p /= total
+        return narrow((m + xp.log(total))[..., 0], x.dtype)
+
+    def backward(self, dy: Array) -> Array:
+        return narrow(self.p * widen(dy)[..., None], dy.dtype)
+
+
+def sum(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    return Sum.apply(x, axis=axis, keepdims=keepdims)
+
+
+def mean(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    axes = range(x.ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
+    return Sum.apply(x, axis=axis, keepdims=keepdims) * (1.0 / max(1, math.prod(x.shape[a] for a in axes)))
+
+
+def max(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:  # noqa: A001
+    return Max.apply(x, axis=axis, keepdims=keepdims)
+
+
+def cumsum(x: Tensor, axis: int = -1) -> Tensor:
+    return CumSum.apply(x, axis=axis)
+
+
+def logsumexp(x: Tensor) -> Tensor:
+    """log Σ exp over the last axis"""
+    return LogSumExp.apply(x)
+
+
+__all__: list[Any] = ["cumsum", "logsumexp", "max", "mean", "sum"]

@@ -1,0 +1,106 @@
+"""Shape changes: their gradients are the inverse shape changes."""
+
+from typing import Any
+
+from nn.backends.array_api import namespace
+from nn.dtypes import Shape
+from nn.ops.elementwise import unbroadcast
+from nn.tensor import Array, Op, Tensor
+
+
+class Reshape(Op):
+    """y = x in another shape:  dx = dy in x's shape"""
+
+    def forward(self, x: Array, *, shape: Shape) -> Array:
+        self.shape = tuple(x.shape)
+        return namespace(x).reshape(x, shape)
+
+    def backward(self, dy: Array) -> Array:
+        return namespace(dy).reshape(dy, self.shape)
+
+
+class Permute(Op):
+    """y = x with its axes in another order:  dx = dy in the old order"""
+
+    def forward(self, x: Array, *, axes: tuple[int, ...]) -> Array:
+        self.axes = tuple(a % x.ndim for a in axes)
+        return namespace(x).permute_dims(x, self.axes)
+
+    def backward(self, dy: Array) -> Array:
+        back = tuple(self.axes.index(i) for i in range(len(self.axes)))
+        return namespace(dy).permute_dims(dy, back)
+
+
+class BroadcastTo(Op):
+    """y = x stretched to a shape:  dx = Σ dy over the stretched axes"""
+
+    def forward(self, x: Array, *, shape: Shape) -> Array:
+        self.x = x
+        return namespace(x).broadcast_to(x, shape)
+
+    def backward(self, dy: Array) -> Array:
+        return unbroadcast(dy, self.x)
+
+
+class GetItem(Op):
+    """y = x[index], index of integers, slices, None and ...:  dx = 0 with dx[index] = dy"""
+
+    def forward(self, x: Array, *, index: Any) -> Array:
+        self.shape, self.index, self.dtype = tuple(x.shape), index, x.dtype
+        return namespace(x).asarray(x[index])
+
+    def backward(self, dy: Array) -> Array:
+        dx = namespace(dy).zeros(self.shape, dtype=dy.dtype)
+        dx[self.index] = dy
+        return dx
+
+
+class Concat(Op):
+    """y = the inputs one after the other along an axis:  each gets its part of dy"""
+
+    def forward(self, *parts: Array, axis: int) -> Array:
+        self.axis, self.lengths = axis % parts[0].ndim, [p.shape[axis] for p in parts]
+        return namespace(parts[0]).concat(list(parts), axis=axis)
+
+    def backward(self, dy: Array) -> Any:
+        parts, start = [], 0
+        for length in self.lengths:
+            parts.append(dy[(slice(None),) * self.axis + (slice(start, start + length),)])
+            start += length
+        return tuple(parts)
+
+
+def reshape(x: Tensor, *shape: Any) -> Tensor:
+    """reshape(x, 2, 3) or reshape(x, (2, 3)); one entry may be −1."""
+    return Reshape.apply(x, shape=tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape)
+
+
+def permute(x: Tensor, *axes: int) -> Tensor:
+    return Permute.apply(x, axes=axes)
+
+
+def transpose(x: Tensor) -> Tensor:
+    """The last two axes exchanged."""
+    return Permute.apply(x, axes=(*range(x.ndim - 2), x.ndim - 1, x.ndim - 2))
+
+
+def broadcast_to(x: Tensor, shape: Shape) -> Tensor:
+    return BroadcastTo.apply(x, shape=shape)
+
+
+def getitem(x: Tensor, index: Any) -> Tensor:
+    """Integers, slices, None and ... only; for index arrays see nn.ops.take."""
+    parts = index if isinstance(index, tuple) else (index,)
+    if not all(isinstance(p, int | slice) or p is None or p is ... for p in parts):
+        raise TypeError("x[...]: integers, slices, None and ... only; use nn.ops.take(x, indices) for index arrays")
+    return GetItem.apply(x, index=index)
+
+
+def concat(parts: list[Tensor], axis: int = 0) -> Tensor:
+    return Concat.apply(*parts, axis=axis)
+
+
+def stack(parts: list[Tensor], axis: int = 0) -> Tensor:
+    """The inputs along a new axis."""
+    place = axis % (parts[0].ndim + 1)
+    return concat([reshape(p, (*p.shape[:place], 1, *p.shape[place:])) for p in parts], axis=place)

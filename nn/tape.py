@@ -1,0 +1,51 @@
+"""What the tape does in this thread: record or not, and whether every result is checked for NaN and infinity."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from nn.backends.array_api import all_finite
+from nn.errors import NonFiniteError
+
+
+class _State(threading.local):
+    recording = True                # False inside no_grad()
+    path: list[str] | None = None   # names of the layers being called, inside find_nonfinite()
+
+
+state = _State()
+
+
+@contextmanager
+def _set(name: str, value: Any) -> Iterator[None]:
+    before = getattr(state, name)
+    setattr(state, name, value)
+    try:
+        yield
+    finally:
+        setattr(state, name, before)
+
+
+def no_grad() -> Any:
+    """`with no_grad():` records nothing: results carry no history and cost no memory for gradients."""
+    return _set("recording", False)
+
+
+def enable_grad() -> Any:
+    """`with enable_grad():` records again, inside a no_grad() block."""
+    return _set("recording", True)
+
+
+def find_nonfinite() -> Any:
+    """`with find_nonfinite():` checks every result, forward and backward; the first NaN or infinity raises NonFiniteError
+    naming the operation, the layer and the input shapes.  Slow: for a step that is already known to be bad."""
+    return _set("path", [])
+
+
+def check_finite(operation: str, where: str, what: str, arrays: tuple[Any, ...], shapes: list[list[int]]) -> None:
+    """NonFiniteError if an array holds a NaN or an infinity."""
+    for array in arrays:
+        if array is not None and not all_finite(array):
+            layer = f" in {where}" if where else ""
+            raise NonFiniteError(f"{operation}{layer}: first non-finite {what} (input shapes {shapes})")
