@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 
 from nn.backends.array_api import namespace
+from nn.errors import InputError
 
 Shape = tuple[int, ...]
 
@@ -33,27 +34,38 @@ class DType(str, Enum):
 
     @classmethod
     def of(cls, dtype: Any) -> "DType":
-        """The member for a name, a NumPy dtype or a member; ValueError lists the names otherwise."""
+        """The member for a name, a NumPy dtype or a member; InputError lists the names otherwise."""
         name = dtype.value if isinstance(dtype, DType) else dtype if isinstance(dtype, str) else np.dtype(dtype).name
         try:
             return cls(name)
         except ValueError:
-            raise ValueError(f"dtype: {name!r} is not a storage type; choose one of {', '.join(cls)}") from None
+            raise InputError(f"dtype: {name!r} is not a storage type; choose one of {', '.join(cls)}") from None
 
 
 HALF = (np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16))
 
 
 def is_half(dtype: Any) -> bool:
-    """Whether sums over this type are formed in float32 instead."""
-    return dtype in HALF
+    """Whether sums over this type are formed in float32 instead.  Another array module's own types never are half."""
+    return isinstance(dtype, np.dtype) and dtype in HALF
+
+
+def is_floating(array: Any) -> bool:
+    """Whether the array holds real floating-point numbers, half precision included."""
+    kind = getattr(array.dtype, "kind", "")
+    return kind == "f" or is_half(array.dtype) or (not kind and namespace(array).isdtype(array.dtype, "real floating"))
 
 
 def widen(array: Any) -> Any:
     """The array in the type its sums are formed in: float32 for bfloat16 and float16, itself otherwise."""
-    return namespace(array).astype(array, np.dtype(np.float32)) if is_half(array.dtype) else array
+    return _cast(array, np.dtype(np.float32)) if is_half(array.dtype) else array
 
 
 def narrow(array: Any, dtype: Any) -> Any:
     """The array rounded (to nearest, ties to even) to its storage type; itself if it has that type already."""
-    return array if array.dtype == dtype else namespace(array).astype(array, dtype)
+    return array if array.dtype == dtype else _cast(array, dtype)
+
+
+def _cast(array: Any, dtype: Any) -> Any:
+    xp = namespace(array)
+    return xp.astype(xp.asarray(array), dtype)          # asarray: a NumPy sum over all axes is a scalar, not an array

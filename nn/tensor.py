@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from nn.backends.array_api import namespace
-from nn.dtypes import Shape, is_half
+from nn.dtypes import Shape, is_floating, is_half, narrow
 from nn.operators import Operators
 from nn.tape import check_finite, enable_grad, find_nonfinite, no_grad, state
 
@@ -38,6 +38,8 @@ class Tensor(Operators):
         self.requires_grad = requires_grad
         self.op: Op | None = None     # the operation this is a result of; None for a leaf
         self.slot = 0                 # which of its results
+        if requires_grad and not is_floating(self.data):
+            raise TypeError(f"requires_grad: {self.dtype} has no gradient; make it a floating-point array")
 
     @property
     def shape(self) -> Shape:
@@ -104,7 +106,7 @@ class Op:
 
     edges: "list[Tensor | tuple[Op, int] | None] | None" = None    # None: not recorded, or already freed
     needs: tuple[bool, ...] = ()
-    results = 1
+    dtypes: tuple[Any, ...] = ()                                   # of the results; their gradients come in these
     where = ""                                                     # layer path, inside find_nonfinite() only
 
     @property
@@ -124,7 +126,7 @@ class Op:
             check_finite(op.name, op.where, "result", arrays, [list(np.shape(x)) for x in inputs])
         outputs = tuple(Tensor(array) for array in arrays)
         if any(op.needs):
-            op.results = len(outputs)
+            op.dtypes = tuple(array.dtype for array in arrays)
             op.edges = [_edge(x) if need else None for x, need in zip(inputs, op.needs, strict=True)]
             for slot, output in enumerate(outputs):
                 output.requires_grad, output.op, output.slot = True, op, slot
@@ -171,7 +173,8 @@ def run_backward(root: Op, gradients: dict[int, Array]) -> None:
 
 def _gradients(op: Op, incoming: dict[int, Array]) -> "list[tuple[Tensor | tuple[Op, int], Array]]":
     """op.backward, checked: the recorded edges, each with its gradient."""
-    grads = op.backward(*(incoming.get(slot) for slot in range(op.results)))
+    grads = op.backward(*(narrow(incoming[slot], dtype) if slot in incoming else None
+                          for slot, dtype in enumerate(op.dtypes)))
     grads = grads if isinstance(grads, tuple) else (grads,)
     if state.path is not None:
         check_finite(op.name, op.where, "gradient", grads, [list(np.shape(g)) for g in incoming.values()])

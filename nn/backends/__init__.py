@@ -21,6 +21,7 @@ class Backend:
     module: str                                  # holds one function per kernel it serves; imported on first use
     serves: Callable[[Any], bool]                # whether it takes this kind of array
     missing: Callable[[], str | None]            # why it cannot run here and how to get it; None if it can
+    from_numpy: Callable[[Any], Any] = lambda array: array      # a NumPy array as the kind of array it takes
 
     def kernel(self, name: str) -> Callable[..., Any] | None:
         return getattr(importlib.import_module(self.module), name, None)

@@ -33,13 +33,13 @@ rms_norm               | x[R,D] weight[D] eps                    | y[R,D] rstd[R
 rms_norm_backward      | dy[R,D] x[R,D] weight[D] rstd[R,1]      | dx[R,D] dweight[D]:float          | section RMSNorm of norm.py
 layer_norm             | x[R,D] weight[D] bias[D] eps            | y[R,D] mean[R,1]:float rstd[R,1]:float | y = weight (x − mean) rstd + bias
 layer_norm_backward    | dy[R,D] x[R,D] weight[D] mean[R,1] rstd[R,1] | dx[R,D] dweight[D]:float dbias[D]:float | section LayerNorm of norm.py
-rope                   | x[B,H,T,D] cos[T,r] sin[T,r]; interleaved=False inverse=False | y[B,H,T,D] | pairs turned by the angle; inverse = backward
-attention              | q[B,H,T,D] k[B,G,S,D] v[B,G,S,D]; scale causal=True window=0 mask=None | o[B,H,T,D] lse[B,H,T]:float | o = softmax(scale q kᵀ) v
-attention_backward     | do[B,H,T,D] q[B,H,T,D] k[B,G,S,D] v[B,G,S,D] o[B,H,T,D] lse[B,H,T]; scale causal=True window=0 mask=None | dq[B,H,T,D] dk[B,G,S,D] dv[B,G,S,D] | from the saved log-sum-exp
+rope                   | x[B,H,T,D] cos[...,T,r] sin[...,T,r]; interleaved=False inverse=False | y[B,H,T,D] | pairs turned by the angle; inverse = backward
+attention              | q[B,H,T,D] k[B,G,S,D] v[B,G,S,Dv]; scale causal=True window=0 mask=None | o[B,H,T,Dv] lse[B,H,T]:float | o = softmax(scale q kᵀ) v
+attention_backward     | do[B,H,T,Dv] q[B,H,T,D] k[B,G,S,D] v[B,G,S,Dv] o[B,H,T,Dv] lse[B,H,T]; scale causal=True window=0 mask=None | dq[B,H,T,D] dk[B,G,S,D] dv[B,G,S,Dv] | from the saved log-sum-exp
 cross_entropy          | logits[R,V] targets[R]; ignore_index=-100 label_smoothing=0 z_loss=0 softcap=0 | loss[R]:float lse[R]:float | loss = lse − logit of the target
 cross_entropy_backward | dloss[R] logits[R,V] targets[R] lse[R]; ignore_index=-100 label_smoothing=0 z_loss=0 softcap=0 | dlogits[R,V]:logits | softmax − one-hot, times dloss
 linear_cross_entropy   | x[R,D] weight[V,D] targets[R]; gradient=True ignore_index=-100 | loss[R]:float dx[R,D] dweight[V,D]:float | cross_entropy(x weightᵀ) and gradients of Σ loss, never all logits
-router_topk            | logits[N,E] k; renormalize=True         | weights[N,K]:float experts[N,K]:int probs[N,E]:float | softmax, k largest (ties: lowest index), renormalised
+router_topk            | logits[N,E] k; renormalize=True         | weights[N,K]:float experts[N,K]:int probs[N,E]:float | softmax at the k largest logits (ties: lowest index), renormalised
 router_topk_backward   | dweights[N,K] weights[N,K] experts[N,K] probs[N,E]; renormalize=True | dlogits[N,E] | through renormalisation and softmax
 expert_order           | experts[N,K] num_experts                | order[M]:int offsets[E+1]:int     | stable sort of the pairs by expert
 grouped_linear         | x[M,I] weight[E,O,I] offsets[E+1]; batch_invariant=True | y[M,O]            | y = x weight[expert]ᵀ by ranges of rows

@@ -1,34 +1,57 @@
-"""Mixtral's Hugging Face folder: config.json + model.safetensors (or its shards), both ways, from one table of names.
+"""Mixtral's Hugging Face folder, both ways, from one table of names.
 
-Reference: transformers, models/mixtral (Jiang et al. 2024).  Experts are stored one by one there (w1 = gate, w3 = up,
-w2 = down) and stacked here."""
+Reference: transformers, models/mixtral (Jiang et al. 2024).  Experts are stored one by one there (w1 = gate,
+w3 = up, w2 = down) and stacked here; files that hold them stacked, as Transformers 5 has them in memory, are
+read too.  Two meanings differ, in training only: their auxiliary loss counts an expert's share over all k
+choices, so it is k times ours (one layer), and their jitter also reaches the experts' inputs."""
 
-import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nn.dtypes import DType
+from nn.dtypes import DType, Shape
 from nn.errors import InputError
+from nn.interop.folder import CONFIG, Stored, open_tensors, read_json, write
 from nn.layers.rotary import RopeScaling
 from nn.models.config import MoETransformerConfig
 
 if TYPE_CHECKING:
     from nn.models.moe_transformer import MoETransformer
 
-# our field: theirs
-FIELDS = {
-    "vocab_size": "vocab_size", "hidden_size": "hidden_size", "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads", "num_kv_heads": "num_key_value_heads", "head_dim": "head_dim",
-    "intermediate_size": "intermediate_size", "num_experts": "num_local_experts", "top_k": "num_experts_per_tok",
-    "max_seq_len": "max_position_embeddings", "norm_eps": "rms_norm_eps", "tie_embeddings": "tie_word_embeddings",
-    "rope_theta": "rope_theta", "balance_coef": "router_aux_loss_coef", "router_jitter": "router_jitter_noise",
-    "init_std": "initializer_range",
+# our field: (theirs, what a config.json that leaves it out means)
+FIELDS: dict[str, tuple[str, Any]] = {
+    "vocab_size": ("vocab_size", 32000),
+    "hidden_size": ("hidden_size", 4096),
+    "num_layers": ("num_hidden_layers", 32),
+    "num_heads": ("num_attention_heads", 32),
+    "num_kv_heads": ("num_key_value_heads", 8),
+    "head_dim": ("head_dim", 0),
+    "intermediate_size": ("intermediate_size", 14336),
+    "num_experts": ("num_local_experts", 8),
+    "top_k": ("num_experts_per_tok", 2),
+    "max_seq_len": ("max_position_embeddings", 131072),
+    "sliding_window": ("sliding_window", 0),
+    "norm_eps": ("rms_norm_eps", 1e-5),
+    "tie_embeddings": ("tie_word_embeddings", False),
+    "balance_coef": ("router_aux_loss_coef", 0.001),
+    "router_jitter": ("router_jitter_noise", 0.0),
+    "init_std": ("initializer_range", 0.02),
 }
+THETA = 1e6
 # What Mixtral's architecture has no field for: our value must be this one.
-FIXED = {"norm": "rmsnorm", "qk_norm": False, "attention_bias": False, "rope_interleaved": False, "renormalize": True,
-         "capacity_factor": 0.0}
+FIXED = {"norm": "rmsnorm", "qk_norm": False, "attention_bias": False, "ffn": "swiglu",
+         "rope_interleaved": False, "renormalize": True, "capacity_factor": 0.0}
+# What only training or a description needs.  Kept under "cuda_nn", which Transformers carries along unread.
+OWN = ("rope_theta", "rope_scaling", "router_z_coef", "drop_policy")
+# Their fields that would change the arithmetic: theirs must be this value, if there at all.
+REQUIRED = {"hidden_act": "silu", "attention_bias": False, "attention_dropout": 0.0,
+            "partial_rotary_factor": 1.0, "quantization_config": None}
+ROPE_TYPES = {"default": "none", "linear": "linear", "dynamic": "dynamic", "yarn": "yarn"}     # theirs: ours
+YARN = {"beta_fast": 32.0, "beta_slow": 1.0}     # and what leaving them out means
 
 NAMES = {
     "embed_tokens.weight": "model.embed_tokens.weight",
@@ -45,13 +68,21 @@ LAYER_NAMES = {
     "mlp.router.weight": "block_sparse_moe.gate.weight",
 }
 EXPERT_NAMES = {"gate_up_proj": ("w1", "w3"), "down_proj": ("w2",)}     # rows one after the other
+STACKED_NAMES = {
+    "mlp.router.weight": "mlp.gate.weight",
+    "mlp.experts.gate_up_proj": "mlp.experts.gate_up_proj",
+    "mlp.experts.down_proj": "mlp.experts.down_proj",
+}
 
 
-def names(config: MoETransformerConfig) -> dict[str, str]:
-    """{our name: theirs} of every parameter that is one tensor on both sides."""
-    table = {ours: theirs for ours, theirs in NAMES.items() if not (config.tie_embeddings and ours == "lm_head.weight")}
+def names(config: MoETransformerConfig, stacked: bool = False) -> dict[str, str]:
+    """{our name: theirs} of every parameter that is one tensor on both sides; stacked: the experts' too."""
+    table = dict(NAMES)
+    if config.tie_embeddings:
+        del table["lm_head.weight"]
+    layer = LAYER_NAMES | STACKED_NAMES if stacked else LAYER_NAMES
     for i in range(config.num_layers):
-        table |= {f"layers.{i}.{ours}": f"model.layers.{i}.{theirs}" for ours, theirs in LAYER_NAMES.items()}
+        table |= {f"layers.{i}.{ours}": f"model.layers.{i}.{theirs}" for ours, theirs in layer.items()}
     return table
 
 
@@ -67,118 +98,158 @@ def expert_names(config: MoETransformerConfig) -> dict[str, list[list[str]]]:
 
 def save(model: "MoETransformer", folder: Path) -> None:
     """InputError if the architecture is not Mixtral's.  Files are written aside and renamed."""
-    from safetensors.numpy import save_file
-
-    config = to_hugging_face(model.config)
-    config["dtype"] = DType.of(model.embed_tokens.weight.dtype).value
+    dtype = DType.of(model.embed_tokens.weight.dtype).value
+    config = to_hugging_face(model.config) | {"torch_dtype": dtype}
     ours = model.state_dict()
     tensors = {theirs: np.ascontiguousarray(ours[name]) for name, theirs in names(model.config).items()}
     for name, experts in expert_names(model.config).items():
         for weight, parts in zip(ours[name], experts, strict=True):
             for part, rows in zip(parts, np.split(weight, len(parts)), strict=True):
                 tensors[part] = np.ascontiguousarray(rows)
-    folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / "model.safetensors", lambda path: save_file(tensors, path, metadata={"format": "pt"}))
-    _replace(folder / "config.json", lambda path: path.write_text(json.dumps(config, indent=2) + "\n"))
-
-
-def _replace(path: Path, write: Any) -> None:
-    aside = path.with_name(path.name + ".tmp")
-    try:
-        write(aside)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    write(folder, config, tensors)
 
 
 def load(folder: Path) -> tuple[MoETransformerConfig, dict[str, np.ndarray]]:
-    """(configuration, our state dict).  InputError names a missing file, a missing tensor or an unknown architecture."""
-    config = from_hugging_face(_read_json(folder / "config.json"))
-    theirs = _read_tensors(folder)
-    ours = {}
-    for name, source in names(config).items():
-        ours[name] = _take(theirs, source, folder)
-    for name, experts in expert_names(config).items():
-        ours[name] = np.stack([np.concatenate([_take(theirs, part, folder) for part in parts]) for parts in experts])
-    unused = [name for name in theirs if not name.endswith("rotary_emb.inv_freq") and not
-              (config.tie_embeddings and name == "lm_head.weight")]
-    if unused:
-        raise InputError(f"{folder}: {unused[0]} (and {len(unused) - 1} more) is not a tensor of Mixtral")
+    """(configuration, our state dict).  InputError names a damaged file, tensors that are missing, unexpected
+    or mis-shaped, or what in the architecture is not Mixtral's; all before any weight is read."""
+    config = from_hugging_face(read_json(folder / CONFIG))
+    with open_tensors(folder) as stored:
+        stacked = any(".mlp.experts." in name for name in stored)
+        _check(config, stored, stacked, folder)
+        ours = {name: stored[theirs].read() for name, theirs in names(config, stacked).items()}
+        for name, experts in {} if stacked else expert_names(config).items():
+            ours[name] = np.stack([_joined(stored[part] for part in parts) for parts in experts])
     return config, ours
 
 
-def _take(tensors: dict[str, np.ndarray], name: str, folder: Path) -> np.ndarray:
-    if name not in tensors:
-        raise InputError(f"{folder}: tensor {name} is missing; the checkpoint is incomplete or not Mixtral's")
-    return tensors.pop(name)
+def _joined(parts: Iterable[Stored]) -> np.ndarray:
+    return np.concatenate([part.read() for part in parts])
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; a Hugging Face folder holds config.json and model.safetensors") from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: not JSON ({error})") from None
+def _check(config: MoETransformerConfig, stored: dict[str, Stored], stacked: bool, folder: Path) -> None:
+    expected = _shapes(config, stacked)
+    redundant = ("rotary_emb.inv_freq", *["lm_head.weight"] * config.tie_embeddings)
+    problems = [f"{name} is missing" for name in expected if name not in stored]
+    for name, tensor in stored.items():
+        if name not in expected and not name.endswith(redundant):
+            problems.append(f"{name} is not a tensor of this model")
+        elif expected.get(name, tensor.shape) != tensor.shape:
+            problems.append(f"{name} has shape {list(tensor.shape)}, expected {list(expected[name])}")
+    if problems:
+        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+        raise InputError(f"{folder}: weights and config.json disagree: {'; '.join(problems[:3])}{more}")
 
 
-def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+def _shapes(config: MoETransformerConfig, stacked: bool) -> dict[str, Shape]:
+    """{their name: shape} of every tensor that the folder must hold."""
+    from nn.models.moe_transformer import MoETransformer
 
-    index = folder / "model.safetensors.index.json"
-    files = sorted(set(_read_json(index)["weight_map"].values())) if index.exists() else ["model.safetensors"]
-    tensors: dict[str, np.ndarray] = {}
-    for file in files:
-        try:
-            tensors |= load_file(folder / file)
-        except FileNotFoundError:
-            raise InputError(f"{folder / file}: no such file") from None
-        except SafetensorError as error:
-            raise InputError(f"{folder / file}: damaged or not safetensors ({error})") from None
-    return tensors
+    ours = {name: parameter.shape for name, parameter in MoETransformer(config).named_parameters().items()}
+    shapes = {theirs: ours[name] for name, theirs in names(config, stacked).items()}
+    for name, experts in {} if stacked else expert_names(config).items():
+        _, rows, columns = ours[name]
+        shapes |= {part: (rows // len(parts), columns) for parts in experts for part in parts}
+    return shapes
 
 
 def to_hugging_face(config: MoETransformerConfig) -> dict[str, Any]:
-    """Their config.json as a dictionary; InputError names the field that makes the model something else than Mixtral."""
+    """Their config.json as a dictionary; InputError names the field that makes the model not Mixtral's."""
     for field, value in FIXED.items():
         if getattr(config, field) != value:
-            raise InputError(f"{field}: {getattr(config, field)!r} cannot be saved as Mixtral, which has {value!r}")
+            found = getattr(config, field)
+            raise InputError(f"{field}: {found!r} cannot be saved as Mixtral, which has {value!r}")
     if not config.num_experts:
         raise InputError("num_experts: 0 cannot be saved as Mixtral, which has experts in every layer")
-    theirs = {theirs: getattr(config, ours) for ours, theirs in FIELDS.items()}
+    theirs = {key: getattr(config, field) for field, (key, _) in FIELDS.items()}
     theirs |= {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "hidden_act": "silu",
                "attention_dropout": 0.0, "sliding_window": config.sliding_window or None}
-    theirs["rope_parameters"] = {"rope_theta": config.rope_theta} | _scaling_to_hugging_face(config)
-    return theirs
+    theirs |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))      # left out, eos would be 2
+    own = {field: value for field, value in asdict(config).items() if field in OWN}
+    return theirs | _rope_to_hugging_face(config) | {"cuda_nn": own}
 
 
-def _scaling_to_hugging_face(config: MoETransformerConfig) -> dict[str, Any]:
-    scaling = config.rope_scaling
-    if scaling.type == "none":
-        return {"rope_type": "default"}
-    if scaling.type == "ntk":      # a fixed larger base: Hugging Face has no name for it, but needs none
-        width = config.head_dim
-        return {"rope_type": "default", "rope_theta": config.rope_theta * scaling.factor ** (width / (width - 2))}
+def _rope_to_hugging_face(config: MoETransformerConfig) -> dict[str, Any]:
+    """rope_theta and rope_scaling, the two keys that every version of Transformers reads.
+
+    NTK scaling is a larger base and has no name there.  Neither has our dynamic kind, which is fixed for the
+    whole context: theirs is plain up to max_position_embeddings and grows beyond."""
+    scaling, theta = config.rope_scaling, config.rope_theta
     trained = scaling.original_max_position_embeddings or round(config.max_seq_len / scaling.factor)
-    theirs: dict[str, Any] = {"rope_type": scaling.type, "factor": scaling.factor, "original_max_position_embeddings": trained}
+    if scaling.type == "none":
+        return {"rope_theta": theta, "rope_scaling": None}
+    if scaling.type == "ntk" or (scaling.type == "dynamic" and config.max_seq_len > trained):
+        s, width = scaling.factor, config.head_dim
+        s = s if scaling.type == "ntk" else s * config.max_seq_len / trained - (s - 1.0)
+        return {"rope_theta": theta * s ** (width / (width - 2)), "rope_scaling": None}
+    theirs: dict[str, Any] = {"rope_type": scaling.type, "factor": float(scaling.factor)}
     if scaling.type == "yarn":
-        theirs |= {"beta_fast": scaling.beta_fast, "beta_slow": scaling.beta_slow}
-        theirs |= {"attention_factor": scaling.attention_factor} if scaling.attention_factor else {}
-    return theirs
+        theirs |= {"original_max_position_embeddings": trained, "beta_fast": float(scaling.beta_fast),
+                   "beta_slow": float(scaling.beta_slow)}
+        theirs |= {"attention_factor": float(scaling.attention_factor)} if scaling.attention_factor else {}
+    return {"rope_theta": theta, "rope_scaling": theirs}
 
 
 def from_hugging_face(theirs: dict[str, Any]) -> MoETransformerConfig:
-    """Our configuration; InputError for another architecture or an activation, rope type we do not compute."""
+    """Our configuration; InputError names the field that asks for what we do not compute."""
     if theirs.get("model_type") != "mixtral":
-        raise InputError(f"config.json: model_type is {theirs.get('model_type')!r}; only mixtral is read so far")
-    if theirs.get("hidden_act", "silu") != "silu":
-        raise InputError(f"config.json: hidden_act {theirs['hidden_act']!r} is not silu, which experts compute")
-    rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}
-    ours = {ours: theirs[name] for ours, name in FIELDS.items() if theirs.get(name) is not None}
-    ours["rope_theta"] = rope.get("rope_theta", theirs.get("rope_theta", 10000.0))
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    scaling = {key: rope[key] for key in ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow",
-                                          "attention_factor") if rope.get(key) is not None}
-    ours["rope_scaling"] = RopeScaling("none" if kind == "default" else kind, **scaling)
-    return MoETransformerConfig(**ours, sliding_window=theirs.get("sliding_window") or 0)
+        kind = theirs.get("model_type")
+        raise InputError(f"config.json: model_type is {kind!r}; only mixtral is read so far")
+    _require(theirs, REQUIRED)
+    ours = {field: _field(theirs, key, default) for field, (key, default) in FIELDS.items()}
+    if theirs.get("num_key_value_heads", 0) is None:
+        ours["num_kv_heads"] = ours["num_heads"]
+    ours |= _rope_from_hugging_face(theirs, ours["max_seq_len"])
+    return _with_own(MoETransformerConfig(**ours), _field(theirs, "cuda_nn", {}))
+
+
+def _require(theirs: dict[str, Any], required: dict[str, Any]) -> None:
+    for key, value in required.items():
+        if theirs.get(key) not in (None, value):
+            raise InputError(f"config.json: {key} is {theirs[key]!r}; only {value!r} is computed here")
+
+
+def _field(theirs: dict[str, Any], key: str, default: Any) -> Any:
+    value = default if theirs.get(key) is None else theirs[key]
+    kind = int | float if isinstance(default, float) else type(default)
+    if not isinstance(value, kind) or isinstance(value, bool) != isinstance(default, bool):
+        raise InputError(f"config.json: {key} is {value!r}; expected a value like {default!r}")
+    return value
+
+
+def _rope_from_hugging_face(theirs: dict[str, Any], max_seq_len: int) -> dict[str, Any]:
+    """Our rope_theta and rope_scaling.  Transformers 5 writes both into rope_parameters."""
+    rope = _field(theirs, "rope_scaling", {}) or _field(theirs, "rope_parameters", {})
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind not in ROPE_TYPES:
+        known = ", ".join(ROPE_TYPES)
+        raise InputError(f"config.json: rope_type is {kind!r}; only {known} are computed here")
+    if kind != "default" and not rope.get("factor"):
+        raise InputError(f"config.json: rope_type {kind!r} needs a factor")
+    _require(rope, {"partial_rotary_factor": 1.0, "truncate": True})
+    theta = _field(theirs if rope.get("rope_theta") is None else rope, "rope_theta", THETA)
+    scaling: dict[str, Any] = {}
+    if kind != "default":
+        scaling = {"factor": _field(rope, "factor", 1.0), "original_max_position_embeddings": max_seq_len}
+    if kind == "yarn":
+        defaults = YARN | {"original_max_position_embeddings": max_seq_len, "attention_factor": _mscale(rope)}
+        scaling |= {key: _field(rope, key, default) for key, default in defaults.items()}
+    return {"rope_theta": theta, "rope_scaling": RopeScaling(ROPE_TYPES[kind], **scaling)}
+
+
+def _mscale(rope: dict[str, Any]) -> float:
+    """DeepSeek's m(s, mscale) / m(s, mscale_all_dim), m(s, a) = 0.1 a ln s + 1; 0 if not given."""
+    s, above, below = (_field(rope, key, 0.0) for key in ("factor", "mscale", "mscale_all_dim"))
+    log = 0.1 * math.log(max(s, 1.0))
+    return (above * log + 1.0) / (below * log + 1.0) if above and below else 0.0
+
+
+def _with_own(config: MoETransformerConfig, own: dict[str, Any]) -> MoETransformerConfig:
+    """With the fields that Mixtral has no name for.  The rotary ones count only while they mean what the rest
+    of config.json says, which may have been edited since."""
+    for key in own:
+        if key not in OWN:
+            raise InputError(f"config.json: cuda_nn.{key} is unknown; another version of cuda-nn wrote it")
+    full = MoETransformerConfig.from_dict(config.to_dict() | own)
+    if _rope_to_hugging_face(full) == _rope_to_hugging_face(config):
+        return full
+    return full.replace(rope_theta=config.rope_theta, rope_scaling=config.rope_scaling)

@@ -44,7 +44,8 @@ class Decoder(Module):
         cached and new tokens (False = padding).  last_only: logits of the last position only, [B,1,V].  return_aux: also a
         dict of auxiliary losses.  InputError for ids outside the vocabulary or more tokens than the context."""
         ids = self._checked(ids, cache)
-        with no_grad() if cache is not None else nullcontext(), auxiliary.collect() as aux:
+        collecting = auxiliary.collect() if return_aux else nullcontext(auxiliary.Auxiliary())
+        with no_grad() if cache is not None else nullcontext(), collecting as aux:
             hidden = self._hidden(ids, cache, None if mask is None else np.asarray(mask, bool))
             if last_only:
                 hidden = hidden[:, -1:]

@@ -38,14 +38,14 @@ from nn.ops.moe import combine, dispatch, grouped_linear, plan, router_topk
 from nn.ops.norm import layer_norm, rms_norm
 from nn.ops.reduce import cumsum, logsumexp, max, mean, sum
 from nn.ops.softmax import log_softmax, softmax
-from nn.ops.views import broadcast_to, concat, getitem, permute, reshape, stack, transpose
+from nn.ops.views import broadcast_to, concat, getitem, permute, reshape, split, stack, transpose
 
 __all__ = [
     "absolute", "add", "attention", "broadcast_to", "cast", "checkpoint", "clip", "combine", "concat", "cross_entropy",
     "cumsum", "dispatch", "div", "exp", "gelu", "getitem", "grouped_linear", "layer_norm", "linear",
     "linear_cross_entropy", "log", "log_softmax", "logsumexp", "matmul", "max", "maximum", "mean", "mul", "neg", "permute",
     "plan", "power", "relu", "reshape", "rms_norm", "rope", "router_topk", "scatter_add", "sigmoid", "silu", "softmax",
-    "sqrt", "stack", "sub", "sum", "swiglu", "take", "take_along_axis", "tanh", "transpose", "where",
+    "split", "sqrt", "stack", "sub", "sum", "swiglu", "take", "take_along_axis", "tanh", "transpose", "where",
 ]
 
 _METHODS: dict[str, Any] = {

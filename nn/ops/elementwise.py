@@ -4,20 +4,30 @@ from typing import Any
 
 from nn.backends import kernels
 from nn.backends.array_api import namespace
+from nn.dtypes import is_floating, narrow, widen
 from nn.tensor import Array, Op, Tensor
 
 Operand = Any      # Tensor, array or Python number
 
 
 def unbroadcast(gradient: Array, like: Array) -> Array:
-    """Σ over the axes along which an input of `like`'s shape was stretched to the gradient's shape."""
+    """Σ over the axes along which an input of `like`'s shape was stretched to the gradient's shape; left unrounded."""
     shape = tuple(getattr(like, "shape", ()))
     if tuple(gradient.shape) == shape:
         return gradient
     xp, extra = namespace(gradient), gradient.ndim - len(shape)
     stretched = tuple(extra + i for i, n in enumerate(shape) if n == 1 and gradient.shape[extra + i] != 1)
-    total = xp.sum(gradient, axis=(*range(extra), *stretched), keepdims=True, dtype=gradient.dtype)
-    return xp.reshape(total, shape)
+    wide = widen(gradient)
+    return xp.reshape(xp.sum(wide, axis=(*range(extra), *stretched), keepdims=True, dtype=wide.dtype), shape)
+
+
+def number_is_weak(y: Array, a: Operand, b: Operand) -> Array:
+    """y in the type of the array operand if the other one is a number: ml_dtypes makes bfloat16 · 2.0 a float32, and NumPy
+    float32 · numpy.float64(2.0) a float64."""
+    for x, number in ((a, b), (b, a)):
+        if isinstance(number, int | float) and hasattr(x, "dtype") and is_floating(x):
+            return narrow(y, x.dtype)
+    return y
 
 
 class Add(Op):
@@ -25,7 +35,7 @@ class Add(Op):
 
     def forward(self, a: Array, b: Array) -> Array:
         self.a, self.b = _shape_only(a), _shape_only(b)
-        return a + b
+        return number_is_weak(a + b, a, b)
 
     def backward(self, dy: Array) -> Any:
         return (unbroadcast(dy, self.a) if self.needs[0] else None, unbroadcast(dy, self.b) if self.needs[1] else None)
@@ -36,7 +46,7 @@ class Sub(Op):
 
     def forward(self, a: Array, b: Array) -> Array:
         self.a, self.b = _shape_only(a), _shape_only(b)
-        return a - b
+        return number_is_weak(a - b, a, b)
 
     def backward(self, dy: Array) -> Any:
         return (unbroadcast(dy, self.a) if self.needs[0] else None, unbroadcast(-dy, self.b) if self.needs[1] else None)
@@ -47,7 +57,7 @@ class Mul(Op):
 
     def forward(self, a: Array, b: Array) -> Array:
         self.a, self.b = a, b
-        return a * b
+        return number_is_weak(a * b, a, b)
 
     def backward(self, dy: Array) -> Any:
         return (unbroadcast(dy * self.b, self.a) if self.needs[0] else None,
@@ -58,7 +68,7 @@ class Div(Op):
     """y = a / b:  da = dy / b,  db = −dy ⊙ y / b"""
 
     def forward(self, a: Array, b: Array) -> Array:
-        self.a, self.b, self.y = _shape_only(a), b, a / b
+        self.a, self.b, self.y = _shape_only(a), b, number_is_weak(a / b, a, b)
         return self.y
 
     def backward(self, dy: Array) -> Any:
@@ -72,12 +82,12 @@ class Power(Op):
 
     def forward(self, x: Array, *, exponent: float) -> Array:
         self.x, self.exponent = x, exponent
-        return x**exponent
+        return narrow(widen(x) ** exponent, x.dtype)
 
     def backward(self, dy: Array) -> Array:
         if self.exponent == 0:
             return namespace(dy).zeros_like(dy)
-        return dy * (self.exponent * self.x ** (self.exponent - 1))
+        return widen(dy) * (self.exponent * widen(self.x) ** (self.exponent - 1))
 
 
 class Exp(Op):
@@ -128,7 +138,7 @@ class Sigmoid(Op):
     """y = σ(x):  dx = dy y (1 − y)"""
 
     def forward(self, x: Array) -> Array:
-        self.y = 0.5 * (namespace(x).tanh(0.5 * x) + 1.0)
+        self.y = narrow(0.5 * (namespace(x).tanh(0.5 * widen(x)) + 1.0), x.dtype)
         return self.y
 
     def backward(self, dy: Array) -> Array:
@@ -154,7 +164,7 @@ class Maximum(Op):
         xp = namespace(a, b)
         self.a, self.b = _shape_only(a), _shape_only(b)
         self.share = xp.astype(a > b, xp.float32) + 0.5 * xp.astype(a == b, xp.float32)
-        return xp.where(a > b, a, b)
+        return number_is_weak(xp.maximum(a, b), a, b)
 
     def backward(self, dy: Array) -> Any:
         share = namespace(dy).astype(self.share, dy.dtype)
@@ -167,7 +177,7 @@ class Clip(Op):
 
     def forward(self, x: Array, *, low: float, high: float) -> Array:
         self.inside = (x > low) & (x < high)
-        return namespace(x).clip(x, low, high)
+        return number_is_weak(namespace(x).clip(x, low, high), x, low)
 
     def backward(self, dy: Array) -> Array:
         return namespace(dy).where(self.inside, dy, namespace(dy).zeros_like(dy))
@@ -178,7 +188,7 @@ class Where(Op):
 
     def forward(self, a: Array, b: Array, *, condition: Array) -> Array:
         self.a, self.b, self.condition = _shape_only(a), _shape_only(b), condition
-        return namespace(condition).where(condition, a, b)
+        return number_is_weak(namespace(condition).where(condition, a, b), a, b)
 
     def backward(self, dy: Array) -> Any:
         xp = namespace(dy)

@@ -5,6 +5,7 @@ from typing import Any
 
 from nn.backends import kernels
 from nn.backends.array_api import namespace
+from nn.dtypes import widen
 from nn.errors import InputError
 from nn.tensor import Array, Op, Tensor
 
@@ -35,9 +36,8 @@ class LinearCrossEntropy(Op):
 
     def backward(self, dy: Array) -> Any:
         factor = dy * self.scale
-        xp = namespace(self.dx)
-        dx = xp.reshape(self.dx, self.shape)
-        return dx * xp.astype(factor, dx.dtype), self.dweight * factor
+        dx = namespace(self.dx).reshape(self.dx, self.shape)
+        return widen(dx) * factor, self.dweight * factor
 
 
 def check_targets(targets: Array, vocab_size: int, ignore_index: int) -> None:

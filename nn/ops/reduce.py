@@ -21,15 +21,17 @@ def _spread(reduced: Array, x_shape: tuple[int, ...], axis: Axis, keepdims: bool
 
 
 class Sum(Op):
-    """y = Σ x:  dx = dy on every summed element"""
+    """y = c Σ x:  dx = c dy on every summed element"""
 
-    def forward(self, x: Array, *, axis: Axis, keepdims: bool) -> Array:
-        self.shape, self.axis, self.keepdims = tuple(x.shape), axis, keepdims
+    def forward(self, x: Array, *, axis: Axis, keepdims: bool, scale: float = 1.0) -> Array:
+        self.shape, self.axis, self.keepdims, self.scale = tuple(x.shape), axis, keepdims, scale
         z, xp = widen(x), namespace(x)
-        return narrow(xp.asarray(xp.sum(z, axis=axis, keepdims=keepdims, dtype=z.dtype)), x.dtype)
+        total = xp.sum(z, axis=axis, keepdims=keepdims, dtype=z.dtype)
+        return narrow(total if scale == 1.0 else total * scale, x.dtype)
 
     def backward(self, dy: Array) -> Array:
-        return _spread(dy, self.shape, self.axis, self.keepdims)
+        each = dy if self.scale == 1.0 else narrow(widen(dy) * self.scale, dy.dtype)
+        return _spread(each, self.shape, self.axis, self.keepdims)
 
 
 class Max(Op):
@@ -43,10 +45,10 @@ class Max(Op):
         return y
 
     def backward(self, dy: Array) -> Array:
-        xp, shape = namespace(dy), tuple(self.largest.shape)
-        hits = xp.astype(self.largest, dy.dtype)
-        ties = xp.sum(hits, axis=self.axis, keepdims=True, dtype=dy.dtype)
-        return _spread(dy, shape, self.axis, self.keepdims) * hits / ties
+        xp, g, shape = namespace(dy), widen(dy), tuple(self.largest.shape)
+        hits = xp.astype(self.largest, g.dtype)
+        ties = xp.sum(hits, axis=self.axis, keepdims=True, dtype=g.dtype)
+        return narrow(_spread(g, shape, self.axis, self.keepdims) * hits / ties, dy.dtype)
 
 
 class CumSum(Op):
@@ -58,19 +60,23 @@ class CumSum(Op):
 
     def backward(self, dy: Array) -> Array:
         xp = namespace(dy)
-        return xp.flip(xp.cumulative_sum(xp.flip(dy, axis=self.axis), axis=self.axis), axis=self.axis)
+        backwards = xp.cumulative_sum(xp.flip(widen(dy), axis=self.axis), axis=self.axis)
+        return narrow(xp.flip(backwards, axis=self.axis), dy.dtype)
 
 
 class LogSumExp(Op):
-    """y = log Σ exp x over the last axis:  dx = softmax(x) dy"""
+    """y = log Σ exp x over the last axis:  dx = softmax(x) dy;  a row of −inf gives −inf and gets 0"""
 
     def forward(self, x: Array) -> Array:
         xp, z = namespace(x), widen(x)
         m = xp.max(z, axis=-1, keepdims=True)
+        m = xp.where(m == -xp.inf, xp.zeros_like(m), m)
         self.p = xp.exp(z - m)
         total = xp.sum(self.p, axis=-1, keepdims=True, dtype=z.dtype)
+        empty = total == 0.0
+        total = xp.where(empty, xp.ones_like(total), total)
         self.p /= total
-        return narrow((m + xp.log(total))[..., 0], x.dtype)
+        return narrow(xp.where(empty, -xp.inf * total, m + xp.log(total))[..., 0], x.dtype)
 
     def backward(self, dy: Array) -> Array:
         return narrow(self.p * widen(dy)[..., None], dy.dtype)
@@ -82,7 +88,7 @@ def sum(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
 
 def mean(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
     axes = range(x.ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
-    return Sum.apply(x, axis=axis, keepdims=keepdims) * (1.0 / max(1, math.prod(x.shape[a] for a in axes)))
+    return Sum.apply(x, axis=axis, keepdims=keepdims, scale=1.0 / (math.prod(x.shape[a] for a in axes) or 1))
 
 
 def max(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:  # noqa: A001

@@ -70,6 +70,21 @@ class Concat(Op):
         return tuple(parts)
 
 
+class Split(Op):
+    """(y₁, y₂, ...) = x cut into parts along the last axis:  dx = the parts' gradients one after the other"""
+
+    def forward(self, x: Array, *, widths: tuple[int, ...]) -> Any:
+        self.rows, self.widths, self.xp = tuple(x.shape[:-1]), widths, namespace(x)
+        ends = [sum(widths[: i + 1]) for i in range(len(widths))]
+        return tuple(x[..., end - width : end] for end, width in zip(ends, widths, strict=True))
+
+    def backward(self, *dys: Array | None) -> Array:
+        dtype = next(dy.dtype for dy in dys if dy is not None)
+        pairs = zip(dys, self.widths, strict=True)
+        return self.xp.concat([self.xp.zeros((*self.rows, width), dtype=dtype) if dy is None else dy
+                               for dy, width in pairs], axis=-1)
+
+
 def reshape(x: Tensor, *shape: Any) -> Tensor:
     """reshape(x, 2, 3) or reshape(x, (2, 3)); one entry may be −1."""
     return Reshape.apply(x, shape=tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape)
@@ -104,3 +119,10 @@ def stack(parts: list[Tensor], axis: int = 0) -> Tensor:
     """The inputs along a new axis."""
     place = axis % (parts[0].ndim + 1)
     return concat([reshape(p, (*p.shape[:place], 1, *p.shape[place:])) for p in parts], axis=place)
+
+
+def split(x: Tensor, *widths: int) -> tuple[Tensor, ...]:
+    """x[..., C] cut into parts of the given widths, which add up to C."""
+    if sum(widths) != x.shape[-1]:
+        raise ValueError(f"split: widths {list(widths)} do not add up to the last axis of {list(x.shape)}")
+    return Split.apply(x, widths=widths)

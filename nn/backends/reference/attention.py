@@ -19,15 +19,15 @@ BLOCK = 128      # queries handled together
 
 def attention(q: Array, k: Array, v: Array, *, scale: float, causal: bool = True, window: int = 0,
               mask: Array | None = None) -> tuple[Array, Array]:
-    """(o[B,H,T,Dv], lse[B,H,T]) from q[B,H,T,Dk], k[B,K,S,Dk], v[B,K,S,Dv]; query head h reads key head h // (H/K).
+    """(o[B,H,T,Dv], lse[B,H,T]) from q[B,H,T,Dk], k[B,G,S,Dk], v[B,G,S,Dv]; query head h reads key head h // (H/G).
 
     causal: key j is visible to position p if j ≤ p.  window > 0: and p − window < j (Mistral's sliding window).
     mask: boolean, broadcastable to [B,H,T,S]; True keeps."""
     xp = namespace(q)
     outputs, sums = [], []
-    keys, values = widen(k), widen(v)
+    queries, keys, values = widen(q) * scale, widen(k), widen(v)
     for block in _blocks(q, k, causal, window):
-        s = _scores(widen(q), keys, block, scale, causal, window, mask)     # [B,K,R*Tb,n]
+        s = _scores(queries, keys, block, causal, window, mask)             # [B,G,R*Tb,n]
         m = row_max(s)
         s -= m
         p = xp.exp(s)
@@ -49,26 +49,25 @@ def attention_backward(do: Array, q: Array, k: Array, v: Array, o: Array, lse: A
                        causal: bool = True, window: int = 0, mask: Array | None = None) -> tuple[Array, Array, Array]:
     """(dq, dk, dv), each with the shape of its input; the probabilities are recomputed from lse."""
     xp = namespace(q)
-    queries, keys, values, g = widen(q), widen(k), widen(v), widen(do)
+    queries, keys, values, g = widen(q) * scale, widen(k), widen(v), widen(do)
     delta = xp.sum(g * widen(o), axis=-1, keepdims=True, dtype=g.dtype)         # [B,H,T,1]
     lse = xp.where(lse == -xp.inf, xp.zeros_like(lse), lse)[..., None]
     dk, dv = xp.zeros(k.shape, dtype=keys.dtype), xp.zeros(v.shape, dtype=keys.dtype)
     dqs = []
     for block in _blocks(q, k, causal, window):
         near = slice(block.lo, block.hi)
-        s = _scores(queries, keys, block, scale, causal, window, mask)
+        s = _scores(queries, keys, block, causal, window, mask)
         s -= _fold(lse, k, block)
         p = xp.exp(s)
-        g_block = _fold(g, k, block)                                            # [B,K,R*Tb,Dv]
+        g_block = _fold(g, k, block)                                            # [B,G,R*Tb,Dv]
         dv[:, :, near] += xp.matmul(_transposed(p), g_block)
         ds = xp.matmul(g_block, _transposed(values[:, :, near]))
         ds -= _fold(delta, k, block)
         ds *= p
-        ds *= scale
         dqs.append(_unfold(xp.matmul(ds, keys[:, :, near]), q, block))
         dk[:, :, near] += xp.matmul(_transposed(ds), _fold(queries, k, block))
     dq = xp.concat(dqs, axis=2) if dqs else xp.zeros_like(queries)
-    return narrow(dq, q.dtype), narrow(dk, k.dtype), narrow(dv, v.dtype)
+    return narrow(dq * scale, q.dtype), narrow(dk, k.dtype), narrow(dv, v.dtype)
 
 
 class _Block:
@@ -88,7 +87,7 @@ def _blocks(q: Array, k: Array, causal: bool, window: int) -> Iterator[_Block]:
 
 
 def _fold(x: Array, k: Array, block: _Block) -> Array:
-    """[B,H,T,d] -> [B,K,R*Tb,d]: the R query heads of a group become rows, so that one product serves them all."""
+    """[B,H,T,d] -> [B,G,R*Tb,d]: the R query heads of a group become rows, so that one product serves them all."""
     batch, heads, _, width = x.shape
     xp, groups = namespace(x), k.shape[1]
     rows = x[:, :, block.i0 : block.i1]
@@ -96,7 +95,7 @@ def _fold(x: Array, k: Array, block: _Block) -> Array:
 
 
 def _unfold(x: Array, q: Array, block: _Block) -> Array:
-    """[B,K,R*Tb,d] -> [B,H,Tb,d]"""
+    """[B,G,R*Tb,d] -> [B,H,Tb,d]"""
     return namespace(x).reshape(x, (*q.shape[:2], block.i1 - block.i0, x.shape[-1]))
 
 
@@ -104,10 +103,10 @@ def _transposed(x: Array) -> Array:
     return namespace(x).permute_dims(x, (0, 1, 3, 2))
 
 
-def _scores(q: Array, k: Array, block: _Block, scale: float, causal: bool, window: int, mask: Array | None) -> Array:
-    """[B,K,R*Tb,n] scaled scores, −inf where a key is not visible."""
+def _scores(q: Array, k: Array, block: _Block, causal: bool, window: int, mask: Array | None) -> Array:
+    """[B,G,R*Tb,n] scores of the scaled queries, −inf where a key is not visible."""
     xp = namespace(q)
-    s = xp.matmul(_fold(q, k, block) * scale, _transposed(k[:, :, block.lo : block.hi]))
+    s = xp.matmul(_fold(q, k, block), _transposed(k[:, :, block.lo : block.hi]))
     repeat = q.shape[1] // k.shape[1]
     start = max(0, block.first - block.lo) if causal and not window else 0     # columns left of it hide nothing
     if causal or window:

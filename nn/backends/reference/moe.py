@@ -19,10 +19,12 @@ SMALLEST_GROUP = 32
 
 
 def router_topk(logits: Array, k: int, *, renormalize: bool = True) -> tuple[Array, Array, Array]:
-    """(weights[N,k], experts[N,k] int64, probs[N,E]) from logits[N,E], formed in float32 or wider."""
+    """(weights[N,k], experts[N,k] int64, probs[N,E]) from logits[N,E], formed in float32 or wider.
+
+    The largest logits are chosen, not the largest probabilities: those underflow to ties, and round differently elsewhere."""
     xp = namespace(logits)
     probs = softmax(widen(logits))
-    experts = xp.argsort(-probs, axis=-1, stable=True)[:, :k]
+    experts = xp.argsort(-widen(logits), axis=-1, stable=True)[:, :k]
     weights = xp.take_along_axis(probs, experts, axis=-1)
     if renormalize:
         weights = weights / xp.sum(weights, axis=-1, keepdims=True, dtype=weights.dtype)
@@ -68,7 +70,8 @@ def grouped_linear(x: Array, weight: Array, offsets: Array, *, batch_invariant: 
     batch_invariant: a row's bits do not depend on the size of its group (costs time for groups below 32 rows)."""
     xp = namespace(x)
     smallest = SMALLEST_GROUP if batch_invariant else 1
-    y = xp.zeros((x.shape[0], weight.shape[1]), dtype=x.dtype)
+    y = xp.empty((x.shape[0], weight.shape[1]), dtype=x.dtype)
+    y[int(offsets[-1]) :] = 0.0                                       # rows of dropped pairs
     for e, rows in _groups(offsets):
         product = xp.matmul(_padded(widen(x[rows]), smallest), widen(weight[e]).T)
         y[rows] = narrow(product[: rows.stop - rows.start], x.dtype)
@@ -78,7 +81,8 @@ def grouped_linear(x: Array, weight: Array, offsets: Array, *, batch_invariant: 
 def grouped_linear_backward(dy: Array, x: Array, weight: Array, offsets: Array) -> tuple[Array, Array]:
     """(dx[M,I], dweight[E,O,I]); an expert without rows has gradient zero."""
     xp = namespace(x)
-    dx = xp.zeros(x.shape, dtype=x.dtype)
+    dx = xp.empty(x.shape, dtype=x.dtype)
+    dx[int(offsets[-1]) :] = 0.0
     dweight = xp.zeros(weight.shape, dtype=widen(weight[:0]).dtype)
     for e, rows in _groups(offsets):
         g = widen(dy[rows])

@@ -32,10 +32,11 @@ def adamw(param: Array, grad: Array, m: Array, v: Array, *, lr: float, beta1: fl
 
 
 def sum_of_squares(x: Array) -> float:
-    """Σ x², the sum formed in float64."""
+    """Σ x² in float64: the square of a float32 may exceed float32."""
     xp = namespace(x)
-    z = widen(x)
-    return float(xp.sum(z * z, dtype=xp.float64))
+    z = xp.astype(x, xp.float64)
+    z *= z
+    return float(xp.sum(z))
 
 
 def scatter_add(source: Array, index: Array, rows: int) -> Array:

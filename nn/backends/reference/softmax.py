@@ -35,11 +35,12 @@ def softmax_backward(dy: Array, y: Array) -> Array:
 
 
 def log_softmax(x: Array) -> Array:
-    """y_j = x_j − max − log Σ exp(x_i − max)"""
+    """y_j = x_j − max − log Σ exp(x_i − max); a row of −inf stays −inf"""
     xp = namespace(x)
     z = widen(x)
     z = z - row_max(z)
-    return narrow(z - xp.log(xp.sum(xp.exp(z), axis=-1, keepdims=True, dtype=z.dtype)), x.dtype)
+    total = xp.sum(xp.exp(z), axis=-1, keepdims=True, dtype=z.dtype)
+    return narrow(z - xp.log(xp.where(total == 0.0, xp.ones_like(total), total)), x.dtype)
 
 
 def log_softmax_backward(dy: Array, y: Array) -> Array:

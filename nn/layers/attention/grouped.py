@@ -51,7 +51,7 @@ class GroupedAttention(Module):
             k, v = (Tensor(z) for z in state.append(k.data, v.data))                                   # [B,G,S,Dh]
         keep = None if mask is None else mask[:, None, None, :]
         o = ops.attention(q, k, v, window=self.window, mask=keep)
-        return self.o_proj(o.permute(0, 2, 1, 3).reshape(batch, length, -1)), state
+        return self.o_proj(o.permute(0, 2, 1, 3).reshape(batch, length, self.num_heads * self.head_dim)), state
 
     def _heads(self, x: Tensor, norm: RMSNorm | None) -> Tensor:
         """[B,T,n*Dh] -> [B,n,T,Dh], normalised per head before the rotation if asked (Qwen3)"""

@@ -23,7 +23,6 @@ class Experts(Module):
         plan = ops.plan(routing.experts, self.num_experts)
         rows = ops.dispatch(x, plan)                                                              # [M,D]
         hidden = ops.grouped_linear(rows, self.gate_up_proj, plan.offsets, batch_invariant)       # [M,2F]
-        width = self.intermediate_size
-        hidden = ops.swiglu(hidden[:, :width], hidden[:, width:])                                 # [M,F]
+        hidden = ops.swiglu(*ops.split(hidden, self.intermediate_size, self.intermediate_size))  # [M,F]
         rows = ops.grouped_linear(hidden, self.down_proj, plan.offsets, batch_invariant)          # [M,D]
         return ops.combine(rows, routing.weights, plan)

@@ -1,0 +1,49 @@
+# cuda-nn: what a person types.  `make` lists it.  Everything is installed into .venv; nothing else on the machine changes.
+
+PYTHON ?= python3
+VENV   ?= .venv
+ARGS   ?=
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup train test lint bench clean
+
+help:      ## show this list
+	@echo "usage: make COMMAND [ARGS=\"...\"] [PYTHON=python3.12]"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMP)      ## create .venv and install cuda-nn into it, once and whenever its dependencies change
+
+train: setup      ## train on Python's own source, draw the loss, write a sample; ARGS="--steps 50" as for cuda-nn train
+	@$(BIN)/cuda-nn train $(ARGS)
+
+test: setup      ## run the tests; ARGS="-k config" as for pytest
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: setup      ## style and types
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy --no-error-summary
+	@echo "lint: clean"
+
+# Some machines choose older BLAS kernels by environment, to be safe with old releases; a measurement wants this processor's.
+bench: setup      ## measure training and generation against the machine's ceiling; ARGS="--preset tiny" as for cuda-nn bench
+	@env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(BIN)/cuda-nn bench $(ARGS)
+
+clean:      ## delete .venv and caches; what was trained in runs/ stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
+
+# --no-compile: Python compiles what is imported when it is imported; compiling all of it here would take longer than the rest.
+$(STAMP): pyproject.toml setup.py requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+	    echo "cuda-nn needs Python 3.10 or newer, and '$(PYTHON)' is: $$($(PYTHON) --version 2>&1 | tail -n 1)"; \
+	    echo "name another one, as in: make setup PYTHON=python3.12"; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+	    echo "creating $(VENV) with $$($(PYTHON) --version)"; \
+	    $(PYTHON) -m venv --clear $(VENV) || { rm -rf $(VENV); \
+	        echo "Python's venv module is incomplete; on Debian and Ubuntu: apt install python3-venv"; exit 1; }; }
+	@echo "installing cuda-nn and its tools into $(VENV) (about half a minute)"
+	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-compile -e ".[plot,dev]"
+	@touch $@

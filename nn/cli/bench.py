@@ -1,0 +1,98 @@
+"""Measure training and generation on this machine, beside what it could do at best.
+
+Examples:
+  cuda-nn bench
+  cuda-nn bench --config runs/book/config.yaml --batch-size 16 --repeat 10
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nn import MoETransformer
+from nn.cache import KVCache
+from nn.cli.parser import Parser
+from nn.cli.sources import model_config
+from nn.cli.terminal import facts, table
+from nn.flops import breakdown
+from nn.models import preset
+from nn.optim import clip_scale, create_optimizer, grad_norm
+from nn.tensor import no_grad
+from nn.train.gradients import accumulate
+
+
+@dataclass(frozen=True)
+class Options:
+    # What to measure
+    preset: str = "tiny"             # a ready-made model: tiny or moe-6.9b
+    config: Path | None = None       # instead, a YAML file with a model's or a run's configuration
+    batch_size: int = 8              # sequences per training step
+    seq_len: int = 256               # tokens per sequence
+    repeat: int = 5                  # times that each thing is measured; the median counts
+
+
+def run(argv: list[str]) -> int:
+    (options,) = Parser("bench", __doc__, Options).parse(argv)
+    config = model_config(options.config) if options.config else preset(options.preset)
+    config = config.replace(max_seq_len=max(config.max_seq_len, options.seq_len + options.repeat + 1))
+    model, work = MoETransformer(config), sum(breakdown(config, options.seq_len).values())
+    active = model.num_parameters(active=True)
+    facts([("model", f"{model.num_parameters():,} parameters, {active:,} active, float32"),
+           ("work", f"{work / 1e6:.3f} MFLOP per token forward, three times that in training")])
+    peak = _matrix_product(options.repeat)
+    rows = [("", "ms", "tokens/s", "GFLOP/s", "of the matrix product"),
+            ("matrix product 1024³, float32", f"{2e3 * 1024**3 / peak:.1f}", "", f"{peak / 1e9:.1f}", "")]
+    for name, tokens, factor, seconds in _measured(model, options):
+        speed = tokens * work * factor / seconds
+        rows.append((name, f"{seconds * 1e3:.1f}", f"{tokens / seconds:,.0f}", f"{speed / 1e9:.1f}",
+                     f"{speed / peak:.1%}"))
+    table(rows)
+    return 0
+
+
+def _measured(model: MoETransformer, options: Options) -> list[tuple[str, int, int, float]]:
+    """(what, tokens, work in units of a forward pass, median seconds) of training, prefill and decoding."""
+    batch, length = options.batch_size, options.seq_len
+    ids = np.random.default_rng(0).integers(model.config.vocab_size, size=(batch, length + 1))
+    optimizer = create_optimizer("adamw", model.named_parameters(), lr=1e-3)
+    cache = KVCache(num_layers=model.config.num_layers)
+
+    def train() -> None:
+        accumulate(model, [(ids[:, :-1], ids[:, 1:])], seed=0, step=1)
+        optimizer.step(grad_scale=clip_scale(grad_norm(model.parameters()), 1.0))
+        model.zero_grad()
+
+    def prefill() -> None:
+        cache.reset()
+        model(ids[:1, :-1], cache=cache, last_only=True)
+
+    def decode() -> None:
+        model(ids[:1, -1:], cache=cache, last_only=True)
+
+    rows = [(f"training step {batch} × {length}", batch * length, 3, _median(train, options.repeat))]
+    model.eval()
+    with no_grad():
+        rows.append((f"prefill 1 × {length}", length, 1, _median(prefill, options.repeat)))
+        rows.append((f"decoding after {length} tokens", 1, 1, _median(decode, options.repeat)))
+    return rows
+
+
+def _matrix_product(repeat: int) -> float:
+    """FLOP/s of a large product: the ceiling for everything here."""
+    a = np.random.default_rng(0).standard_normal((1024, 1024), dtype=np.float32)
+    return 2 * 1024**3 / _median(lambda: a @ a, repeat)
+
+
+def _median(action: Callable[[], object], repeat: int) -> float:
+    """Seconds, after one call that warms up."""
+    action()
+    times = []
+    for _ in range(repeat):
+        start = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)

@@ -1,0 +1,99 @@
+"""Measure how well a trained model predicts text, beside what gzip and xz need for the same text.
+
+Examples:
+  cuda-nn eval                                             # the newest run on its held-out text
+  cuda-nn eval --run runs/book --data other.txt            # on other text, all of it
+  cuda-nn eval --ckpt runs/book/checkpoints/step_000200 --overlap 128
+"""
+
+import math
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nn.cli.parser import Parser
+from nn.cli.sources import model_config, open_model
+from nn.cli.terminal import facts, table
+from nn.data import TokenShard, read_documents, split, write_tokens
+from nn.errors import InputError
+from nn.eval import compressed_bits_per_byte, negative_log_likelihood
+from nn.train import corpus
+
+ALIASES = {"run": "checkpoint", "ckpt": "checkpoint"}
+
+
+@dataclass(frozen=True)
+class Options:
+    # What to measure
+    checkpoint: Path | None = None           # run, checkpoint or Hugging Face folder (default: the newest)
+    config: Path | None = None               # YAML file of a model that the checkpoint must agree with
+    data: str | None = None                  # file, folder, JSONL, stdlib (default: the run's held-out text)
+    held_out_fraction: float | None = None   # of --data, only what training with this share would hold out
+    # How
+    seq_len: int | None = None               # tokens per window (default: the model's context)
+    overlap: int = 1                         # tokens of the window before to see; more is slower and better
+    batch_size: int = 16                     # windows at a time
+
+
+class Text(NamedTuple):
+    """What is measured."""
+
+    name: str
+    tokens: np.ndarray
+    num_bytes: int
+    marks: dict[str, float]      # bits per byte of gzip and xz
+
+
+def run(argv: list[str]) -> int:
+    (options,) = Parser("eval", __doc__, Options, aliases=ALIASES).parse(argv)
+    model, tokenizer, folder = open_model(options.checkpoint)
+    if options.config:
+        _check_same(asdict(model_config(options.config)), asdict(model.config), options.config)
+    text = _text(options.data, options.held_out_fraction, tokenizer) if options.data else _held_out(folder)
+    seq_len = options.seq_len or min(model.config.max_seq_len, max(1, len(text.tokens)))
+    size = f"{text.num_bytes:,} bytes, {len(text.tokens):,} tokens, read {seq_len} at a time"
+    facts([("model", f"{folder}: {model.num_parameters():,} parameters"), ("text", f"{text.name}: {size}")])
+    nats = negative_log_likelihood(model, text.tokens, seq_len=seq_len, batch_size=options.batch_size,
+                                   prefix_id=tokenizer.eos_id, overlap=options.overlap)
+    _report(nats, text)
+    return 0
+
+
+def _report(nats: float, text: Text) -> None:
+    perplexity, bits = math.exp(nats / len(text.tokens)), nats / math.log(2.0) / text.num_bytes
+    marks = [(f"{name} -9", f"{mark:.4f}", "") for name, mark in text.marks.items()]
+    table([("", "bits per byte", "perplexity"), ("model", f"{bits:.4f}", f"{perplexity:.2f}"), *marks])
+    others = " ".join(f"{name}={mark:.4f}" for name, mark in text.marks.items())
+    print(f"final: bits_per_byte={bits:.4f} perplexity={perplexity:.4f} {others} tokens={len(text.tokens)}")
+
+
+def _held_out(folder: Path) -> Text:
+    """The text that the model's run set aside."""
+    run_folder = folder if (folder / "tokens").is_dir() else folder.parent.parent
+    if not (run_folder / "tokens" / "info.json").is_file():
+        raise InputError(f"data: {folder} is not part of a run and holds no text; give some with --data")
+    held = corpus.load(run_folder)
+    marks = {name: held.info[name] for name in ("gzip", "xz")}
+    return Text(f"held-out text of {run_folder}", held.held_out.tokens, held.info["held_out"]["bytes"], marks)
+
+
+def _text(data: str, held_out_fraction: float | None, tokenizer: Any) -> Text:
+    """Any other text, tokenized the way training does."""
+    documents = read_documents(data)
+    if held_out_fraction is not None:
+        documents = split(documents, held_out_fraction)[1]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tokens.bin"
+        write_tokens(path, documents, tokenizer)
+        tokens = np.array(TokenShard(path).tokens)      # a copy: the file goes
+    whole = "".join(document.text for document in documents).encode()
+    return Text(f"{data} ({len(documents):,} documents)", tokens, len(whole), compressed_bits_per_byte(whole))
+
+
+def _check_same(asked: dict[str, Any], have: dict[str, Any], path: Path) -> None:
+    for name, value in asked.items():
+        if value != have[name] and name != "vocab_size":      # which follows the tokenizer
+            raise InputError(f"config: {path}: {name} is {value}, but {have[name]} in the checkpoint")

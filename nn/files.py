@@ -1,0 +1,44 @@
+"""Files that are either whole or absent: written aside, flushed to the disk, then renamed.
+
+    with replacing(path) as temporary: temporary.write_text("...")      # path appears complete, or not at all
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary sibling to write, file or folder: takes `path`'s place if the block succeeds, else goes."""
+    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
+    except BaseException:
+        remove(temporary)
+        raise
+
+
+def sync(path: Path) -> None:
+    """Force a file's contents, or a folder's list of names, onto the disk."""
+    posix = os.name == "posix"
+    if path.is_dir() and not posix:      # elsewhere a folder cannot be opened, nor needs to be
+        return
+    descriptor = os.open(path, os.O_RDONLY if posix else os.O_RDWR)      # Windows flushes what it may write
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, present or not."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,157 @@
+"""AdamW (Loshchilov & Hutter, arXiv 1711.05101) with parameter groups and float32 master weights.
+
+    θ ← θ(1 − lr·wd) − lr · m̂ / (√v̂ + ε),   m̂, v̂ the bias-corrected means of g and g²
+
+The step is one kernel call per parameter, in place.  A parameter without a gradient is left alone, its
+moments and its own 1-based step number included.  Parameters stored in bfloat16 or float16 have a float32
+master copy: the step is done there and rounded once, so that updates below the storage type's resolution
+still add up.
+
+    optimizer = AdamW(model.named_parameters(), lr=1e-3)
+    loss.backward();  optimizer.step();  optimizer.zero_grad()"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+
+from nn.backends import kernels
+from nn.dtypes import is_half, narrow, widen
+from nn.errors import InputError
+
+Array = Any
+
+
+@dataclass(frozen=True)
+class ParamGroup:
+    """Settings for the parameters whose dotted name matches a pattern; the first group that matches wins."""
+
+    match: str                           # shell pattern, e.g. "embed*"
+    lr_scale: float = 1.0                # multiplies the learning rate
+    weight_decay: float | None = None    # None: the optimizer's own rule
+
+
+class _Slot:
+    """One parameter, its settings, and its state (allocated at its first step)."""
+
+    def __init__(self, param: Any, lr_scale: float, weight_decay: float) -> None:
+        self.param, self.lr_scale, self.weight_decay = param, lr_scale, weight_decay
+        self.steps = 0
+        self.m: Array = None
+        self.v: Array = None
+        self.master: Array = None
+
+    def allocate(self, master_weights: bool) -> None:
+        data = self.param.data
+        wide = np.float32 if is_half(data.dtype) else data.dtype
+        self.m, self.v = np.zeros(data.shape, wide), np.zeros(data.shape, wide)
+        if master_weights and is_half(data.dtype):
+            self.master = data.astype(wide)
+
+    def arrays(self) -> dict[str, Array]:
+        named = {"m": self.m, "v": self.v, "master": self.master}
+        return {key: array for key, array in named.items() if array is not None}
+
+
+class AdamW:
+    """`weight_decay` applies where `Parameter.decay` is true (matrices; not norms and biases) unless a group
+    says otherwise.  `master_weights=False` saves memory and loses every update below the storage type's
+    resolution."""
+
+    def __init__(self, named_parameters: Mapping[str, Any], *, lr: float,
+                 betas: tuple[float, float] = (0.9, 0.95), eps: float = 1e-8, weight_decay: float = 0.1,
+                 master_weights: bool = True, groups: Sequence[ParamGroup] = ()) -> None:
+        _check_settings(lr, betas, eps, weight_decay)
+        _check_groups(groups, named_parameters)
+        self.lr, self.betas, self.eps, self.master_weights = lr, betas, eps, master_weights
+        self.steps = 0                   # optimizer steps taken
+        self._slots = {name: _slot(name, p, weight_decay, groups) for name, p in named_parameters.items()}
+
+    def step(self, lr: float | None = None, grad_scale: float = 1.0) -> None:
+        """One update of every parameter that has a gradient.  Gradients are read as `grad · grad_scale` (see
+        `clip_scale`), which saves a pass over memory; they are neither changed nor freed."""
+        lr = self.lr if lr is None else lr
+        self.steps += 1
+        for slot in self._slots.values():
+            if slot.param.grad is not None:
+                self._update(slot, lr * slot.lr_scale, grad_scale)
+
+    def _update(self, slot: _Slot, lr: float, grad_scale: float) -> None:
+        if slot.m is None:
+            slot.allocate(self.master_weights)
+        slot.steps += 1
+        data = slot.param.data
+        wide = widen(data) if slot.master is None else slot.master
+        kernels.adamw(wide, slot.param.grad, slot.m, slot.v, lr=lr, beta1=self.betas[0], beta2=self.betas[1],
+                      eps=self.eps, weight_decay=slot.weight_decay, step=slot.steps, grad_scale=grad_scale)
+        if wide is not data:
+            data[...] = narrow(wide, data.dtype)
+
+    def zero_grad(self) -> None:
+        """Forget every gradient."""
+        for slot in self._slots.values():
+            slot.param.grad = None
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """`<parameter>.m`, `.v`, `.master` (half precision only) and `.steps`, and `steps`.  The arrays are
+        the live ones, not copies: write them out, or copy them, before the next step."""
+        state = {"steps": np.asarray(self.steps, np.int64)}
+        for name, slot in self._slots.items():
+            if slot.m is not None:
+                state |= {f"{name}.{key}": array for key, array in slot.arrays().items()}
+                state[f"{name}.steps"] = np.asarray(slot.steps, np.int64)
+        return state
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
+        """Copy a saved state.  A missing, unknown or mis-shaped entry is refused before anything changes."""
+        expected = {name: slot for name, slot in self._slots.items() if f"{name}.m" in state}
+        self._check_state(state, expected)
+        self.steps = int(state["steps"])
+        for name, slot in self._slots.items():
+            slot.steps, slot.m, slot.v, slot.master = 0, None, None, None
+            if name in expected:
+                slot.allocate(self.master_weights)
+                slot.steps = int(state[f"{name}.steps"])
+                for key, array in slot.arrays().items():
+                    array[...] = state[f"{name}.{key}"]
+
+    def _check_state(self, state: Mapping[str, np.ndarray], expected: Mapping[str, _Slot]) -> None:
+        shapes: dict[str, tuple[int, ...]] = {"steps": ()}
+        for name, slot in expected.items():
+            master = self.master_weights and is_half(slot.param.dtype)
+            shapes |= {f"{name}.{key}": slot.param.shape for key in ("m", "v", *["master"] * master)}
+            shapes[f"{name}.steps"] = ()
+        for key in shapes.keys() ^ state.keys():
+            what = "is missing" if key in shapes else "belongs to no parameter of this model"
+            raise InputError(f"optimizer state: {key} {what}; it was saved with another model or dtype")
+        for key, shape in shapes.items():
+            found = tuple(state[key].shape)
+            if found != tuple(shape):
+                raise InputError(f"optimizer state: {key} has shape {list(found)}, not {list(shape)}")
+
+
+def _slot(name: str, param: Any, weight_decay: float, groups: Sequence[ParamGroup]) -> _Slot:
+    decay = weight_decay if param.decay else 0.0
+    group = next((group for group in groups if fnmatchcase(name, group.match)), None)
+    if group is None:
+        return _Slot(param, 1.0, decay)
+    return _Slot(param, group.lr_scale, decay if group.weight_decay is None else group.weight_decay)
+
+
+def _check_settings(lr: float, betas: tuple[float, float], eps: float, weight_decay: float) -> None:
+    for name, value, good in [("lr", lr, lr >= 0), ("betas[0]", betas[0], 0 <= betas[0] < 1),
+                              ("betas[1]", betas[1], 0 <= betas[1] < 1), ("eps", eps, eps > 0),
+                              ("weight_decay", weight_decay, weight_decay >= 0)]:
+        if not good:
+            limits = "in [0, 1)" if name.startswith("betas") else "positive" if name == "eps" else "0 or more"
+            raise InputError(f"{name}: {value} must be {limits}")
+
+
+def _check_groups(groups: Sequence[ParamGroup], names: Mapping[str, Any]) -> None:
+    for group in groups:
+        if not any(fnmatchcase(name, group.match) for name in names):
+            near = ", ".join(get_close_matches(group.match.replace("*", ""), names, n=3, cutoff=0.0))
+            raise InputError(f"groups: {group.match!r} matches no parameter; the nearest names are {near}")

@@ -1,0 +1,97 @@
+"""What one training run is told.  The comment on a field is its help text; config.yaml in the run folder
+holds all.
+
+    TrainConfig(steps=100, model=MoETransformerConfig(hidden_size=64));  preset("smoke")"""
+
+import sysconfig
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from nn.errors import InputError
+from nn.models import MoETransformerConfig
+from nn.optim.factory import by_name
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run."""
+
+    # Data
+    data: str = "stdlib"                 # "stdlib" (Python's own source), a text file, a folder or JSONL
+    held_out_fraction: float = 0.05      # share of the documents kept for evaluation
+    tokenizer: Literal["bpe", "bytes"] = "bpe"   # byte-level BPE trained on the data, or plain bytes
+    vocab_size: int = 4096               # size of the BPE vocabulary (model.vocab_size follows it)
+    # Model
+    model: MoETransformerConfig = field(default_factory=MoETransformerConfig)   # the model's shape
+    # Batch and length of the run
+    seq_len: int = 256                   # tokens per training sequence
+    batch_size: int = 16                 # sequences per micro-batch
+    accumulate: int = 1                  # micro-batches per optimizer step, equal to one large batch
+    steps: int = 600                     # optimizer steps
+    # Optimizer
+    optimizer: str = "adamw"             # optimizer by name
+    lr: float = 3e-3                     # peak learning rate
+    schedule: str = "cosine"             # course of the learning rate: cosine, linear, wsd or constant
+    warmup: int = 30                     # steps over which the learning rate rises to its peak
+    lr_floor: float = 0.1                # learning rate at the end, as a share of the peak
+    beta1: float = 0.9                   # AdamW: decay of the mean gradient
+    beta2: float = 0.95                  # AdamW: decay of the mean squared gradient
+    weight_decay: float = 0.1            # decoupled weight decay of matrices
+    clip: float = 1.0                    # largest global gradient norm; larger ones are scaled down
+    # Numbers
+    seed: int = 0                        # of the initial weights, the data's order and the router's noise
+    dtype: Literal["float32", "bfloat16"] = "float32"   # storage of the weights (masters are float32)
+    gradient_checkpointing: bool = False   # recompute blocks in the backward pass: less memory, more time
+    # Evaluation, checkpoints, output
+    eval_every: int = 200                # steps between evaluations on held-out text
+    eval_tokens: int = 16384             # held-out tokens per evaluation (0: all); the last one uses all
+    checkpoint_every: int = 200          # steps between checkpoints
+    keep_last: int = 2                   # newest checkpoints to keep; the best one is kept besides
+    log_every: int = 10                  # steps between printed lines where there is no terminal
+    runs: str = "runs"                   # folder that holds the run folders
+    run: str = ""                        # this run's folder (empty: a new one, named after data and time)
+    sample_prompt: str = "def "          # text the trained model continues at the end
+    sample_tokens: int = 120             # tokens to write after the prompt (0: none)
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "seq_len", "batch_size", "accumulate", "steps", "eval_every",
+                     "checkpoint_every", "keep_last", "log_every"):
+            _check(name, getattr(self, name), getattr(self, name) >= 1, "1 or more")
+        for name in ("lr", "clip"):
+            _check(name, getattr(self, name), getattr(self, name) > 0, "greater than 0")
+        for name in ("warmup", "weight_decay", "eval_tokens", "sample_tokens", "seed"):
+            _check(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
+        _check("held_out_fraction", self.held_out_fraction, 0 < self.held_out_fraction < 1, "between 0 and 1")
+        _check("lr_floor", self.lr_floor, 0 <= self.lr_floor <= 1, "between 0 and 1")
+        if self.seq_len > self.model.max_seq_len:
+            raise InputError(f"seq_len: {self.seq_len} is longer than the model's context; "
+                             f"lower it to {self.model.max_seq_len} or raise model.max_seq_len")
+
+    def with_vocab(self, vocab_size: int) -> "TrainConfig":
+        """The same run with a model for a tokenizer of that many tokens."""
+        return replace(self, model=replace(self.model, vocab_size=vocab_size))
+
+
+def smoke() -> TrainConfig:
+    """Seconds: shows that everything works and that the loss falls.  Reads one package of the standard
+    library."""
+    model = MoETransformerConfig(vocab_size=259, hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=1,
+                                 head_dim=16, intermediate_size=64, num_experts=4, top_k=2, max_seq_len=64)
+    return TrainConfig(data=str(Path(sysconfig.get_path("stdlib"), "email")), tokenizer="bytes", model=model,
+                       seq_len=64, batch_size=8, steps=60, warmup=5, lr=1e-2, eval_every=20, eval_tokens=4096,
+                       checkpoint_every=20, held_out_fraction=0.1, sample_tokens=40)
+
+
+PRESETS: dict[str, Callable[[], TrainConfig]] = {"stdlib": TrainConfig, "smoke": smoke}
+
+
+def preset(name: str) -> TrainConfig:
+    """A ready-made run: "stdlib" (minutes; the main one) or "smoke" (seconds)."""
+    return by_name("preset", name, PRESETS)()
+
+
+def _check(name: str, value: object, good: bool, limits: str) -> None:
+    if not good:
+        raise InputError(f"{name}: {value} must be {limits}")

@@ -1,0 +1,73 @@
+"""A whole training run from a configuration, and reading back what it made.
+
+    result = train(preset("smoke"));  print(result.final_line())
+    train(resume=newest_run())
+    model, tokenizer = load_trained(result.run)"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nn.errors import InputError
+from nn.models import MoETransformer
+from nn.train.callbacks import Callback
+from nn.train.checkpoint import Checkpoint, latest_valid, load_checkpoint
+from nn.train.config import TrainConfig
+from nn.train.corpus import prepare
+from nn.train.plot import draw_loss
+from nn.train.run_folder import RunFolder, load_config
+from nn.train.trainer import Trainer, TrainResult
+
+log = logging.getLogger("nn.train")
+
+
+def train(config: TrainConfig | None = None, *, resume: str | Path | None = None,
+          callbacks: Sequence[Callback] = ()) -> TrainResult:
+    """Start the run that `config` describes, or continue the one in the folder `resume`, as its config.yaml
+    says."""
+    with (RunFolder.open(resume) if resume else RunFolder.create(config or TrainConfig())) as run:
+        corpus = prepare(run.config, run.path)
+        resolved = run.config.with_vocab(corpus.tokenizer.vocab_size)
+        if resolved != run.config:
+            run.save_config(resolved)
+        trainer = Trainer(run, build_model(resolved), corpus, callbacks)
+        run.record_start(trainer.resume(), corpus.info["data_hash"])
+        result = trainer.fit()
+        _draw(run.path)
+        return result
+
+
+def build_model(config: TrainConfig) -> MoETransformer:
+    """The untrained model of a run."""
+    return MoETransformer(config.model, seed=config.seed, dtype=config.dtype)
+
+
+def load_trained(path: str | Path) -> tuple[MoETransformer, Any]:
+    """Model, in evaluation mode, and tokenizer: of a run folder (its newest checkpoint), or of one
+    checkpoint."""
+    from nn.data import load_tokenizer
+    path = Path(path)
+    is_checkpoint = (path / "state.json").exists()
+    run = path.parent.parent if is_checkpoint else path
+    config = load_config(run)
+    model = build_model(config)
+    model.load_state_dict((load_checkpoint(path) if is_checkpoint else _newest(run)).tensors["model"])
+    model.eval()
+    return model, load_tokenizer(run / "tokenizer.json")
+
+
+def _newest(run: Path) -> Checkpoint:
+    found = latest_valid(run / "checkpoints")
+    if found is None:
+        raise InputError(f"run: {run} has no checkpoint yet; train it, or resume it, first")
+    return found
+
+
+def _draw(run: Path) -> None:
+    """The picture is a by-product: without matplotlib, or before the first step, the run is complete
+    without."""
+    try:
+        draw_loss(run)
+    except InputError as error:
+        log.warning("%s", error)

@@ -1,0 +1,90 @@
+"""cuda-nn generate: where the model comes from, and what arrives at the terminal."""
+
+from pathlib import Path
+
+import pytest
+
+from nn.cli.terminal import stream
+from nn.train import load_trained
+
+
+def test_continues_the_prompt_with_the_same_text_for_the_same_seed(cuda_nn, trained: Path) -> None:
+    words = ["generate", "--run", trained, "--prompt", "verse", "--max-tokens", 20, "--temperature", 2]
+    status, out, err = cuda_nn(*words)
+    assert (status, err) == (0, "")
+    assert out.startswith("verse")
+    assert out.endswith("\n")
+    assert cuda_nn(*words)[1] == out
+    assert cuda_nn(*words, "--seed", 1)[1] != out
+
+
+def test_the_newest_run_is_the_default(
+    cuda_nn, trained: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    expected = cuda_nn("generate", "--run", trained, "--max-tokens", 5)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "only").symlink_to(trained)
+    monkeypatch.chdir(tmp_path)
+    assert cuda_nn("generate", "--max-tokens", 5) == expected
+
+
+def test_a_checkpoint_of_a_run(cuda_nn, trained: Path) -> None:
+    first, last = (trained / "checkpoints" / f"step_{step:06d}" for step in (3, 6))
+    words = ["--max-tokens", 8, "--temperature", 0.5, "--prompt", "verse"]
+    newest = cuda_nn("generate", "--run", trained, *words)
+    assert cuda_nn("generate", "--checkpoint", last, *words) == newest
+    assert cuda_nn("generate", "--ckpt", first, *words) != newest
+
+
+def test_a_hugging_face_folder(cuda_nn, trained: Path, tmp_path: Path) -> None:
+    model, tokenizer = load_trained(trained)
+    model.save_pretrained(tmp_path)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    words = ["--max-tokens", 8, "--prompt", "a"]
+    assert cuda_nn("generate", "--checkpoint", tmp_path, *words) == cuda_nn(
+        "generate", "--run", trained, *words
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--run", "/nowhere"], "checkpoint: /nowhere holds no model"),
+        (["--temperature", "-1", "--run", "RUN"], "temperature: -1"),
+        (["--prompt", "x" * 100, "--run", "RUN"], "max_seq_len"),
+        ([], "no run in runs"),
+    ],
+)
+def test_wrong_input(
+    cuda_nn, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, _, err = cuda_nn("generate", *[str(trained) if word == "RUN" else word for word in words])
+    assert status == 2
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_long_prompt_may_be_truncated(cuda_nn, trained: Path) -> None:
+    words = ["generate", "--run", trained, "--prompt", "x" * 100, "--truncate-prompt", "--max-tokens", 2]
+    assert cuda_nn(*words)[0] == 0
+
+
+def test_text_arrives_piece_by_piece(capsys: pytest.CaptureFixture[str]) -> None:
+    seen = []
+
+    def pieces():
+        for piece in ("a", "é", "\x1b[31m"):
+            yield piece
+            seen.append(capsys.readouterr().out)
+
+    stream(pieces())
+    assert seen == ["a", "é", "\x1b[31m"]
+
+
+def test_a_terminal_gets_no_control_characters(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    stream(["a\tb\n", "\x1b[2J\x07\r\x9b"])
+    assert capsys.readouterr().out == "a\tb\n\ufffd[2J\ufffd\ufffd\ufffd\n"

@@ -1,0 +1,167 @@
+"""Options from configuration classes: spellings, values, errors, help."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from nn.cli.parser import Parser
+from nn.errors import InputError
+
+ABOUT = """Do something.
+
+Examples:
+  cuda-nn try --lr 1
+"""
+
+
+@dataclass(frozen=True)
+class Part:
+    hidden_size: int = 64  # width
+    tied: bool = True  # one matrix
+
+
+@dataclass(frozen=True)
+class Options:
+    # Training
+    lr: float = 1e-3  # peak rate
+    batch_size: int = 8  # sequences
+    mode: Literal["a", "b"] = "a"  # how
+    fast: bool = False  # hurry
+    stop: tuple[str, ...] = ()  # ends
+    resume: bool | Path = False  # go on
+    prompt: str = "def "  # start
+    limit: int = 0  # most; 0 = none
+    part: Part = field(default_factory=Part)  # the part
+
+
+@dataclass(frozen=True)
+class Other:
+    seed: int = 0  # of chance
+
+
+def parser() -> Parser:
+    return Parser("try", ABOUT, Options, Other, aliases={"batch": "batch_size"})
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("", {}),
+        ("--lr 1e-2", {"lr": 0.01}),
+        ("--lr=1e-2 --lr 3", {"lr": 3.0}),
+        ("--batch-size 4", {"batch_size": 4}),
+        ("--batch_size 4", {"batch_size": 4}),
+        ("--batch=4", {"batch_size": 4}),
+        ("--part.hidden-size 4", {"part.hidden_size": 4}),
+        ("--part.hidden_size=4 --no-part.tied", {"part.hidden_size": 4, "part.tied": False}),
+        ("--fast", {"fast": True}),
+        ("--fast --no-fast", {"fast": False}),
+        ("--fast=false", {"fast": False}),
+        ("--fast --lr 1", {"fast": True, "lr": 1.0}),
+        ("--resume", {"resume": True}),
+        ("--resume runs/a", {"resume": Path("runs/a")}),
+        ("--stop a,b", {"stop": ("a", "b")}),
+        ("--prompt a=b", {"prompt": "a=b"}),
+        ("--prompt=--x", {"prompt": "--x"}),
+        ("--limit -1", {"limit": -1}),
+        ("--seed 3 --mode b", {"seed": 3, "mode": "b"}),
+    ],
+)
+def test_given(line: str, expected: dict) -> None:
+    found = parser().given(line.split())
+    assert found == expected
+    assert [type(v) for v in found.values()] == [type(found[k]) for k in found]
+
+
+def test_values_keep_their_spaces() -> None:
+    assert parser().given(["--prompt", "  a  b "]) == {"prompt": "  a  b "}
+
+
+def test_parse_builds_one_configuration_of_each_class() -> None:
+    options, other = parser().parse(["--part.hidden-size", "2", "--seed", "5"])
+    assert options == Options(part=Part(2))
+    assert other == Other(5)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--lr_max 3", "--lr-max: unknown option. Did you mean --lr?"),
+        ("--hidden-size=3", "--hidden-size: unknown option. Did you mean --part.hidden-size?"),
+        ("--part.hiden-size 3", "--part.hiden-size: unknown option. Did you mean --part.hidden-size?"),
+        ("--zzzzzzz", "--zzzzzzz: unknown option. cuda-nn try --help lists them"),
+        ("-x", "-x: unknown option. cuda-nn try --help lists them"),
+        ("word", "'word': unexpected; options begin with -- (cuda-nn try --help lists them)"),
+        ("--lr", "--lr: expected one argument"),
+        ("--lr fast", "--lr: expected a number (float), got 'fast'"),
+        ("--batch-size 1.5", "--batch-size: expected a whole number (int), got '1.5'"),
+        ("--mode c", "--mode: expected one of a, b, got 'c'"),
+        ("--fast maybe", "--fast: expected true or false (bool), got 'maybe'"),
+        ("--lr none", "--lr: expected a number (float), got 'none'"),
+        ("--no-lr", "--no-lr: unknown option. Did you mean --lr?"),
+        ("--batc 3", "--batc: unknown option. Did you mean --batch-size?"),
+    ],
+)
+def test_errors(line: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parser().parse(line.split())
+    assert str(caught.value) == message
+
+
+HELP = """usage: cuda-nn try [options]
+
+Do something.
+
+Training:
+  --lr X                      peak rate (default 0.001)
+  --batch-size N              sequences (default 8)
+  --mode a|b                  how (default a)
+  --fast                      hurry
+  --stop TEXT,...             ends
+  --resume [PATH]             go on
+  --prompt TEXT               start (default 'def ')
+  --limit N                   most; 0 = none (default 0)
+
+Options:
+  --seed N                    of chance (default 0)
+
+2 options of the part, such as --part.tied: cuda-nn try --help-all
+
+Examples:
+  cuda-nn try --lr 1
+"""
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parser().parse(["--lr", "1", "--help"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == HELP
+
+
+def test_help_of_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parser().parse(["--help-all"])
+    assert stop.value.code == 0
+    part = (
+        "The part:\n  --part.hidden-size N        width (default 64)\n"
+        "  --part.tied                 one matrix (on; --no-part.tied turns it off)\n"
+    )
+    assert part in capsys.readouterr().out
+
+
+def test_help_wraps_where_the_terminal_is_narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    lines = Parser("try", ABOUT, Long).format_help().splitlines()
+    assert lines[5:8] == [
+        "  --a-rather-long-name-of-an-option N",
+        " " * 30 + "one two three four five six",
+        " " * 30 + "seven eight (default 1)",
+    ]
+
+
+@dataclass(frozen=True)
+class Long:
+    a_rather_long_name_of_an_option: int = 1  # one two three four five six seven eight

@@ -1,0 +1,372 @@
+"""The arguments on which every kernel is tried, for each floating-point type.
+
+`cases(kernel, dtype)` yields Case objects; their arrays are NumPy's, already rounded to the type.  Arguments that the
+protocol keeps in float (statistics, router weights, optimizer state) are float32 where dtype is half precision."""
+
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from tests.conformance import naive
+
+DTYPES = {"float64": np.dtype(np.float64), "float32": np.dtype(np.float32),
+          "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
+HALF = ("bfloat16", "float16")
+
+Arguments = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    kernel: str
+    name: str
+    dtype: str
+    arguments: Arguments
+    options: dict[str, Any] = field(default_factory=dict)
+    layout: str = "contiguous"         # how the arrays lie in memory
+
+    @property
+    def id(self) -> str:
+        return f"{self.kernel}-{self.name}-{self.dtype}" + f"-{self.layout}" * (self.layout != "contiguous")
+
+
+class Draw:
+    """Random arguments of one case, in the case's type; the same at every run."""
+
+    def __init__(self, kernel: str, name: str, dtype: str) -> None:
+        self.random = np.random.default_rng(zlib.crc32(f"{kernel}/{name}".encode()))
+        self.dtype = DTYPES[dtype]
+        self.float = np.dtype(np.float32) if dtype in HALF else self.dtype
+
+    def __call__(self, *shape: int, scale: float = 1.0) -> np.ndarray:
+        return np.asarray(self.random.standard_normal(shape) * scale, np.float64).astype(self.dtype)
+
+    def wide(self, *shape: int, low: float = -2.0, high: float = 2.0) -> np.ndarray:
+        return self.random.uniform(low, high, shape).astype(self.float)
+
+    def integers(self, high: int, *shape: int) -> np.ndarray:
+        return self.random.integers(0, max(1, high), shape)
+
+    def like(self, exact: np.ndarray) -> np.ndarray:
+        """A float64 result as a kernel of this type would store it"""
+        return exact.astype(self.dtype)
+
+    def statistic(self, exact: np.ndarray) -> np.ndarray:
+        return exact.astype(self.float)
+
+
+def exact(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float64)
+
+
+Builder = Callable[[Draw], tuple[Arguments, dict[str, Any]]]
+Table = Iterator[tuple[str, Builder]]
+_TABLES: dict[str, Callable[[], Table]] = {}
+
+
+def table(*kernels: str) -> Callable[[Callable[..., Table]], Callable[..., Table]]:
+    """Mark a generator of (name, builder) as the cases of these kernels."""
+
+    def mark(function: Callable[..., Table]) -> Callable[..., Table]:
+        for kernel in kernels:
+            _TABLES[kernel] = lambda kernel=kernel: function(kernel)
+        return function
+
+    return mark
+
+
+def cases(kernel: str, dtype: str) -> Iterator[Case]:
+    for name, build in _TABLES[kernel]():
+        arguments, options = build(Draw(kernel, name, dtype))
+        yield Case(kernel, name, dtype, arguments, options)
+
+
+def kernels_with_cases() -> set[str]:
+    return set(_TABLES)
+
+
+def label(*sizes: int) -> str:
+    return "x".join(map(str, sizes)) or "scalar"
+
+
+SHAPES = ((), (0,), (1,), (5,), (3, 0, 2), (3, 4), (2, 1, 7), (33, 65))
+EXTREMES = (0.0, -0.0, 1e-4, -1e-4, 3.0, -3.0, 6.0, -6.0, 20.0, -20.0, 100.0, -100.0, 3e4, -3e4)
+
+
+@table("silu", "silu_backward", "gelu", "gelu_backward", "gelu_tanh", "gelu_tanh_backward", "swiglu", "swiglu_backward")
+def activation(kernel: str) -> Table:
+    count = {"silu": 1, "gelu": 1, "gelu_tanh": 1, "swiglu_backward": 3}.get(kernel, 2)
+    for shape in SHAPES:
+        yield label(*shape), lambda draw, s=shape: (tuple(draw(*s, scale=2.0) for _ in range(count)), {})
+    # dy and up are ones, so that nothing overflows that the function itself does not
+    place = {1: 0, 2: 0 if kernel == "swiglu" else 1, 3: 1}[count]
+    yield "extremes", lambda draw: (tuple(draw.like(np.array(EXTREMES if i == place else np.ones(len(EXTREMES))))
+                                          for i in range(count)), {})
+
+
+ROWS = ((0,), (1,), (7,), (2, 0), (0, 5), (3, 1), (2, 3, 5), (4, 130))
+
+
+@table("softmax", "log_softmax")
+def normalised(kernel: str) -> Table:
+    for shape in ROWS:
+        yield label(*shape), lambda draw, s=shape: ((draw(*s, scale=3.0),), {})
+    yield "masked", lambda draw: ((draw.like(np.array([[-np.inf, 1.0, 2.0], [0.5, -np.inf, -np.inf]])),), {})
+    yield "all-masked", lambda draw: ((draw.like(np.array([[-np.inf, -np.inf], [1.0, 3.0]])),), {})
+    yield "large", lambda draw: ((draw.like(np.array([[1e4, 1.0001e4, -1e4], [-3e4, -3e4, -3e4]])),), {})
+
+
+@table("softmax_backward", "log_softmax_backward")
+def normalised_backward(kernel: str) -> Table:
+    forward = getattr(naive, kernel.removesuffix("_backward"))
+    for shape in ROWS:
+        yield label(*shape), lambda draw, s=shape: ((draw(*s), draw.like(forward(exact(draw(*s, scale=3.0))))), {})
+    if kernel == "softmax_backward":
+        masked = np.array([[0.25, 0.0, 0.75], [0.0, 0.0, 0.0]])
+        yield "all-masked", lambda draw: ((draw(2, 3), draw.like(masked)), {})
+
+
+NORMS = ((0, 4), (1, 1), (2, 1), (3, 5), (7, 33), (65, 130))
+
+
+@table("rms_norm", "layer_norm")
+def norm(kernel: str) -> Table:
+    extra = 1 if kernel == "rms_norm" else 2
+    for rows, width in NORMS:
+        yield label(rows, width), lambda draw, r=rows, d=width: ((draw(r, d), *(draw(d) for _ in range(extra)), 1e-6), {})
+    yield "zero-row", lambda draw: ((draw.like(np.array([[0.0] * 4, [1.0, 2.0, -1.0, 0.5]])),
+                                     *(draw(4) for _ in range(extra)), 1e-5), {})
+    yield "large", lambda draw: ((draw(3, 8, scale=3000.0), *(draw(8) for _ in range(extra)), 1e-6), {})
+    if kernel == "layer_norm":
+        yield "offset", lambda draw: ((draw.like(100.0 + exact(draw(4, 16))), draw(16), draw(16), 1e-5), {})
+
+
+@table("rms_norm_backward", "layer_norm_backward")
+def norm_backward(kernel: str) -> Table:
+    def build(draw: Draw, rows: int, width: int) -> tuple[Arguments, dict[str, Any]]:
+        x, weight = draw(rows, width), draw(width)
+        if kernel == "rms_norm_backward":
+            statistics = naive.rms_norm(exact(x), exact(weight), 1e-6)[1:]
+        else:
+            statistics = naive.layer_norm(exact(x), exact(weight), np.zeros(width), 1e-5)[1:]
+        return (draw(rows, width), x, weight, *map(draw.statistic, statistics)), {}
+
+    for rows, width in NORMS:
+        yield label(rows, width), lambda draw, r=rows, d=width: build(draw, r, d)
+
+
+@table("rope")
+def rotary(kernel: str) -> Table:
+    shapes = {"2x3x5x8": (2, 3, 5, 8, 4), "partial": (2, 3, 5, 8, 2), "one-position": (1, 4, 1, 6, 3),
+              "empty": (2, 1, 0, 4, 2), "no-batch": (0, 2, 3, 4, 2), "smallest": (1, 1, 1, 2, 1), "long": (1, 2, 130, 10, 5)}
+
+    def build(draw: Draw, sizes: tuple[int, ...], per_row: bool, options: dict[str, Any]) -> Any:
+        batch, heads, length, width, half = sizes
+        angles = draw.random.uniform(-7.0, 7.0, (batch, 1, length, half) if per_row else (length, half))
+        return (draw(batch, heads, length, width), draw.statistic(np.cos(angles)), draw.statistic(np.sin(angles))), options
+
+    for name, sizes in shapes.items():
+        for interleaved in (False, True):
+            for inverse in (False, True):
+                options = {"interleaved": interleaved, "inverse": inverse}
+                suffix = ("-interleaved" if interleaved else "") + ("-inverse" if inverse else "")
+                yield name + suffix, lambda draw, s=sizes, o=options: build(draw, s, False, o)
+    yield "per-row-positions", lambda draw: build(draw, shapes["2x3x5x8"], True, {"interleaved": False, "inverse": False})
+
+
+@dataclass(frozen=True)
+class Heads:
+    """One attention case: sizes and masking."""
+
+    batch: int = 2
+    heads: int = 4
+    groups: int = 2
+    queries: int = 5
+    keys: int = 5
+    width: int = 8
+    value_width: int = 6
+    causal: bool = True
+    window: int = 0
+    mask: tuple[int, ...] = ()        # shape of a random keep-mask
+    hide: bool = False                # query 0 of batch 0 sees nothing
+
+
+ATTENTION = {
+    "plain": Heads(), "multi-head": Heads(groups=4), "multi-query": Heads(groups=1), "one-token": Heads(queries=1, keys=1),
+    "decode": Heads(queries=1, keys=17), "continued": Heads(queries=5, keys=8), "17": Heads(queries=17, keys=17),
+    "17+3": Heads(queries=17, keys=20, groups=1), "more-queries-than-keys": Heads(queries=6, keys=3),
+    "no-query": Heads(queries=0, keys=4), "no-key": Heads(queries=3, keys=0), "no-batch": Heads(batch=0),
+    "bidirectional": Heads(causal=False, queries=4, keys=7), "window-1": Heads(window=1, queries=7, keys=7),
+    "window-3": Heads(window=3, queries=9, keys=9), "window-3-continued": Heads(window=3, queries=4, keys=11),
+    "window-100": Heads(window=100, queries=9, keys=9), "two-sided-window": Heads(causal=False, window=3, queries=9, keys=9),
+    "padding": Heads(queries=6, keys=6, mask=(2, 1, 1, 6)), "own-masks": Heads(queries=6, keys=6, mask=(2, 4, 6, 6)),
+    "shared-mask": Heads(queries=6, keys=9, mask=(1, 1, 6, 9)), "masked-row": Heads(mask=(2, 1, 5, 5), hide=True),
+    "masked-window": Heads(window=3, queries=8, keys=8, mask=(2, 1, 1, 8)),
+    "masked-bidirectional": Heads(causal=False, queries=3, keys=7, mask=(2, 1, 3, 7), hide=True),
+    "smallest": Heads(batch=1, heads=1, groups=1, queries=1, keys=1, width=1, value_width=1),
+    "128": Heads(batch=1, heads=2, groups=1, queries=128, keys=128, width=16, value_width=16),
+    "129": Heads(batch=1, heads=2, groups=1, queries=129, keys=129, width=4, value_width=3),
+    "131+2": Heads(batch=1, heads=2, groups=2, queries=131, keys=133, width=4, value_width=3),
+    "long-window": Heads(batch=1, heads=1, groups=1, queries=130, keys=150, width=4, value_width=3, window=20),
+    "long-masked": Heads(batch=1, heads=1, groups=1, queries=130, keys=130, width=4, value_width=3, mask=(1, 1, 130, 130)),
+}
+
+
+def _attention_inputs(draw: Draw, h: Heads) -> tuple[list[np.ndarray], dict[str, Any]]:
+    q = draw(h.batch, h.heads, h.queries, h.width)
+    k, v = draw(h.batch, h.groups, h.keys, h.width), draw(h.batch, h.groups, h.keys, h.value_width)
+    mask = draw.random.random(h.mask) < 0.7 if h.mask else None
+    if h.hide:
+        assert mask is not None
+        mask[0, :, 0] = False
+    return [q, k, v], {"scale": h.width**-0.5, "causal": h.causal, "window": h.window, "mask": mask}
+
+
+@table("attention", "attention_backward")
+def attention(kernel: str) -> Table:
+    def build(draw: Draw, h: Heads) -> Any:
+        inputs, options = _attention_inputs(draw, h)
+        if kernel == "attention":
+            return tuple(inputs), options
+        o, lse = naive.attention(*map(exact, inputs), **options)
+        return (draw(*o.shape), *inputs, draw.like(o), draw.statistic(lse)), options
+
+    for name, h in ATTENTION.items():
+        yield name, lambda draw, h=h: build(draw, h)
+
+
+LOSS_OPTIONS = {"": {}, "smoothing": {"label_smoothing": 0.1}, "z-loss": {"z_loss": 0.01}, "softcap": {"softcap": 5.0},
+                "all": {"label_smoothing": 0.1, "z_loss": 0.01, "softcap": 5.0}}
+LOSS_SHAPES = ((0, 3), (1, 1), (3, 1), (7, 11), (5, 130))
+
+
+def _targets(draw: Draw, rows: int, vocabulary: int, ignored: int, ignore_index: int = -100) -> np.ndarray:
+    targets = draw.integers(vocabulary, rows)
+    targets[:ignored] = ignore_index
+    return targets
+
+
+@table("cross_entropy", "cross_entropy_backward")
+def cross_entropy(kernel: str) -> Table:
+    def build(draw: Draw, rows: int, vocabulary: int, ignored: int, options: dict[str, Any], scale: float = 2.0) -> Any:
+        logits = draw(rows, vocabulary, scale=scale)
+        targets = _targets(draw, rows, vocabulary, ignored, options.get("ignore_index", -100))
+        if kernel == "cross_entropy":
+            return (logits, targets), options
+        lse = draw.statistic(naive.cross_entropy(exact(logits), targets, **options)[1])
+        return (draw.wide(rows), logits, targets, lse), options
+
+    for rows, vocabulary in LOSS_SHAPES:
+        yield label(rows, vocabulary), lambda draw, r=rows, v=vocabulary: build(draw, r, v, 0, {})
+    for name, options in LOSS_OPTIONS.items():
+        yield f"ignored-{name}", lambda draw, o=options: build(draw, 7, 11, 2, o)
+    yield "all-ignored", lambda draw: build(draw, 3, 4, 3, {})
+    yield "other-ignore-index", lambda draw: build(draw, 5, 6, 2, {"ignore_index": -1})
+    yield "large", lambda draw: build(draw, 4, 9, 0, {}, scale=1000.0)
+
+
+@table("linear_cross_entropy")
+def linear_cross_entropy(kernel: str) -> Table:
+    def build(draw: Draw, rows: int, width: int, vocabulary: int, ignored: int, options: dict[str, Any]) -> Any:
+        targets = _targets(draw, rows, vocabulary, ignored)
+        return (draw(rows, width), draw(vocabulary, width, scale=0.5), targets), options
+
+    for rows, width, vocabulary in ((0, 3, 4), (1, 1, 1), (7, 5, 11), (33, 8, 65)):
+        yield label(rows, width, vocabulary), lambda draw, s=(rows, width, vocabulary): build(draw, *s, 0, {"gradient": True})
+    for name, options in LOSS_OPTIONS.items():
+        yield f"ignored-{name}", lambda draw, o=options: build(draw, 7, 5, 11, 2, {"gradient": True} | o)
+    yield "all-ignored", lambda draw: build(draw, 3, 2, 4, 3, {"gradient": True})
+    yield "loss-only", lambda draw: build(draw, 7, 5, 11, 1, {"gradient": False})
+
+
+ROUTING = ((0, 4, 2), (1, 1, 1), (5, 4, 1), (13, 5, 2), (9, 16, 4), (6, 3, 3))
+
+
+@table("router_topk")
+def router(kernel: str) -> Table:
+    for tokens, experts, k in ROUTING:
+        for renormalize in (True, False):
+            name = label(tokens, experts, k) + ("" if renormalize else "-raw")
+            yield name, lambda draw, s=(tokens, experts), k=k, r=renormalize: ((draw(*s), k), {"renormalize": r})
+    ties = np.array([[1.0, 2.0, 2.0, 0.0], [0.0, 0.0, 0.0, 0.0], [3.0, 1.0, 3.0, 3.0], [-1.0, -1.0, -2.0, -1.0]])
+    yield "ties", lambda draw: ((draw.like(ties), 2), {"renormalize": True})
+    yield "large", lambda draw: ((draw(4, 6, scale=300.0), 2), {"renormalize": True})
+
+
+@table("router_topk_backward")
+def router_backward(kernel: str) -> Table:
+    def build(draw: Draw, tokens: int, experts: int, k: int, renormalize: bool) -> Any:
+        forward = naive.router_topk(exact(draw(tokens, experts)), k, renormalize=renormalize)
+        weights, chosen, probs = draw.statistic(forward[0]), forward[1], draw.statistic(forward[2])
+        return (draw.wide(tokens, k), weights, chosen, probs), {"renormalize": renormalize}
+
+    for sizes in ROUTING:
+        for renormalize in (True, False):
+            name = label(*sizes) + ("" if renormalize else "-raw")
+            yield name, lambda draw, s=sizes, r=renormalize: build(draw, *s, r)
+
+
+@table("expert_order")
+def order(kernel: str) -> Table:
+    for tokens, experts, k in ROUTING:
+        yield label(tokens, experts, k), lambda draw, s=(tokens, experts, k): ((draw.integers(s[1], s[0], s[2]), s[1]), {})
+    yield "one-expert-takes-all", lambda draw: ((np.full((6, 2), 3), 5), {})
+    yield "dropped-pairs", lambda draw: ((draw.integers(4, 9, 2), 3), {})        # expert 3 of 3: dropped
+    yield "all-dropped", lambda draw: ((np.full((3, 2), 4), 4), {})
+
+
+GROUPS = {"even": (4, 4, 4), "uneven": (1, 0, 7, 3), "one": (5,), "empty": (0, 0), "all-to-one": (0, 9, 0),
+          "beyond-a-tile": (33, 70, 2)}
+
+
+@table("grouped_linear", "grouped_linear_backward")
+def grouped(kernel: str) -> Table:
+    def build(draw: Draw, counts: tuple[int, ...], inputs: int, outputs: int, dropped: int, options: dict[str, Any]) -> Any:
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        rows = int(offsets[-1]) + dropped
+        x, weight = draw(rows, inputs), draw(len(counts), outputs, inputs)
+        return ((x, weight, offsets), options) if kernel == "grouped_linear" else ((draw(rows, outputs), x, weight, offsets), {})
+
+    for name, counts in GROUPS.items():
+        yield name, lambda draw, c=counts: build(draw, c, 6, 4, 0, {})
+    yield "dropped-rows", lambda draw: build(draw, (2, 0, 5), 6, 4, 3, {})
+    yield "odd-widths", lambda draw: build(draw, (3, 2), 33, 17, 0, {})
+    yield "width-1", lambda draw: build(draw, (3, 2), 1, 1, 0, {})
+    if kernel == "grouped_linear":
+        yield "small-groups-as-they-are", lambda draw: build(draw, (1, 0, 7, 3), 6, 4, 1, {"batch_invariant": False})
+
+
+@table("scatter_add")
+def scatter_add(kernel: str) -> Table:
+    for count, width, rows in ((0, 3, 4), (1, 1, 1), (5, 3, 2), (40, 7, 9), (6, 1030, 3)):
+        yield label(count, width, rows), lambda draw, s=(count, width, rows): (
+            (draw(s[0], s[1]), draw.integers(s[2], s[0]), s[2]), {})
+    yield "all-to-one-row", lambda draw: ((draw(300, 2), np.full(300, 1), 3), {})
+
+
+@table("adamw")
+def adamw(kernel: str) -> Table:
+    def build(draw: Draw, shape: tuple[int, ...], **changes: float) -> Any:
+        options = {"lr": 0.01, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "step": 3, "grad_scale": 1.0}
+        state = draw.wide(*shape), draw(*shape), draw.wide(*shape), draw.wide(*shape, low=0.0)
+        return state, options | changes
+
+    for shape in ((), (0,), (1,), (5,), (4, 6), (33, 65)):
+        yield label(*shape), lambda draw, s=shape: build(draw, s)
+    yield "first-step", lambda draw: build(draw, (4, 6), step=1)
+    yield "late", lambda draw: build(draw, (4, 6), step=100000)
+    yield "no-decay", lambda draw: build(draw, (5,), weight_decay=0.0)
+    yield "scaled", lambda draw: build(draw, (5,), grad_scale=0.125)
+
+
+@table("sum_of_squares")
+def sum_of_squares(kernel: str) -> Table:
+    for shape in SHAPES:
+        yield label(*shape), lambda draw, s=shape: ((draw(*s),), {})
+    yield "many", lambda draw: ((draw(300, 257),), {})
+    yield "squares-beyond-the-type", lambda draw: (
+        (draw.like(np.array([3e4, 1.0, -2e4]) * (1e20 if draw.dtype != np.float16 else 1.0)),), {})

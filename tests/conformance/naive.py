@@ -1,0 +1,328 @@
+"""What every kernel of nn.backends.protocol computes, written once more as a reader of the formula would write it.
+
+Nothing here imports nn.  In float64 these functions are the exact answer; called on arrays of another type, they are the
+plain implementation in that type whose error FlashAttention's rule doubles: every intermediate result is rounded to the
+type, only sums are formed wider (float32 for half precision)."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray
+
+
+def accumulator(dtype: Any) -> Any:
+    return np.float64 if dtype == np.float64 else np.float32
+
+
+def total(x: Array, axis: int = -1, keepdims: bool = True) -> Array:
+    return np.sum(x.astype(accumulator(x.dtype)), axis=axis, keepdims=keepdims).astype(x.dtype)
+
+
+def product(a: Array, b: Array) -> Array:
+    wide = accumulator(a.dtype)
+    return np.matmul(a.astype(wide), b.astype(wide)).astype(a.dtype)
+
+
+def erf(x: Array) -> Array:
+    return np.array([math.erf(float(value)) for value in x.flat]).reshape(x.shape).astype(x.dtype)
+
+
+def logistic(x: Array) -> Array:
+    one = x.dtype.type(1)
+    with np.errstate(over="ignore"):
+        return one / (one + np.exp(-x))
+
+
+# activations
+
+def silu(x: Array) -> Array:
+    return x * logistic(x)
+
+
+def silu_backward(dy: Array, x: Array) -> Array:
+    s = logistic(x)
+    return dy * (s + x * s * (x.dtype.type(1) - s))
+
+
+def gelu(x: Array) -> Array:
+    c = x.dtype.type
+    return c(0.5) * x * (c(1) + erf(x * c(math.sqrt(0.5))))
+
+
+def gelu_backward(dy: Array, x: Array) -> Array:
+    c = x.dtype.type
+    density = np.exp(-c(0.5) * x * x) * c(1 / math.sqrt(2 * math.pi))
+    return dy * (c(0.5) * (c(1) + erf(x * c(math.sqrt(0.5)))) + x * density)
+
+
+def gelu_tanh(x: Array) -> Array:
+    c = x.dtype.type
+    return c(0.5) * x * (c(1) + np.tanh(c(math.sqrt(2 / math.pi)) * (x + c(0.044715) * x * x * x)))
+
+
+def gelu_tanh_backward(dy: Array, x: Array) -> Array:
+    c, kappa = x.dtype.type, x.dtype.type(math.sqrt(2 / math.pi))
+    t = np.tanh(kappa * (x + c(0.044715) * x * x * x))
+    inner = kappa * (c(1) + c(3 * 0.044715) * x * x)
+    return dy * (c(0.5) * (c(1) + t) + c(0.5) * x * (c(1) - t * t) * inner)
+
+
+def swiglu(gate: Array, up: Array) -> Array:
+    return silu(gate) * up
+
+
+def swiglu_backward(dy: Array, gate: Array, up: Array) -> tuple[Array, Array]:
+    return silu_backward(dy * up, gate), dy * silu(gate)
+
+
+# softmax
+
+def _shifted(x: Array) -> Array:
+    largest = np.max(x, axis=-1, keepdims=True, initial=-np.inf).astype(x.dtype)
+    return x - np.where(np.isneginf(largest), np.zeros_like(largest), largest)
+
+
+def softmax(x: Array) -> Array:
+    e = np.exp(_shifted(x))
+    s = total(e)
+    return e / np.where(s == 0, np.ones_like(s), s)
+
+
+def softmax_backward(dy: Array, y: Array) -> Array:
+    return y * (dy - total(y * dy))
+
+
+def log_softmax(x: Array) -> Array:
+    z = _shifted(x)
+    s = total(np.exp(z))
+    return z - np.log(np.where(s == 0, np.ones_like(s), s))
+
+
+def log_softmax_backward(dy: Array, y: Array) -> Array:
+    return dy - np.exp(y) * total(dy)
+
+
+# norms
+
+def _mean(x: Array) -> Array:
+    return total(x) / x.dtype.type(max(1, x.shape[-1]))
+
+
+def rms_norm(x: Array, weight: Array, eps: float) -> tuple[Array, Array]:
+    rstd = x.dtype.type(1) / np.sqrt(_mean(x * x) + x.dtype.type(eps))
+    return x * rstd * weight, rstd
+
+
+def rms_norm_backward(dy: Array, x: Array, weight: Array, rstd: Array) -> tuple[Array, Array]:
+    rstd = rstd.astype(x.dtype)
+    a, x_hat = dy * weight, x * rstd
+    return rstd * (a - x_hat * _mean(a * x_hat)), total(dy * x_hat, axis=0, keepdims=False)
+
+
+def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> tuple[Array, Array, Array]:
+    mean = _mean(x)
+    centred = x - mean
+    rstd = x.dtype.type(1) / np.sqrt(_mean(centred * centred) + x.dtype.type(eps))
+    return centred * rstd * weight + bias, mean, rstd
+
+
+def layer_norm_backward(dy: Array, x: Array, weight: Array, mean: Array, rstd: Array) -> tuple[Array, Array, Array]:
+    rstd = rstd.astype(x.dtype)
+    a, x_hat = dy * weight, (x - mean.astype(x.dtype)) * rstd
+    dx = rstd * (a - _mean(a) - x_hat * _mean(a * x_hat))
+    return dx, total(dy * x_hat, axis=0, keepdims=False), total(dy, axis=0, keepdims=False)
+
+
+# attention
+
+def rope(x: Array, cos: Array, sin: Array, *, interleaved: bool = False, inverse: bool = False) -> Array:
+    y, half = x.copy(), cos.shape[-1]
+    cos = np.broadcast_to(cos, (*x.shape[:3], half)).astype(x.dtype)
+    sin = np.broadcast_to(-sin if inverse else sin, (*x.shape[:3], half)).astype(x.dtype)
+    for i in range(half):
+        a, b = (2 * i, 2 * i + 1) if interleaved else (i, i + half)
+        y[..., a] = x[..., a] * cos[..., i] - x[..., b] * sin[..., i]
+        y[..., b] = x[..., a] * sin[..., i] + x[..., b] * cos[..., i]
+    return y
+
+
+def visible(q: Array, k: Array, causal: bool, window: int, mask: Array | None) -> Array:
+    """[B,H,T,S], key by key"""
+    batch, heads, length, keys = *q.shape[:3], k.shape[2]
+    see = np.ones((batch, heads, length, keys), bool)
+    for i in range(length):
+        position = keys - length + i
+        for j in range(keys):
+            after = causal and j > position
+            outside = window > 0 and (position - j >= window or (not causal and j - position >= window))
+            see[:, :, i, j] = not (after or outside)
+    return see if mask is None else see & np.broadcast_to(mask, see.shape)
+
+
+def _probabilities(q: Array, k: Array, see: Array, scale: float) -> tuple[Array, Array]:
+    """(P[T,S], lse[T]) of one head"""
+    s = np.where(see, product(q, k.T) * q.dtype.type(scale), q.dtype.type(-np.inf))
+    largest = np.max(s, axis=-1, keepdims=True, initial=-np.inf).astype(s.dtype)
+    largest = np.where(np.isneginf(largest), np.zeros_like(largest), largest)
+    e = np.exp(s - largest)
+    denominator = total(e)
+    empty = denominator == 0
+    safe = np.where(empty, np.ones_like(denominator), denominator)
+    lse = np.where(empty, q.dtype.type(-np.inf), largest + np.log(safe))
+    return e / safe, lse[:, 0]
+
+
+def attention(q: Array, k: Array, v: Array, *, scale: float, causal: bool = True, window: int = 0,
+              mask: Array | None = None) -> tuple[Array, Array]:
+    see, repeat = visible(q, k, causal, window, mask), q.shape[1] // k.shape[1]
+    o, lse = np.zeros((*q.shape[:3], v.shape[-1]), q.dtype), np.zeros(q.shape[:3], q.dtype)
+    for b in range(q.shape[0]):
+        for h in range(q.shape[1]):
+            p, lse[b, h] = _probabilities(q[b, h], k[b, h // repeat], see[b, h], scale)
+            o[b, h] = product(p, v[b, h // repeat])
+    return o, lse
+
+
+def attention_backward(do: Array, q: Array, k: Array, v: Array, o: Array, lse: Array, *, scale: float,
+                       causal: bool = True, window: int = 0, mask: Array | None = None) -> tuple[Array, Array, Array]:
+    see, repeat = visible(q, k, causal, window, mask), q.shape[1] // k.shape[1]
+    wide = accumulator(q.dtype)
+    dq, dk, dv = np.zeros_like(q), np.zeros(k.shape, wide), np.zeros(v.shape, wide)
+    for b in range(q.shape[0]):
+        for h in range(q.shape[1]):
+            g = h // repeat
+            p, _ = _probabilities(q[b, h], k[b, g], see[b, h], scale)
+            dp = product(do[b, h], v[b, g].T)
+            ds = p * (dp - total(p * dp)) * q.dtype.type(scale)
+            dq[b, h] = product(ds, k[b, g])
+            dk[b, g] += product(ds.T, q[b, h])
+            dv[b, g] += product(p.T, do[b, h])
+    return dq, dk.astype(k.dtype), dv.astype(v.dtype)
+
+
+# losses
+
+def _row_loss(z: Array, target: int, smoothing: float, z_loss: float, cap: float) -> tuple[Any, Any, Array]:
+    """(loss, lse, dlogits) of one row"""
+    c = z.dtype.type
+    capped = c(cap) * np.tanh(z / c(cap)) if cap else z
+    largest = np.max(capped)
+    e = np.exp(capped - largest)
+    lse = largest + np.log(total(e)[0])
+    loss = lse - c(1 - smoothing) * capped[target] - c(smoothing / len(z)) * total(capped)[0] + c(z_loss) * lse * lse
+    grad = e / total(e) * (c(1) + c(2 * z_loss) * lse) - c(smoothing / len(z))
+    grad[target] -= c(1 - smoothing)
+    return loss, lse, grad * (c(1) - (capped / c(cap)) ** 2).astype(z.dtype) if cap else grad
+
+
+def cross_entropy(logits: Array, targets: Array, *, ignore_index: int = -100, label_smoothing: float = 0.0,
+                  z_loss: float = 0.0, softcap: float = 0.0) -> tuple[Array, Array]:
+    loss, lse = np.zeros(len(targets), logits.dtype), np.zeros(len(targets), logits.dtype)
+    for r, target in enumerate(targets):
+        counts = target != ignore_index
+        row_loss, lse[r], _ = _row_loss(logits[r], target if counts else 0, label_smoothing, z_loss, softcap)
+        loss[r] = row_loss if counts else 0
+    return loss, lse
+
+
+def cross_entropy_backward(dloss: Array, logits: Array, targets: Array, lse: Array, *, ignore_index: int = -100,
+                           label_smoothing: float = 0.0, z_loss: float = 0.0, softcap: float = 0.0) -> Array:
+    dlogits = np.zeros_like(logits)
+    for r, target in enumerate(targets):
+        if target != ignore_index:
+            dlogits[r] = _row_loss(logits[r], target, label_smoothing, z_loss, softcap)[2] * dloss[r].astype(logits.dtype)
+    return dlogits
+
+
+def linear_cross_entropy(x: Array, weight: Array, targets: Array, *, gradient: bool = True, **options: Any) -> Any:
+    logits = product(x, weight.T)
+    loss, lse = cross_entropy(logits, targets, **options)
+    if not gradient:
+        return loss, None, None
+    dlogits = cross_entropy_backward(np.ones_like(loss), logits, targets, lse, **options)
+    return loss, product(dlogits, weight), product(dlogits.T, x)
+
+
+# mixture of experts
+
+def router_topk(logits: Array, k: int, *, renormalize: bool = True) -> tuple[Array, Array, Array]:
+    probs = softmax(logits)
+    experts = np.array([sorted(range(len(row)), key=lambda e: (-float(row[e]), e))[:k] for row in logits], np.int64)
+    experts = experts.reshape(len(logits), k)
+    weights = np.array([row[chosen] for row, chosen in zip(probs, experts, strict=True)], logits.dtype)
+    weights = weights.reshape(experts.shape)
+    return weights / total(weights) if renormalize else weights, experts, probs
+
+
+def router_topk_backward(dweights: Array, weights: Array, experts: Array, probs: Array, *,
+                         renormalize: bool = True) -> Array:
+    """Through ∂w_a/∂z_b, written out: w_a (1[a=b] − w_b) over the chosen, or p_a (1[a=b] − p_b) over all."""
+    dlogits = np.zeros_like(probs)
+    for n, chosen in enumerate(experts):
+        for a, e in enumerate(chosen):
+            for j in range(probs.shape[1]):
+                share = weights[n, a] if renormalize else probs[n, e]
+                if renormalize:
+                    other = sum((weights[n, b] for b, f in enumerate(chosen) if f == j), probs.dtype.type(0))
+                else:
+                    other = probs[n, j]
+                dlogits[n, j] += dweights[n, a] * share * (probs.dtype.type(e == j) - other)
+    return dlogits
+
+
+def expert_order(experts: Array, num_experts: int) -> tuple[Array, Array]:
+    flat = [int(e) for row in experts for e in row]
+    order = sorted(range(len(flat)), key=lambda pair: (flat[pair], pair))
+    offsets = [sum(f < e for f in flat) for e in range(num_experts + 1)]
+    return np.array(order, np.int64), np.array(offsets, np.int64)
+
+
+def _expert_of_row(offsets: Array, rows: int) -> list[int | None]:
+    """None beyond the last range"""
+    owner: list[int | None] = [None] * rows
+    for e in range(len(offsets) - 1):
+        owner[offsets[e] : offsets[e + 1]] = [e] * int(offsets[e + 1] - offsets[e])
+    return owner
+
+
+def grouped_linear(x: Array, weight: Array, offsets: Array, *, batch_invariant: bool = True) -> Array:
+    y = np.zeros((len(x), weight.shape[1]), x.dtype)
+    for r, e in enumerate(_expert_of_row(offsets, len(x))):
+        if e is not None:
+            y[r] = product(weight[e], x[r])
+    return y
+
+
+def grouped_linear_backward(dy: Array, x: Array, weight: Array, offsets: Array) -> tuple[Array, Array]:
+    dx, dweight = np.zeros_like(x), np.zeros(weight.shape, accumulator(x.dtype))
+    for r, e in enumerate(_expert_of_row(offsets, len(x))):
+        if e is not None:
+            dx[r] = product(weight[e].T, dy[r])
+            dweight[e] += np.outer(dy[r], x[r])
+    return dx, dweight
+
+
+# optimizer
+
+def scatter_add(source: Array, index: Array, rows: int) -> Array:
+    out = np.zeros((rows, *source.shape[1:]), accumulator(source.dtype))
+    for n, row in enumerate(index):
+        out[row] += source[n]
+    return out
+
+
+def adamw(param: Array, grad: Array, m: Array, v: Array, *, lr: float, beta1: float, beta2: float, eps: float,
+          weight_decay: float, step: int, grad_scale: float = 1.0) -> tuple[Array, Array, Array]:
+    """The new (param, m, v)"""
+    c = param.dtype.type
+    g = grad.astype(param.dtype) * c(grad_scale)
+    m = c(beta1) * m + c(1 - beta1) * g
+    v = c(beta2) * v + c(1 - beta2) * g * g
+    m_hat, v_hat = m / c(1 - beta1**step), v / c(1 - beta2**step)
+    return param * c(1 - lr * weight_decay) - c(lr) * m_hat / (np.sqrt(v_hat) + c(eps)), m, v
+
+
+def sum_of_squares(x: Array) -> float:
+    return math.fsum(float(value) ** 2 for value in x.flat)

@@ -1,0 +1,53 @@
+"""Options and marks of the test suite.
+
+`oracle` tests compare with PyTorch and Transformers.  Where those are not installed they are skipped; with
+--require-oracle nothing may be skipped: a comparison that did not run is a failure."""
+
+from collections.abc import Generator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ORACLES = ("torch", "transformers")
+ORACLE_TESTS = Path(__file__).parent / "oracle"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--require-oracle", action="store_true", help="fail without PyTorch and Transformers")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--require-oracle") and missing():
+        raise pytest.UsageError(f"--require-oracle: {missing()} not installed: pip install -e '.[oracle]'")
+
+
+def missing() -> str:
+    return ", ".join(name for name in ORACLES if find_spec(name) is None)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """The folder's modules import the oracles at their top."""
+    return True if missing() and collection_path == ORACLE_TESTS else None
+
+
+def pytest_terminal_summary(terminalreporter: "pytest.TerminalReporter") -> None:
+    if missing():
+        how = "pip install -e '.[oracle]'"
+        terminalreporter.write_line(f"tests/oracle was left out: {missing()} not installed ({how})")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(ORACLE_TESTS):
+            item.add_marker(pytest.mark.oracle)
+        elif missing() and item.get_closest_marker("oracle"):
+            item.add_marker(pytest.mark.skip(reason=f"{missing()} not installed"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.skipped and item.config.getoption("--require-oracle"):
+        report.outcome, report.longrepr = "failed", f"skipped under --require-oracle: {report.longrepr}"
+    return report

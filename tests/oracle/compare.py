@@ -1,0 +1,89 @@
+"""What the comparisons share: models with every parameter random, errors, and float64 for Transformers."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+
+from nn import MoETransformer, MoETransformerConfig
+
+Arrays = dict[str, np.ndarray]
+
+
+def random_model(config: MoETransformerConfig, dtype: str, seed: int = 0) -> MoETransformer:
+    """Weights far from their initialisation: norms that differ per channel, routers that prefer, attention that looks."""
+    model, rng = MoETransformer(config, dtype=dtype), np.random.default_rng(seed)
+    for name, parameter in model.named_parameters().items():
+        noise = rng.normal(scale=0.1, size=parameter.shape)
+        parameter.data = (1.0 + noise if "norm" in name else noise).astype(parameter.dtype)
+    return model
+
+
+def tokens(vocab_size: int, batch: int = 2, length: int = 17, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, targets), some of the targets without a label."""
+    rng = np.random.default_rng(seed)
+    ids, targets = rng.integers(0, vocab_size, (2, batch, length))
+    targets[rng.random(targets.shape) < 0.2] = -100
+    return ids, targets
+
+
+def gradients(model: MoETransformer) -> Arrays:
+    return their_names({name: parameter.grad for name, parameter in model.named_parameters().items()})
+
+
+def their_names(ours: Arrays) -> Arrays:
+    """Our arrays by the names of a Mixtral checkpoint, experts taken apart.  Written out here, independent of nn/interop."""
+    theirs: Arrays = {}
+    for name, array in ours.items():
+        layer, _, rest = name.rpartition(".mlp.")
+        if rest == "experts.gate_up_proj":
+            for e, both in enumerate(array):
+                half = len(both) // 2
+                theirs[f"model.{layer}.block_sparse_moe.experts.{e}.w1.weight"] = both[:half]
+                theirs[f"model.{layer}.block_sparse_moe.experts.{e}.w3.weight"] = both[half:]
+        elif rest == "experts.down_proj":
+            for e, down in enumerate(array):
+                theirs[f"model.{layer}.block_sparse_moe.experts.{e}.w2.weight"] = down
+        elif rest == "router.weight":
+            theirs[f"model.{layer}.block_sparse_moe.gate.weight"] = array
+        else:
+            theirs[name if name == "lm_head.weight" else f"model.{name}"] = array
+    return theirs
+
+
+def transformers_gradients(model: Any) -> Arrays:
+    """Of a MixtralForCausalLM, by the names of a checkpoint (in memory its experts are stacked)."""
+    ours = {}
+    for name, parameter in model.named_parameters():
+        name = name.removeprefix("model.").replace(".mlp.gate.weight", ".mlp.router.weight")
+        ours[name] = parameter.grad.numpy()
+    return their_names(ours)
+
+
+def error(ours: Any, theirs: Any, floor: float = 0.0) -> float:
+    """Largest difference, in units of the largest value (or of `floor`, where all are smaller)."""
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    assert ours.shape == theirs.shape
+    scale = max(np.abs(theirs).max(initial=0.0), floor)
+    return float(np.abs(ours - theirs).max(initial=0.0) / scale) if scale else float(np.abs(ours).max(initial=0.0))
+
+
+def assert_close(ours: Arrays, theirs: Arrays, limit: float) -> None:
+    """Every array, by name.  One that cancels to nothing (a router whose weights are always 1) counts in units of a
+    thousandth of the largest value of all."""
+    assert ours.keys() == theirs.keys()
+    floor = 1e-3 * max(np.abs(array).max(initial=0.0) for array in theirs.values())
+    errors = {name: error(ours[name], theirs[name], floor) for name in theirs}
+    assert not {name: e for name, e in errors.items() if not e < limit}
+
+
+@contextmanager
+def float64_throughout() -> Iterator[None]:
+    """Transformers asks for float32 by name in a few places, whatever the model's type: RMSNorm, the router's softmax,
+    rotary angles, the loss.  In here those names mean float64; nothing of its code is replaced."""
+    with (patch.object(torch, "float32", torch.float64), patch.object(torch, "float", torch.float64),
+          patch.object(torch.Tensor, "float", torch.Tensor.double)):
+        yield

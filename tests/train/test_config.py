@@ -1,0 +1,48 @@
+"""The training configuration: its presets, its limits, and its way through a file."""
+
+from dataclasses import fields, replace
+
+import pytest
+
+from nn.config import load, save, settings
+from nn.errors import InputError
+from nn.models import MoETransformerConfig
+from nn.train import PRESETS, TrainConfig, preset
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_survives_a_file(tmp_path, name):
+    save(preset(name), tmp_path / "config.yaml")
+    assert load(tmp_path / "config.yaml", TrainConfig) == preset(name)
+
+
+def test_an_unknown_preset_suggests_the_nearest():
+    with pytest.raises(InputError, match="did you mean 'smoke'"):
+        preset("smok")
+
+
+def test_every_setting_explains_itself():
+    unexplained = [setting.key for setting in settings(TrainConfig) if not setting.help]
+    assert not unexplained
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("steps", 0), ("batch_size", 0), ("accumulate", -1), ("lr", 0.0), ("clip", 0.0), ("warmup", -1),
+    ("seed", -1),
+    ("held_out_fraction", 1.0), ("lr_floor", 1.5), ("eval_every", 0), ("keep_last", 0), ("eval_tokens", -1),
+])
+def test_a_value_out_of_range_is_refused_by_name(name, value):
+    assert name in {field.name for field in fields(TrainConfig)}
+    with pytest.raises(InputError, match=f"^{name}: {value}"):
+        replace(TrainConfig(), **{name: value})
+
+
+def test_a_sequence_longer_than_the_context_is_refused():
+    with pytest.raises(InputError, match="seq_len: 65 is longer than the model's context; lower it to 64"):
+        TrainConfig(seq_len=65, model=MoETransformerConfig(max_seq_len=64))
+
+
+def test_the_model_follows_the_tokenizer():
+    config = TrainConfig().with_vocab(321)
+    assert config.model.vocab_size == 321
+    assert replace(config, model=TrainConfig().model) == TrainConfig()
