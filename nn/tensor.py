@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from nn.backends.array_api import namespace
-from nn.dtypes import Shape, is_floating, is_half, narrow
+from nn.dtypes import Shape, is_floating, is_half, narrow, widen
 from nn.operators import Operators
 from nn.tape import check_finite, enable_grad, find_nonfinite, no_grad, state
 
@@ -167,14 +167,13 @@ def run_backward(root: Op, gradients: dict[int, Array]) -> None:
                     _accumulate(edge, grad)
                 else:
                     slots = pending.setdefault(edge[0], {})
-                    slots[edge[1]] = slots[edge[1]] + grad if edge[1] in slots else grad
+                    slots[edge[1]] = widen(slots[edge[1]]) + widen(grad) if edge[1] in slots else grad
         op.release()
 
 
 def _gradients(op: Op, incoming: dict[int, Array]) -> "list[tuple[Tensor | tuple[Op, int], Array]]":
     """op.backward, checked: the recorded edges, each with its gradient."""
-    grads = op.backward(*(narrow(incoming[slot], dtype) if slot in incoming else None
-                          for slot, dtype in enumerate(op.dtypes)))
+    grads = op.backward(*(narrow(incoming[i], dtype) if i in incoming else None for i, dtype in enumerate(op.dtypes)))
     grads = grads if isinstance(grads, tuple) else (grads,)
     if state.path is not None:
         check_finite(op.name, op.where, "gradient", grads, [list(np.shape(g)) for g in incoming.values()])

@@ -53,7 +53,7 @@ def add_at_columns(x: Any, columns: Any, values: Any) -> Any:
 
 
 def erf(x: Any) -> Any:
-    """The error function to full precision of x's type (Numerical Recipes' Chebyshev fit of erfc, |error| < 1.2e-16·erfc)."""
+    """The error function, off by a few units of 1's last place (Numerical Recipes' Chebyshev fit of erfc): made for 1 + erf."""
     xp = namespace(x)
     t = 2.0 / (2.0 + xp.abs(x))
     ty = 4.0 * t - 2.0

@@ -2,6 +2,7 @@
 
 0 done, 1 the computation failed, 2 the input is at fault, 130 stopped by Ctrl-C.      Try: cuda-nn --help"""
 
+import errno
 import importlib
 import logging
 import os
@@ -66,11 +67,19 @@ def _guarded(name: str, action: Callable[[], int | None]) -> int:
     except InputError as error:
         return _fail(name, str(error), 2)
     except OSError as error:
-        return _fail(name, f"{error.filename}: {error.strerror}" if error.filename else str(error), 2)
+        return _fail(name, _os_error(error), 2)
     except NonFiniteError as error:
         return _fail(name, str(error), 1)
     except MemoryError as error:
         return _fail(name, f"not enough memory: {error}; take a smaller model, batch or seq_len", 1)
+
+
+def _os_error(error: OSError) -> str:
+    """What the system refused, and where, without the number."""
+    text = error.strerror or str(error)
+    if text == os.strerror(errno.ENOSPC):
+        text += "; make room, or write to another disk"
+    return f"{error.filename}: {text}" if error.filename else text
 
 
 def _fail(name: str, message: str, status: int) -> int:

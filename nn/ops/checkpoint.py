@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from nn.backends.array_api import namespace
 from nn.tensor import Array, Op, Tensor, enable_grad, no_grad, run_backward
 
 
@@ -35,9 +34,9 @@ class Checkpoint(Op):
         with enable_grad():
             results = self.function(*leaves)
             joined = _Join.apply(*(results if isinstance(results, tuple) else (results,)))
-        root = next(r.op for r in joined if r.op)
-        run_backward(root, {slot: g for slot, g in enumerate(gradients) if g is not None})
-        return tuple(None if leaf.grad is None else namespace(leaf.grad).astype(leaf.grad, leaf.dtype) for leaf in leaves)
+        if joined[0].op:                # else nothing in the function requires a gradient
+            run_backward(joined[0].op, {slot: g for slot, g in enumerate(gradients) if g is not None})
+        return tuple(leaf.grad for leaf in leaves)
 
 
 def checkpoint(function: Callable[..., Any], *inputs: Tensor) -> Any:

@@ -4,6 +4,7 @@ from typing import Any
 
 from nn.backends import kernels
 from nn.backends.array_api import namespace
+from nn.dtypes import widen
 from nn.errors import InputError
 from nn.tensor import Array, Op, Tensor
 
@@ -42,9 +43,9 @@ class TakeAlongAxis(Op):
         return namespace(x).take_along_axis(x, index, axis=-1)
 
     def backward(self, dy: Array) -> Array:
-        xp = namespace(dy)
+        xp, g = namespace(dy), widen(dy)
         hit = self.index[..., None] == xp.arange(self.columns)                              # [..., J, C]
-        return xp.sum(xp.where(hit, dy[..., None], xp.zeros_like(dy)[..., None]), axis=-2, dtype=dy.dtype)
+        return xp.sum(xp.where(hit, g[..., None], xp.zeros_like(g)[..., None]), axis=-2, dtype=g.dtype)
 
 
 def check_index(index: Array, rows: int, what: str = "index") -> None:

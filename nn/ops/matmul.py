@@ -55,6 +55,8 @@ def _as_rows(x: Array) -> Array:
 
 def matmul(a: Operand, b: Operand) -> Tensor:
     """a[...,I,K] @ b[...,K,J] -> [...,I,J], leading axes broadcast."""
+    if min(len(a.shape), len(b.shape)) < 2:
+        raise ValueError(f"matmul: two axes or more are needed: a {list(a.shape)}, b {list(b.shape)}; reshape the vector")
     return MatMul.apply(a, b)
 
 

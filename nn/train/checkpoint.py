@@ -116,7 +116,8 @@ def _write_tensors(path: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, An
     order = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
     digest = hashlib.sha256()
     with open(path, "wb") as file:
-        for block in (_header(arrays, order), *(_raw(arrays[name]) for name in order)):
+        blocks: list[bytes | memoryview] = [_header(arrays, order), *(_raw(arrays[name]) for name in order)]
+        for block in blocks:
             for i in range(0, len(block), CHUNK):
                 digest.update(block[i:i + CHUNK])
                 file.write(block[i:i + CHUNK])
@@ -139,7 +140,7 @@ def _header(arrays: Mapping[str, np.ndarray], order: list[str]) -> bytes:
 
 
 def _raw(array: np.ndarray) -> memoryview:
-    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _digest(body: Mapping[str, Any]) -> str:

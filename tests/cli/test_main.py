@@ -49,9 +49,12 @@ def test_help_fits_a_terminal(cuda_nn, monkeypatch: pytest.MonkeyPatch) -> None:
         assert max(map(len, options.splitlines())) <= 80
 
 
+FULL = "No space left on device; make room, or write to another disk"
 FAILURES: list[tuple[BaseException, int, str]] = [
     (InputError("lr: -1 must be greater than 0"), 2, "lr: -1 must be greater than 0"),
-    (OSError(errno.ENOSPC, "No space left on device", "runs/a"), 2, "runs/a: No space left on device"),
+    (OSError(errno.ENOSPC, "No space left on device", "runs/a"), 2, f"runs/a: {FULL}"),
+    (OSError(errno.ENOSPC, "No space left on device"), 2, FULL),
+    (PermissionError(errno.EACCES, "Permission denied", "runs"), 2, "runs: Permission denied"),
     (OSError("in\ntwo lines"), 2, "in two lines"),
     (NonFiniteError("step 3: the loss is not finite"), 1, "step 3: the loss is not finite"),
     (

@@ -5,6 +5,7 @@ plain implementation in that type whose error FlashAttention's rule doubles: eve
 type, only sums are formed wider (float32 for half precision)."""
 
 import math
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -148,16 +149,21 @@ def rope(x: Array, cos: Array, sin: Array, *, interleaved: bool = False, inverse
     return y
 
 
-def visible(q: Array, k: Array, causal: bool, window: int, mask: Array | None) -> Array:
-    """[B,H,T,S], key by key"""
-    batch, heads, length, keys = *q.shape[:3], k.shape[2]
-    see = np.ones((batch, heads, length, keys), bool)
+@cache
+def reach(length: int, keys: int, causal: bool, window: int) -> Array:
+    """[T,S], key by key: query i stands at position S − T + i"""
+    see = np.ones((length, keys), bool)
     for i in range(length):
         position = keys - length + i
         for j in range(keys):
             after = causal and j > position
             outside = window > 0 and (position - j >= window or (not causal and j - position >= window))
-            see[:, :, i, j] = not (after or outside)
+            see[i, j] = not (after or outside)
+    return see
+
+
+def visible(q: Array, k: Array, causal: bool, window: int, mask: Array | None) -> Array:
+    see = np.broadcast_to(reach(q.shape[2], k.shape[2], causal, window), (*q.shape[:3], k.shape[2]))
     return see if mask is None else see & np.broadcast_to(mask, see.shape)
 
 

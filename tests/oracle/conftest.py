@@ -17,5 +17,6 @@ def _one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.enable_propagation()      # for caplog
     yield
     torch.set_num_threads(threads)

@@ -70,7 +70,7 @@ def attention(config: dict[str, Any], layer: Weights, x: Tensor) -> Tensor:
 def rotate(config: dict[str, Any], x: Tensor) -> Tensor:
     """Channels i and i + d/2 of x[B,T,d] are a complex number, turned by position · frequency_i (Su et al. 2021)."""
     frequencies, factor = rope(config)
-    angle = torch.arange(x.shape[1]).to(x)[:, None] * torch.tensor(frequencies).to(x)          # [T,d/2]
+    angle = torch.arange(x.shape[1], dtype=x.dtype)[:, None] * torch.tensor(frequencies, dtype=x.dtype)         # [T,d/2]
     a, b = x.chunk(2, -1)
     cos, sin = factor * angle.cos(), factor * angle.sin()
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)

@@ -37,6 +37,13 @@ def test_a_value_out_of_range_is_refused_by_name(name, value):
         replace(TrainConfig(), **{name: value})
 
 
+@pytest.mark.parametrize(("name", "value", "nearest"), [
+    ("schedule", "cosin", "cosine"), ("optimizer", "adam", "adamw")])
+def test_an_unknown_name_is_refused_before_anything_is_prepared(name, value, nearest):
+    with pytest.raises(InputError, match=f"^{name}: '{value}' is not known; did you mean '{nearest}'"):
+        TrainConfig(**{name: value})
+
+
 def test_a_sequence_longer_than_the_context_is_refused():
     with pytest.raises(InputError, match="seq_len: 65 is longer than the model's context; lower it to 64"):
         TrainConfig(seq_len=65, model=MoETransformerConfig(max_seq_len=64))

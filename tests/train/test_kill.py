@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from nn.config import save
 from nn.train import latest_valid
@@ -68,6 +69,7 @@ def without_times(run):
     return records
 
 
+@pytest.mark.slow
 def test_twenty_kills_change_no_bit(tmp_path, make_config):
     straight_config, straight = write_config(tmp_path, make_config, "straight")
     with start(straight_config) as child:

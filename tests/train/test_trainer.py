@@ -208,6 +208,27 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(make_config, 
     assert (metrics(stopped.run), weights(stopped.run)) == straight()[:2]
 
 
+def test_a_checkpoint_never_knows_more_steps_than_the_metrics_on_the_disk(make_config, monkeypatch):
+    """Metrics are flushed before the checkpoint gets its name, whatever a power cut takes."""
+    events = []
+    real_fsync, real_replace = os.fsync, os.replace
+
+    def fsync(descriptor):
+        events.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+        real_fsync(descriptor)
+
+    def rename(source, target):
+        events.append(os.path.basename(target))
+        real_replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", rename)
+    train(make_config(steps=4, eval_every=4, checkpoint_every=2))
+    first, second = (events.index(name) for name in ("step_000002", "step_000004"))
+    assert "metrics.jsonl" in events[:first]
+    assert "metrics.jsonl" in events[first:second]
+
+
 def test_a_finished_run_resumes_to_its_result(make_config):
     first = train(make_config())
     before = weights(first.run)
@@ -326,7 +347,7 @@ def test_no_update_is_made_of_a_gradient_that_is_not_finite(make_config, make_tr
     assert not checkpoints(trainer.run.checkpoints)
 
 
-def test_after_a_bad_number_the_run_resumes_from_the_last_good_checkpoint(make_config, make_trainer, straight):
+def test_after_a_bad_number_the_run_resumes_from_the_last_checkpoint(make_config, make_trainer, straight):
     trainer = make_trainer(make_config(run="bad"))
     trainer.callbacks = [At(6, poison(trainer, "norm.weight", np.inf))]
     with pytest.raises(NonFiniteError, match=r"last good checkpoint: .*step_000005"):

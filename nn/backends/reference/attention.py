@@ -34,7 +34,7 @@ def attention(q: Array, k: Array, v: Array, *, scale: float, causal: bool = True
         total = xp.sum(p, axis=-1, keepdims=True, dtype=p.dtype)
         empty = total == 0.0
         safe = xp.where(empty, xp.ones_like(total), total)
-        o = xp.matmul(p, values[:, :, block.lo : block.hi])
+        o = xp.matmul(p, values[:, :, block.lo : block.hi, :])
         o /= safe
         lse = xp.where(empty, xp.full_like(m, -xp.inf), m + xp.log(safe))
         outputs.append(_unfold(o, q, block))
@@ -60,12 +60,12 @@ def attention_backward(do: Array, q: Array, k: Array, v: Array, o: Array, lse: A
         s -= _fold(lse, k, block)
         p = xp.exp(s)
         g_block = _fold(g, k, block)                                            # [B,G,R*Tb,Dv]
-        dv[:, :, near] += xp.matmul(_transposed(p), g_block)
-        ds = xp.matmul(g_block, _transposed(values[:, :, near]))
+        dv[:, :, near, :] += xp.matmul(_transposed(p), g_block)
+        ds = xp.matmul(g_block, _transposed(values[:, :, near, :]))
         ds -= _fold(delta, k, block)
         ds *= p
-        dqs.append(_unfold(xp.matmul(ds, keys[:, :, near]), q, block))
-        dk[:, :, near] += xp.matmul(_transposed(ds), _fold(queries, k, block))
+        dqs.append(_unfold(xp.matmul(ds, keys[:, :, near, :]), q, block))
+        dk[:, :, near, :] += xp.matmul(_transposed(ds), _fold(queries, k, block))
     dq = xp.concat(dqs, axis=2) if dqs else xp.zeros_like(queries)
     return narrow(dq * scale, q.dtype), narrow(dk, k.dtype), narrow(dv, v.dtype)
 
@@ -90,7 +90,7 @@ def _fold(x: Array, k: Array, block: _Block) -> Array:
     """[B,H,T,d] -> [B,G,R*Tb,d]: the R query heads of a group become rows, so that one product serves them all."""
     batch, heads, _, width = x.shape
     xp, groups = namespace(x), k.shape[1]
-    rows = x[:, :, block.i0 : block.i1]
+    rows = x[:, :, block.i0 : block.i1, :]
     return xp.reshape(rows, (batch, groups, heads // groups * (block.i1 - block.i0), width))
 
 
@@ -106,7 +106,7 @@ def _transposed(x: Array) -> Array:
 def _scores(q: Array, k: Array, block: _Block, causal: bool, window: int, mask: Array | None) -> Array:
     """[B,G,R*Tb,n] scores of the scaled queries, −inf where a key is not visible."""
     xp = namespace(q)
-    s = xp.matmul(_fold(q, k, block), _transposed(k[:, :, block.lo : block.hi]))
+    s = xp.matmul(_fold(q, k, block), _transposed(k[:, :, block.lo : block.hi, :]))
     repeat = q.shape[1] // k.shape[1]
     start = max(0, block.first - block.lo) if causal and not window else 0     # columns left of it hide nothing
     if causal or window:

@@ -66,7 +66,8 @@ def linear_cross_entropy(x: Array, weight: Array, targets: Array, *, gradient: b
     w, losses, dxs = widen(weight), [], []
     dweight = xp.zeros(w.shape, dtype=w.dtype) if gradient else None
     for start in range(0, x.shape[0], rows):
-        part, label = widen(x[start : start + rows]), targets[start : start + rows]
+        stop = min(start + rows, x.shape[0])
+        part, label = widen(x[start:stop, :]), targets[start:stop]
         logits = xp.matmul(part, w.T)
         loss, lse = cross_entropy(logits, label, **options)
         losses.append(loss)

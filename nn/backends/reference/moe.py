@@ -71,10 +71,10 @@ def grouped_linear(x: Array, weight: Array, offsets: Array, *, batch_invariant: 
     xp = namespace(x)
     smallest = SMALLEST_GROUP if batch_invariant else 1
     y = xp.empty((x.shape[0], weight.shape[1]), dtype=x.dtype)
-    y[int(offsets[-1]) :] = 0.0                                       # rows of dropped pairs
+    y[int(offsets[-1]) :, :] = 0.0                                    # rows of dropped pairs
     for e, rows in _groups(offsets):
-        product = xp.matmul(_padded(widen(x[rows]), smallest), widen(weight[e]).T)
-        y[rows] = narrow(product[: rows.stop - rows.start], x.dtype)
+        product = xp.matmul(_padded(widen(x[rows, :]), smallest), widen(weight[e, ...]).T)
+        y[rows, :] = narrow(product[: rows.stop - rows.start, :], x.dtype)
     return y
 
 
@@ -82,10 +82,10 @@ def grouped_linear_backward(dy: Array, x: Array, weight: Array, offsets: Array) 
     """(dx[M,I], dweight[E,O,I]); an expert without rows has gradient zero."""
     xp = namespace(x)
     dx = xp.empty(x.shape, dtype=x.dtype)
-    dx[int(offsets[-1]) :] = 0.0
-    dweight = xp.zeros(weight.shape, dtype=widen(weight[:0]).dtype)
+    dx[int(offsets[-1]) :, :] = 0.0
+    dweight = xp.zeros(weight.shape, dtype=widen(weight[:0, ...]).dtype)
     for e, rows in _groups(offsets):
-        g = widen(dy[rows])
-        dx[rows] = narrow(xp.matmul(g, widen(weight[e])), x.dtype)
-        dweight[e] = xp.matmul(g.T, widen(x[rows]))
+        g = widen(dy[rows, :])
+        dx[rows, :] = narrow(xp.matmul(g, widen(weight[e, ...])), x.dtype)
+        dweight[e, ...] = xp.matmul(g.T, widen(x[rows, :]))
     return dx, dweight

@@ -1,0 +1,190 @@
+"""Every operation of nn.ops against PyTorch: result and the gradient of every input, in float64 and float32."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers.models.mixtral.modeling_mixtral import apply_rotary_pos_emb
+
+from nn import Tensor, ops
+from tests.oracle.compare import error
+
+LIMIT = {"float64": 1e-12, "float32": 1e-5}
+RNG = np.random.default_rng(0)
+ROWS = RNG.integers(0, 7, (4, 5))                                       # indices, most of them more than once
+COLUMNS = RNG.integers(0, 6, (3, 4))
+KEEP = RNG.random((2, 1, 5, 8)) < 0.7
+KEEP[..., 0] = True                                                     # PyTorch has no answer for a row without keys
+LABELS = np.array([0, 3, -100, 5, 3, 1])
+EXPERTS = np.array([[2, 0], [0, 3], [2, 3], [3, 0], [0, 2]])            # none visits expert 1
+ANGLES = RNG.normal(size=(5, 4))
+TABLES = np.cos(ANGLES), np.sin(ANGLES)
+
+
+@dataclass(frozen=True)
+class Case:
+    """ours(*tensors) and theirs(*tensors) for inputs of these shapes, each value passed through `domain`."""
+
+    ours: Callable[..., Any]
+    theirs: Callable[..., Any]
+    shapes: tuple[tuple[int, ...], ...]
+    domain: Callable[[np.ndarray], np.ndarray] = lambda x: x
+
+
+def positive(x: np.ndarray) -> np.ndarray:
+    return np.abs(x) + 0.2
+
+
+def coarse(x: np.ndarray) -> np.ndarray:
+    return np.round(x)            # many equal values
+
+
+def visible(queries: int, keys: int, window: int = 0) -> torch.Tensor:
+    """[T,S] query i stands at position S − T + i"""
+    ago = torch.arange(keys - queries, keys)[:, None] - torch.arange(keys)
+    return (ago >= 0) & (ago < (window or keys))
+
+
+def attend(mask: torch.Tensor | None, scale: float | None = None) -> Callable[..., torch.Tensor]:
+    return lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=True)
+
+
+def their_experts(x: torch.Tensor, weight: torch.Tensor, choice: torch.Tensor) -> torch.Tensor:
+    """Σ_k choice[n,k] W_e x[n], written as one sum over everything."""
+    return torch.einsum("nk,nkoi,ni->no", choice, weight[torch.tensor(EXPERTS)], x)
+
+
+def our_experts(x: Tensor, weight: Tensor, choice: Tensor) -> Tensor:
+    plan = ops.plan(EXPERTS, len(weight))
+    return ops.combine(ops.grouped_linear(ops.dispatch(x, plan), weight, plan.offsets), choice, plan)
+
+
+def their_router(renormalize: bool) -> Callable[[torch.Tensor], Any]:
+    def route(logits: torch.Tensor) -> Any:
+        probs = logits.softmax(-1)
+        weights = probs.topk(2).values
+        return weights / weights.sum(-1, keepdim=True) if renormalize else weights, probs
+    return route
+
+
+def interleaved(x: torch.Tensor) -> torch.Tensor:
+    """Channels (2i, 2i+1) are a complex number."""
+    angles = torch.tensor(ANGLES, dtype=x.dtype)
+    turned = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * torch.polar(torch.ones_like(angles), angles)
+    return torch.view_as_real(turned).flatten(-2)
+
+
+def their_rope(x: torch.Tensor) -> torch.Tensor:
+    cos, sin = (torch.tensor(t, dtype=x.dtype)[None].repeat(1, 1, 2) for t in TABLES)
+    return apply_rotary_pos_emb(x, x, cos, sin)[0]
+
+
+def rope(x: Tensor, **options: bool) -> Tensor:
+    return ops.rope(x, *(t.astype(x.dtype) for t in TABLES), **options)
+
+
+def their_loss(z: torch.Tensor, smoothing: float = 0.0, z_loss: float = 0.0, softcap: float = 0.0) -> torch.Tensor:
+    z, labels = softcap * torch.tanh(z / softcap) if softcap else z, torch.tensor(LABELS)
+    loss = F.cross_entropy(z, labels, reduction="none", label_smoothing=smoothing)
+    return loss + torch.where(labels >= 0, z_loss * z.logsumexp(-1) ** 2, 0.0)
+
+
+QKV = (2, 4, 5, 8), (2, 2, 8, 8), (2, 2, 8, 6)      # 4 query heads share 2 key/value heads; 5 queries, 8 keys
+CASES = {
+    "add": Case(ops.add, torch.add, ((3, 1, 5), (4, 1))),
+    "sub": Case(ops.sub, torch.sub, ((3, 1, 5), (4, 1))),
+    "mul": Case(ops.mul, torch.mul, ((3, 1, 5), (4, 1))),
+    "div": Case(ops.div, torch.div, ((3, 1, 5), (4, 1)), positive),
+    "neg": Case(ops.neg, torch.neg, ((3, 4),)),
+    "power": Case(lambda x: ops.power(x, -1.5), lambda x: x.pow(-1.5), ((3, 4),), positive),
+    "exp": Case(ops.exp, torch.exp, ((3, 4),)),
+    "log": Case(ops.log, torch.log, ((3, 4),), positive),
+    "sqrt": Case(ops.sqrt, torch.sqrt, ((3, 4),), positive),
+    "tanh": Case(ops.tanh, torch.tanh, ((3, 4),)),
+    "sigmoid": Case(ops.sigmoid, torch.sigmoid, ((3, 4),)),
+    "absolute": Case(ops.absolute, torch.abs, ((3, 4),)),
+    "maximum": Case(ops.maximum, torch.maximum, ((3, 1, 5), (4, 1)), coarse),
+    "relu": Case(ops.relu, torch.relu, ((3, 4),)),
+    "clip": Case(lambda x: ops.clip(x, -0.5, 0.7), lambda x: x.clamp(-0.5, 0.7), ((3, 4),)),
+    "where": Case(lambda a, b: ops.where(KEEP[0, 0], a, b), lambda a, b: torch.where(torch.tensor(KEEP[0, 0]), a, b),
+                  ((5, 8), (5, 1))),
+    "cast": Case(lambda x: ops.cast(x, "float32"), lambda x: x.float(), ((3, 4),)),
+    "silu": Case(ops.silu, F.silu, ((3, 4),)),
+    "gelu": Case(ops.gelu, F.gelu, ((3, 4),)),
+    "gelu tanh": Case(lambda x: ops.gelu(x, True), lambda x: F.gelu(x, approximate="tanh"), ((3, 4),)),
+    "swiglu": Case(ops.swiglu, lambda a, b: F.silu(a) * b, ((3, 4), (3, 4))),
+    "sum": Case(lambda x: ops.sum(x, (0, 2)), lambda x: x.sum((0, 2)), ((3, 4, 5),)),
+    "mean": Case(lambda x: ops.mean(x, 1, keepdims=True), lambda x: x.mean(1, keepdim=True), ((3, 4, 5),)),
+    "max": Case(lambda x: ops.max(x, -1), lambda x: x.amax(-1), ((3, 4, 9),), coarse),
+    "cumsum": Case(lambda x: ops.cumsum(x, 1), lambda x: x.cumsum(1), ((3, 4, 5),)),
+    "logsumexp": Case(ops.logsumexp, lambda x: x.logsumexp(-1), ((3, 4, 5),)),
+    "softmax": Case(ops.softmax, lambda x: x.softmax(-1), ((3, 4, 5),)),
+    "log_softmax": Case(ops.log_softmax, lambda x: x.log_softmax(-1), ((3, 4, 5),)),
+    "reshape": Case(lambda x: ops.reshape(x, 2, -1), lambda x: x.reshape(2, -1), ((4, 3),)),
+    "permute": Case(lambda x: ops.permute(x, 2, 0, 1), lambda x: x.permute(2, 0, 1), ((2, 3, 4),)),
+    "transpose": Case(ops.transpose, lambda x: x.transpose(-1, -2), ((2, 3, 4),)),
+    "broadcast_to": Case(lambda x: ops.broadcast_to(x, (2, 3, 4)), lambda x: x.broadcast_to(2, 3, 4), ((3, 1),)),
+    "getitem": Case(lambda x: x[:, None, 1::2, -1], lambda x: x[:, None, 1::2, -1], ((2, 5, 4),)),
+    "concat": Case(lambda a, b: ops.concat([a, b], 1), lambda a, b: torch.cat([a, b], 1), ((2, 3), (2, 4))),
+    "stack": Case(lambda a, b: ops.stack([a, b], 1), lambda a, b: torch.stack([a, b], 1), ((2, 3), (2, 3))),
+    "split": Case(lambda x: ops.split(x, 3, 5), lambda x: x.split([3, 5], -1), ((2, 3, 8),)),
+    "take": Case(lambda w: ops.take(w, ROWS), lambda w: F.embedding(torch.tensor(ROWS), w), ((7, 3),)),
+    "scatter_add": Case(lambda x: ops.scatter_add(x, ROWS[0], 7),
+                        lambda x: torch.zeros(7, 3, dtype=x.dtype).index_add(0, torch.tensor(ROWS[0]), x), ((5, 3),)),
+    "take_along_axis": Case(lambda x: ops.take_along_axis(x, COLUMNS), lambda x: x.gather(-1, torch.tensor(COLUMNS)),
+                            ((3, 6),)),
+    "matmul": Case(ops.matmul, torch.matmul, ((2, 1, 3, 4), (5, 4, 2))),
+    "linear": Case(ops.linear, F.linear, ((2, 3, 4), (5, 4), (5,))),
+    "linear without bias": Case(ops.linear, F.linear, ((2, 3, 4), (5, 4))),
+    "rms_norm": Case(lambda x, w: ops.rms_norm(x, w, 1e-3), lambda x, w: F.rms_norm(x, (8,), w, 1e-3), ((3, 4, 8), (8,))),
+    "layer_norm": Case(ops.layer_norm, lambda x, w, b: F.layer_norm(x, (8,), w, b), ((3, 4, 8), (8,), (8,))),
+    "rope": Case(rope, their_rope, ((2, 3, 5, 8),)),
+    "rope interleaved": Case(lambda x: rope(x, interleaved=True), interleaved, ((2, 3, 5, 8),)),
+    "attention": Case(ops.attention, attend(visible(5, 8)), QKV),
+    "attention, square": Case(ops.attention, lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
+                              ((2, 4, 6, 8),) * 3),
+    "attention, window": Case(lambda *x: ops.attention(*x, window=3), attend(visible(5, 8, window=3)), QKV),
+    "attention, mask": Case(lambda *x: ops.attention(*x, mask=KEEP), attend(visible(5, 8) & torch.tensor(KEEP)), QKV),
+    "attention, both ways": Case(lambda *x: ops.attention(*x, causal=False, scale=0.1), attend(None, 0.1), QKV),
+    "cross_entropy": Case(lambda z: ops.cross_entropy(z, LABELS), their_loss, ((6, 7),)),
+    "cross_entropy, options": Case(
+        lambda z: ops.cross_entropy(z, LABELS, label_smoothing=0.1, z_loss=0.3, softcap=2.0),
+        lambda z: their_loss(z, 0.1, 0.3, 2.0), ((6, 7),)),
+    "linear_cross_entropy": Case(lambda x, w: ops.linear_cross_entropy(x, w, LABELS, scale=0.25),
+                                 lambda x, w: their_loss(x.flatten(0, 1) @ w.T).sum() * 0.25, ((2, 3, 4), (7, 4))),
+    "router_topk": Case(lambda z: ops.router_topk(z, 2)[::2], their_router(True), ((5, 6),)),
+    "router_topk, as it is": Case(lambda z: ops.router_topk(z, 2, False)[::2], their_router(False), ((5, 6),)),
+    "dispatch, grouped_linear, combine": Case(our_experts, their_experts, ((5, 3), (4, 2, 3), (5, 2))),
+    "checkpoint": Case(lambda x: ops.checkpoint(lambda z: ops.tanh(z * z), x), lambda x: torch.tanh(x * x), ((3, 4),)),
+}
+INTEGERS_ONLY = {"plan"}
+
+
+@pytest.mark.parametrize("dtype", LIMIT)
+@pytest.mark.parametrize("name", CASES)
+def test_equals_pytorch(name: str, dtype: str) -> None:
+    case, rng = CASES[name], np.random.default_rng(1)
+    inputs = [case.domain(rng.normal(size=shape)).astype(dtype) for shape in case.shapes]
+    ours = [Tensor(x, requires_grad=True) for x in inputs]
+    theirs = [torch.tensor(x, requires_grad=True) for x in inputs]
+    found, expected = case.ours(*ours), case.theirs(*theirs)
+    pairs = list(zip(found, expected, strict=True)) if isinstance(expected, tuple) else [(found, expected)]
+    total = 0.0
+    for y, reference in pairs:
+        assert str(y.dtype) == str(reference.dtype).removeprefix("torch.")
+        assert error(y.numpy(), reference.detach()) < LIMIT[dtype]
+        upstream = rng.normal(size=y.shape).astype(y.dtype)
+        total = total + (y * upstream).sum()
+        torch.autograd.backward(reference, torch.tensor(upstream), retain_graph=True)
+    total.backward()
+    for x, reference in zip(ours, theirs, strict=True):
+        assert error(x.grad, reference.grad) < LIMIT[dtype]
+
+
+def test_every_operation_is_compared() -> None:
+    compared = {word.rstrip(",") for name in CASES for word in name.split()}
+    assert set(ops.__all__) - compared == INTEGERS_ONLY
