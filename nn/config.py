@@ -9,7 +9,6 @@ file, the command line), settings are flat dicts `{"model.hidden_size": 64}` tha
 
 import ast
 import dataclasses
-import difflib
 import inspect
 import tokenize
 import types
@@ -24,6 +23,7 @@ from typing import Any, TypeVar
 
 from nn.errors import InputError
 from nn.files import replacing
+from nn.names import nearest
 
 if typing.TYPE_CHECKING:
     from yaml import MappingNode, Node
@@ -203,19 +203,6 @@ def _by_level(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str
         else:
             direct[key] = value
     return direct, nested
-
-
-def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that was most likely meant: the same last part, else a similar spelling, else None."""
-    whole = {key: key for key in known}
-    last = {key.rpartition(".")[2]: key for key in reversed(whole)}
-    part = name.rpartition(".")[2]
-    if part in last:
-        return last[part]
-    for wanted, names in ((name, whole), (part, last)):
-        if close := difflib.get_close_matches(wanted, names, 1, cutoff=0.5):
-            return names[close[0]]
-    return None
 
 
 # ---- files ----

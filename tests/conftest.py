@@ -6,6 +6,7 @@
 from collections.abc import Generator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -47,7 +48,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    report = yield
-    if report.skipped and item.config.getoption("--require-oracle"):
+    return _no_skips((yield), item.config)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    return _no_skips((yield), collector.config)
+
+
+Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
+
+
+def _no_skips(report: Report, config: pytest.Config) -> Report:
+    """Under --require-oracle a skipped test or module is a failed one."""
+    if report.skipped and config.getoption("--require-oracle"):
         report.outcome, report.longrepr = "failed", f"skipped under --require-oracle: {report.longrepr}"
     return report

@@ -6,8 +6,9 @@ from typing import Literal
 
 import pytest
 
-from nn.config import build, convert, describe, dump, keys, load, nearest, read, save, settings, update
+from nn.config import build, convert, describe, dump, keys, load, read, save, settings, update
 from nn.errors import InputError
+from nn.names import nearest
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ SOURCES = sorted((ROOT / "nn").rglob("*.py"))
 
 # A module imports from its own line and from those above it.
 RANKS = (
-    ("errors", "files", "config", "random", "dtypes", "backends"),
+    ("errors", "names", "files", "config", "random", "dtypes", "backends"),
     ("tape", "tensor", "operators", "ops"),
     ("cache", "layers"),
     ("flops", "interop", "models", "data", "optim"),

@@ -112,5 +112,5 @@ def describe() -> dict[str, dict[str, str]]:
 
     sample = np.zeros(0, np.float32)
     states = {backend.name: backend.missing() or "ready" for backend in BACKENDS}
-    states |= {name: "not part of this version" for name in PLANNED}
+    states |= dict.fromkeys(PLANNED, "not part of this version")
     return {"backends": states, "kernels": {name: choose(name, sample)[0].name for name in KERNELS}}

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Callable, Sequence
 
 from nn import __version__
-from nn.config import nearest
 from nn.errors import InputError, NonFiniteError
+from nn.names import nearest
 
 VERBS = {
     "train": "train a mixture-of-experts language model on text",

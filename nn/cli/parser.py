@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from nn.config import REQUIRED, Setting, build, convert, nearest, settings
+from nn.config import REQUIRED, Setting, build, convert, settings
 from nn.errors import InputError
+from nn.names import nearest
 
 COLUMN = 30         # where help texts begin
 METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}

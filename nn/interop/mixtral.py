@@ -7,7 +7,7 @@ choices, so it is k times ours (one layer), and their jitter also reaches the ex
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -249,7 +249,8 @@ def _with_own(config: MoETransformerConfig, own: dict[str, Any]) -> MoETransform
     for key in own:
         if key not in OWN:
             raise InputError(f"config.json: cuda_nn.{key} is unknown; another version of cuda-nn wrote it")
-    full = MoETransformerConfig.from_dict(config.to_dict() | own)
+    scaling = {"rope_scaling": RopeScaling(**own["rope_scaling"])} if "rope_scaling" in own else {}
+    full = replace(config, **{**own, **scaling})
     if _rope_to_hugging_face(full) == _rope_to_hugging_face(config):
         return full
     return full.replace(rope_theta=config.rope_theta, rope_scaling=config.rope_scaling)

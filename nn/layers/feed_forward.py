@@ -3,9 +3,9 @@
 from typing import Any
 
 from nn import ops
-from nn.errors import InputError
 from nn.layers.linear import Linear
 from nn.layers.module import Module
+from nn.names import check_name
 from nn.tensor import Tensor
 
 KINDS = ("swiglu", "silu", "gelu", "gelu_tanh", "relu")
@@ -16,8 +16,7 @@ class FeedForward(Module):
 
     def __init__(self, hidden_size: int, intermediate_size: int, kind: str = "swiglu", *, std: float = 0.02,
                  down_std: float | None = None, dtype: Any = "float32") -> None:
-        if kind not in KINDS:
-            raise InputError(f"ffn: {kind!r} is unknown; choose one of {', '.join(KINDS)}")
+        check_name("ffn", kind, KINDS)
         self.kind = kind
         if kind == "swiglu":
             self.gate_proj = Linear(hidden_size, intermediate_size, std=std, dtype=dtype)

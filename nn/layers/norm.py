@@ -3,8 +3,8 @@
 from typing import Any
 
 from nn import ops
-from nn.errors import InputError
 from nn.layers.module import Module, Parameter
+from nn.names import by_name
 from nn.tensor import Tensor
 
 
@@ -38,6 +38,4 @@ NORMS = {"rmsnorm": RMSNorm, "layernorm": LayerNorm}
 
 def create_norm(kind: str, hidden_size: int, eps: float, dtype: Any = "float32") -> Module:
     """The norm layer called `kind`; InputError lists the names otherwise."""
-    if kind not in NORMS:
-        raise InputError(f"norm: {kind!r} is unknown; choose one of {', '.join(NORMS)}")
-    return NORMS[kind](hidden_size, eps, dtype=dtype)
+    return by_name("norm", kind, NORMS)(hidden_size, eps, dtype=dtype)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from nn.errors import InputError
+from nn.names import check_name
 
 KINDS = ("none", "linear", "ntk", "dynamic", "yarn")
 
@@ -31,8 +32,7 @@ class RopeScaling:
     attention_factor: float = 0.0                 # yarn: multiplies cos and sin; 0 = 0.1 ln s + 1
 
     def __post_init__(self) -> None:
-        if self.type not in KINDS:
-            raise InputError(f"rope_scaling.type: {self.type!r} is unknown; choose one of {', '.join(KINDS)}")
+        check_name("rope_scaling.type", self.type, KINDS)
         if self.factor < 1.0:
             raise InputError(f"rope_scaling.factor: {self.factor} is below 1; it is new context / trained context")
 

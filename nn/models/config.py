@@ -1,13 +1,13 @@
 """The configuration of a decoder: everything that decides its shapes, its size and its arithmetic."""
 
-from dataclasses import asdict, dataclass, field, fields, replace
-from difflib import get_close_matches
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nn.errors import InputError
 from nn.layers import feed_forward, norm
 from nn.layers.moe import capacity
 from nn.layers.rotary import RopeScaling
+from nn.names import check_name
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class MoETransformerConfig:
                 raise InputError(f"{name}: {getattr(self, name)} is not positive")
         self._check_attention()
         self._check_experts()
-        _one_of("norm", self.norm, norm.NORMS)
-        _one_of("ffn", self.ffn, feed_forward.KINDS)
+        check_name("norm", self.norm, norm.NORMS)
+        check_name("ffn", self.ffn, feed_forward.KINDS)
 
     def _check_attention(self) -> None:
         if self.head_dim == 0:
@@ -78,35 +78,10 @@ class MoETransformerConfig:
         if self.capacity_factor < 0 or not 0.0 <= self.router_jitter < 1.0:
             raise InputError(f"capacity_factor: {self.capacity_factor}, router_jitter: {self.router_jitter}: "
                              "expected capacity_factor >= 0 and 0 <= router_jitter < 1")
-        _one_of("drop_policy", self.drop_policy, capacity.POLICIES)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings and dictionaries, for JSON or YAML."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "MoETransformerConfig":
-        """The inverse of to_dict; an unknown key is an InputError that suggests the nearest known one."""
-        known = [f.name for f in fields(cls)]
-        for key in values:
-            if key not in known:
-                raise InputError(f"{key}: unknown key.{suggestion(key, known)}")
-        scaling = values.get("rope_scaling", {})
-        return cls(**{**values, "rope_scaling": scaling if isinstance(scaling, RopeScaling) else RopeScaling(**scaling)})
+        check_name("drop_policy", self.drop_policy, capacity.POLICIES)
 
     def replace(self, **changes: Any) -> "MoETransformerConfig":
         """A copy with some fields changed; head_dim follows hidden_size unless it is given."""
         if {"hidden_size", "num_heads"} & changes.keys() and self.head_dim * self.num_heads == self.hidden_size:
             changes.setdefault("head_dim", 0)
         return replace(self, **changes)
-
-
-def suggestion(key: str, known: list[str]) -> str:
-    """' Did you mean lr?' if a known name is near, else the list of names."""
-    near = get_close_matches(key, known, n=1, cutoff=0.5)
-    return f" Did you mean {near[0]}?" if near else f" Known keys: {', '.join(known)}"
-
-
-def _one_of(name: str, value: str, choices: Any) -> None:
-    if value not in choices:
-        raise InputError(f"{name}: {value!r} is unknown; choose one of {', '.join(choices)}")

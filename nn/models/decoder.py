@@ -11,7 +11,8 @@ from nn.errors import InputError
 from nn.layers import auxiliary
 from nn.layers.linear import Embedding, Linear
 from nn.layers.module import Module
-from nn.tensor import Array, Tensor, no_grad, state
+from nn.tape import no_grad, state
+from nn.tensor import Array, Tensor
 
 
 class Decoder(Module):

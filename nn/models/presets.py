@@ -1,8 +1,8 @@
 """Named configurations."""
 
-from nn.errors import InputError
 from nn.layers.rotary import RopeScaling
-from nn.models.config import MoETransformerConfig, suggestion
+from nn.models.config import MoETransformerConfig
+from nn.names import by_name
 
 TINY = MoETransformerConfig()          # 542,528 parameters, 345,920 of them active: for tests and first steps
 
@@ -17,6 +17,4 @@ PRESETS = {"tiny": TINY, "moe-6.9b": MOE_6_9B}
 
 def preset(name: str) -> MoETransformerConfig:
     """The configuration called `name`; InputError suggests the nearest name otherwise."""
-    if name not in PRESETS:
-        raise InputError(f"preset: {name!r} is unknown.{suggestion(name, list(PRESETS))}")
-    return PRESETS[name]
+    return by_name("preset", name, PRESETS)

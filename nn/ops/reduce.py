@@ -91,7 +91,7 @@ def mean(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
     return Sum.apply(x, axis=axis, keepdims=keepdims, scale=1.0 / (math.prod(x.shape[a] for a in axes) or 1))
 
 
-def max(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:  # noqa: A001
+def max(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
     return Max.apply(x, axis=axis, keepdims=keepdims)
 
 

@@ -6,14 +6,12 @@
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
-from nn.config import nearest
 from nn.errors import InputError
+from nn.names import by_name, hint
 from nn.optim.adamw import AdamW
 from nn.optim.schedules import SCHEDULES
-
-T = TypeVar("T")
 
 OPTIMIZERS: dict[str, Callable[..., AdamW]] = {"adamw": AdamW}
 
@@ -32,26 +30,14 @@ def create_schedule(name: str, *, lr: float, **settings: Any) -> Callable[[int],
     multiplier = by_name("schedule", name, SCHEDULES)
     known = {name for make in SCHEDULES.values() for name in inspect.signature(make).parameters} - {"step"}
     for key in settings.keys() - known:
-        raise InputError(f"schedule: unknown setting {key!r}{_hint(key, known)}")
+        raise InputError(f"schedule: unknown setting {key!r}{hint(key, known)}")
     accepted = inspect.signature(multiplier).parameters
     rule = functools.partial(multiplier, **{key: value for key, value in settings.items() if key in accepted})
     rule(0)                              # a bad setting is reported here, not in the first step
     return lambda step: lr * rule(step)
 
 
-def by_name(argument: str, name: str, table: Mapping[str, T]) -> T:
-    """The table's entry; an unknown name is refused with the nearest known one."""
-    if name in table:
-        return table[name]
-    raise InputError(f"{argument}: {name!r} is not known{_hint(name, table)} (known: {', '.join(table)})")
-
-
-def _hint(name: str, known: Any) -> str:
-    near = nearest(name, known)
-    return f"; did you mean {near!r}?" if near else ""
-
-
 def _check_settings(name: str, make: Callable[..., Any], settings: Mapping[str, Any]) -> None:
     known = list(inspect.signature(make).parameters)[1:]
     for key in settings.keys() - set(known):
-        raise InputError(f"{name}: unknown setting {key!r}{_hint(key, known)} (known: {', '.join(known)})")
+        raise InputError(f"{name}: unknown setting {key!r}{hint(key, known)}")

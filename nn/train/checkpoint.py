@@ -13,15 +13,16 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nn.errors import InputError
-from nn.train.files import remove, remove_leftovers, replacing
+from nn.files import remove, remove_leftovers, replacing
 
 FORMAT = 1
 CHUNK = 1 << 20
@@ -116,7 +117,8 @@ def _write_tensors(path: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, An
     order = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
     digest = hashlib.sha256()
     with open(path, "wb") as file:
-        blocks: list[bytes | memoryview] = [_header(arrays, order), *(_raw(arrays[name]) for name in order)]
+        data = (_raw(arrays[name]) for name in order)
+        blocks: Iterator[bytes | memoryview] = chain([_header(arrays, order)], data)
         for block in blocks:
             for i in range(0, len(block), CHUNK):
                 digest.update(block[i:i + CHUNK])

@@ -11,7 +11,8 @@ from typing import Literal
 
 from nn.errors import InputError
 from nn.models import MoETransformerConfig
-from nn.optim.factory import OPTIMIZERS, by_name
+from nn.names import by_name, check_name
+from nn.optim.factory import OPTIMIZERS
 from nn.optim.schedules import SCHEDULES
 
 
@@ -66,8 +67,8 @@ class TrainConfig:
             _check(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
         _check("held_out_fraction", self.held_out_fraction, 0 < self.held_out_fraction < 1, "between 0 and 1")
         _check("lr_floor", self.lr_floor, 0 <= self.lr_floor <= 1, "between 0 and 1")
-        by_name("optimizer", self.optimizer, OPTIMIZERS)
-        by_name("schedule", self.schedule, SCHEDULES)
+        check_name("optimizer", self.optimizer, OPTIMIZERS)
+        check_name("schedule", self.schedule, SCHEDULES)
         if self.seq_len > self.model.max_seq_len:
             raise InputError(f"seq_len: {self.seq_len} is longer than the model's context; "
                              f"lower it to {self.model.max_seq_len} or raise model.max_seq_len")

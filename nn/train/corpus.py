@@ -27,8 +27,8 @@ from nn.data import (
     write_tokens,
 )
 from nn.eval import compressed_bits_per_byte
+from nn.files import replacing
 from nn.train.config import TrainConfig
-from nn.train.files import replacing
 
 log = logging.getLogger("nn.train")
 

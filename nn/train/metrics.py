@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nn.train.files import sync
+from nn.files import sync
 
 
 class MetricsLog:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from nn.errors import InputError
+from nn.files import remove_leftovers, write_json
 from nn.train.config import TrainConfig
-from nn.train.files import remove_leftovers, write_json
 from nn.train.machine import facts
 
 LOCK = ".lock"

@@ -8,7 +8,7 @@ import pytest
 from nn.backends import BACKENDS, use_backend
 from nn.backends.protocol import KERNELS
 from tests.conformance.cases import Case, cases
-from tests.conformance.compare import check, served
+from tests.conformance.compare import check
 
 strict = pytest.importorskip("array_api_strict")
 EVERY_CASE = [case for kernel in KERNELS for dtype in ("float64", "float32") for case in cases(kernel, dtype)]

@@ -1,12 +1,8 @@
-"""What the comparisons share: models with every parameter random, errors, and float64 for Transformers."""
+"""What the comparisons share: models with every parameter random, Mixtral's names, errors.  Needs no PyTorch."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
-import torch
 
 from nn import MoETransformer, MoETransformerConfig
 
@@ -54,15 +50,6 @@ def their_names(ours: Arrays) -> Arrays:
     return theirs
 
 
-def transformers_gradients(model: Any) -> Arrays:
-    """Of a MixtralForCausalLM, by the names of a checkpoint (in memory its experts are stacked)."""
-    ours = {}
-    for name, parameter in model.named_parameters():
-        name = name.removeprefix("model.").replace(".mlp.gate.weight", ".mlp.router.weight")
-        ours[name] = parameter.grad.numpy()
-    return their_names(ours)
-
-
 def error(ours: Any, theirs: Any) -> float:
     """Largest difference, in units of the largest value."""
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
@@ -83,12 +70,3 @@ def assert_close(ours: Arrays, theirs: Arrays, limit: float) -> None:
     errors = {name: error(ours[name], theirs[name]) for name in theirs if max(size(ours[name]), size(theirs[name])) > noise}
     wrong = [f"{name}: {e:.1e}" for name, e in errors.items() if not e < limit]
     assert not wrong, f"beyond {limit}: {', '.join(wrong)}"
-
-
-@contextmanager
-def float64_throughout() -> Iterator[None]:
-    """Transformers asks for float32 by name in a few places, whatever the model's type: RMSNorm, the router's softmax,
-    rotary angles, the loss.  In here those names mean float64; nothing of its code is replaced."""
-    with (patch.object(torch, "float32", torch.float64), patch.object(torch, "float", torch.float64),
-          patch.object(torch.Tensor, "float", torch.Tensor.double)):
-        yield

@@ -1,6 +1,5 @@
 """Sampling filters against Transformers' logits processors, and greedy texts against its `generate`."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np

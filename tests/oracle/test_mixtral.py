@@ -4,20 +4,17 @@ parameter's gradient, with the weights handed over as a checkpoint."""
 import json
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import MixtralForCausalLM
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from nn import KVCache, MoETransformer, MoETransformerConfig
 from nn.layers.rotary import RopeScaling
-from tests.oracle import plain_mixtral
-from tests.oracle.compare import assert_close, error, float64_throughout, gradients, random_model, tokens
-from tests.oracle.compare import transformers_gradients as their_gradients
+from tests.oracle import hugging_face, plain_mixtral
+from tests.oracle.compare import assert_close, error, gradients, random_model, tokens
 
 BASE = MoETransformerConfig(vocab_size=61, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, intermediate_size=24,
                             num_experts=4, top_k=2, max_seq_len=64)
@@ -43,28 +40,22 @@ CONFIGS = {
 LIMIT = {"float32": 1e-5, "float64": 1e-9}
 
 
-def transformers_model(folder: Path, dtype: str) -> Any:
-    # "eager": the default implementation of the experts knows no float64
-    return MixtralForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), experts_implementation="eager")
-
-
 @pytest.mark.parametrize("dtype", LIMIT)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_equals_transformers(name: str, dtype: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = random_model(CONFIGS[name], dtype)
     model.save_pretrained(tmp_path)
     ids, targets = tokens(61)
-    with float64_throughout() if dtype == "float64" else nullcontext():
-        theirs = transformers_model(tmp_path, dtype)
-        labels = torch.tensor(targets)
-        result = theirs(torch.tensor(ids), labels=labels, shift_labels=labels)
+    with hugging_face.float64_throughout() if dtype == "float64" else nullcontext():
+        theirs = hugging_face.load(tmp_path, dtype)
+        result = hugging_face.cross_entropy(theirs, ids, targets)
         result.loss.backward()
     loss, figures = model.loss(ids, targets, aux_scale=0.0)
     loss.backward()
     assert theirs.dtype == getattr(torch, dtype)
     assert error(model(ids).numpy(), result.logits.detach()) < LIMIT[dtype]
     assert error(figures["loss"], result.loss.item()) < LIMIT[dtype]
-    assert_close(gradients(model), their_gradients(theirs), LIMIT[dtype])
+    assert_close(gradients(model), hugging_face.gradients(theirs), LIMIT[dtype])
     assert not [r for r in caplog.records if r.levelname == "WARNING"], "Transformers warns of our config.json"
 
 
@@ -103,16 +94,15 @@ def test_balance_loss_is_theirs_divided_by_k(k: int, tmp_path: Path) -> None:
     model = random_model(BASE.replace(top_k=k, num_layers=1, balance_coef=coef * k, router_z_coef=0.0), "float32")
     model.save_pretrained(tmp_path)
     ids, targets = tokens(61)
-    theirs = transformers_model(tmp_path, "float32")
+    theirs = hugging_face.load(tmp_path, "float32")
     theirs.router_aux_loss_coef = coef
-    labels = torch.tensor(targets)
-    result = theirs(torch.tensor(ids), labels=labels, shift_labels=labels, output_router_logits=True)
+    result = hugging_face.cross_entropy(theirs, ids, targets, output_router_logits=True)
     result.loss.backward()
     loss, figures = model.loss(ids, targets)
     loss.backward()
     assert error(loss.item(), result.loss.item()) < 1e-6
     assert error(figures["moe/load_balance"], coef * result.aux_loss.item()) < 1e-6
-    assert_close(gradients(model), their_gradients(theirs), 1e-5)
+    assert_close(gradients(model), hugging_face.gradients(theirs), 1e-5)
 
 
 def test_balance_loss_of_each_layer(tmp_path: Path) -> None:
@@ -120,7 +110,7 @@ def test_balance_loss_of_each_layer(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     ids, targets = tokens(61)
     with torch.no_grad():
-        router_logits = transformers_model(tmp_path, "float32")(torch.tensor(ids), output_router_logits=True).router_logits
+        router_logits = hugging_face.load(tmp_path, "float32")(torch.tensor(ids), output_router_logits=True).router_logits
     theirs = [load_balancing_loss_func((logits,), BASE.num_experts, BASE.top_k).item() for logits in router_logits]
     _, figures = model.loss(ids, targets)
     assert error(figures["moe/load_balance"], BASE.balance_coef / BASE.top_k * sum(theirs)) < 1e-6
@@ -131,7 +121,7 @@ def test_decoding_equals_transformers(name: str, tmp_path: Path) -> None:
     """Pieces of 6, 1 and 4 tokens through both key/value caches."""
     model = random_model(CONFIGS[name], "float32")
     model.save_pretrained(tmp_path)
-    theirs, (ids, _) = transformers_model(tmp_path, "float32"), tokens(61, length=11)
+    theirs, (ids, _) = hugging_face.load(tmp_path, "float32"), tokens(61, length=11)
     ours, past = KVCache(num_layers=2), None
     for start, end in ((0, 6), (6, 7), (7, 11)):
         piece = ids[:, start:end]
@@ -149,7 +139,7 @@ def test_padding_mask_equals_transformers(tmp_path: Path) -> None:
     mask = np.arange(9) >= np.array([[3], [0]])
     positions = torch.tensor(np.maximum(mask.cumsum(1) - 1, 0))
     with torch.no_grad():
-        theirs = transformers_model(tmp_path, "float32")(torch.tensor(ids), torch.tensor(mask.astype(int)), positions)
+        theirs = hugging_face.load(tmp_path, "float32")(torch.tensor(ids), torch.tensor(mask.astype(int)), positions)
     assert error(model(ids, mask=mask).numpy()[mask], theirs.logits[torch.tensor(mask)]) < 1e-5
 
 
@@ -159,5 +149,5 @@ def test_tiny_as_it_comes(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     ids, _ = tokens(1000, batch=1, length=512)
     with torch.no_grad():
-        theirs = transformers_model(tmp_path, "float32")(torch.tensor(ids)).logits
+        theirs = hugging_face.load(tmp_path, "float32")(torch.tensor(ids)).logits
     assert error(model(ids).numpy(), theirs) < 1e-5

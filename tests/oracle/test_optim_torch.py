@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import MixtralForCausalLM
 from transformers.optimization import (
     get_cosine_with_min_lr_schedule_with_warmup,
     get_linear_schedule_with_warmup,
@@ -16,7 +15,8 @@ from transformers.optimization import (
 from nn import MoETransformerConfig
 from nn.layers.module import Parameter
 from nn.optim import AdamW, clip_grad_norm, create_schedule
-from tests.oracle.compare import assert_close, error, float64_throughout, random_model, their_names, tokens
+from tests.oracle import hugging_face
+from tests.oracle.compare import assert_close, error, random_model, their_names, tokens
 
 LIMIT = {"float64": 1e-12, "float32": 1e-5}
 SHAPES = {"matrix": (7, 5), "bias": (7,), "idle": (3,)}
@@ -138,8 +138,8 @@ def test_training_equals_transformers_with_torchs_optimizer(tmp_path: Path) -> N
     model.save_pretrained(tmp_path)
     schedule = create_schedule("cosine", lr=0.02, steps=10, warmup=3)
     ours = AdamW(model.named_parameters(), lr=0.02, weight_decay=0.1)
-    with float64_throughout():
-        theirs = MixtralForCausalLM.from_pretrained(tmp_path, dtype=torch.float64, experts_implementation="eager")
+    with hugging_face.float64_throughout():
+        theirs = hugging_face.load(tmp_path, "float64")
         kept = {True: [], False: []}
         for name, parameter in theirs.named_parameters():
             kept["norm" in name or "embed" in name or "lm_head" in name].append(parameter)
@@ -148,8 +148,7 @@ def test_training_equals_transformers_with_torchs_optimizer(tmp_path: Path) -> N
         scheduler = torch.optim.lr_scheduler.LambdaLR(reference, lambda step: schedule(step) / 0.02)
         for step in range(10):
             ids, targets = tokens(61, seed=step)
-            labels = torch.tensor(targets)
-            loss = theirs(torch.tensor(ids), labels=labels, shift_labels=labels).loss
+            loss = hugging_face.cross_entropy(theirs, ids, targets).loss
             reference.zero_grad()
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.5)

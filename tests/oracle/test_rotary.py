@@ -8,7 +8,7 @@ from transformers import MixtralConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.mixtral.modeling_mixtral import MixtralRotaryEmbedding
 
-from nn.layers.rotary import Rotary, RopeScaling, inverse_frequencies
+from nn.layers.rotary import RopeScaling, Rotary, inverse_frequencies
 from tests.oracle.compare import error
 
 YARN = {"factor": 8.0, "original_max_position_embeddings": 4096}

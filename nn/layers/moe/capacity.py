@@ -9,7 +9,7 @@ capacity = ⌈factor · N · K / E⌉, at least 4, at most N.  Who stays:
 import math
 
 from nn.backends.array_api import namespace
-from nn.errors import InputError
+from nn.names import check_name
 from nn.tensor import Array
 
 POLICIES = ("probs", "position", "slot")
@@ -24,8 +24,7 @@ def capacity(tokens: int, top_k: int, num_experts: int, factor: float, minimum: 
 def keep_within_capacity(experts: Array, weights: Array, num_experts: int, factor: float, policy: str,
                          minimum: int = MIN_CAPACITY) -> Array:
     """Boolean [N,K]: the assignments experts[N,K] that stay."""
-    if policy not in POLICIES:
-        raise InputError(f"drop_policy: {policy!r} is unknown; choose one of {', '.join(POLICIES)}")
+    check_name("drop_policy", policy, POLICIES)
     xp = namespace(experts)
     tokens, top_k = experts.shape
     priority = _by_priority(weights, tokens, top_k, policy)                   # flat pairs, most important first

@@ -16,8 +16,8 @@ from nn import ops
 from nn.backends.array_api import namespace
 from nn.errors import InputError
 from nn.layers.auxiliary import collecting, emit_figure, emit_loss
-from nn.layers.moe.capacity import keep_within_capacity
 from nn.layers.module import Module, Parameter
+from nn.layers.moe.capacity import keep_within_capacity
 from nn.random import derive, uniform
 from nn.tensor import Array, Tensor
 
