@@ -52,9 +52,9 @@ def main() -> float:
     print(f"largest relative error against finite differences: {worst:.1e}")
     assert worst < 1e-7
 
-    embedding = Tensor(draw((6, 8)), requires_grad=True)                      # [V,D]
-    rows = l2_normalize(ops.take(embedding, np.array([1, 2, 2])))             # [3,D], on the tape like any other
-    ops.linear_cross_entropy(rows, embedding, np.array([2, 3, 4])).backward()   # a head tied to the embedding
+    embedding = Tensor(draw((6, 8)), requires_grad=True)                  # [V,D]
+    rows = l2_normalize(ops.take(embedding, np.array([1, 2, 2])))         # [3,D], on the tape like any other
+    ops.linear_cross_entropy(rows, embedding, np.array([2, 3, 4])).backward()  # the head is the embedding
     print(f"gradient of the embedding, used twice: {np.asarray(embedding.grad).shape}")
     return worst
 

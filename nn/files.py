@@ -47,7 +47,7 @@ def remove(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what killed writers left in a folder.  The caller makes sure that nobody else is writing there."""
+    """Delete what killed writers left in a folder.  The caller sees to it that nobody else writes there."""
     for path in folder.glob(".tmp-*"):
         remove(path)
 

@@ -82,6 +82,11 @@ def imports(path: Path) -> Iterator[str]:
             )
 
 
+def test_every_module_has_its_rank() -> None:
+    found = {path.relative_to(ROOT / "nn").parts[0].removesuffix(".py") for path in SOURCES}
+    assert found == {*RANK, "__init__"}
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_one_way(path: Path) -> None:
     own = path.relative_to(ROOT / "nn").parts[0].removesuffix(".py")

@@ -27,7 +27,12 @@ def train(config: TrainConfig | None = None, *, resume: str | Path | None = None
     """Start the run that `config` describes, or continue the one in the folder `resume`, as its config.yaml
     says."""
     with (RunFolder.open(resume) if resume else RunFolder.create(config or TrainConfig())) as run:
-        corpus = prepare(run.config, run.path)
+        try:
+            corpus = prepare(run.config, run.path)
+        except InputError:
+            if not resume:
+                run.discard()           # else the next --resume would find a run without a text
+            raise
         resolved = run.config.with_vocab(corpus.tokenizer.vocab_size)
         if resolved != run.config:
             run.save_config(resolved)

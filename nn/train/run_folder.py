@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nn.errors import InputError
-from nn.files import remove_leftovers, write_json
+from nn.files import remove, remove_leftovers, write_json
 from nn.train.config import TrainConfig
 from nn.train.machine import facts
 
@@ -54,7 +54,7 @@ class RunFolder:
         """An existing run, to be continued."""
         path = Path(path)
         if not (path / "config.yaml").is_file():
-            raise InputError(f"resume: {path} holds no run (it has no config.yaml); give a run folder, or "
+            raise InputError(f"run: {path} holds no run (it has no config.yaml); give a run folder, or "
                              "leave the value out to continue the newest one")
         run = cls(path)
         try:
@@ -80,6 +80,14 @@ class RunFolder:
         manifest["starts"].append({"step": step} | facts())
         write_json(path, manifest)
 
+    def discard(self) -> None:
+        """Delete what `create` made: for a run that could not begin.  Files of others stay, and so does their
+        folder."""
+        for path in (self.path / "config.yaml", self.path / "manifest.json", self.path / LOCK):
+            remove(path)
+        if not any(self.path.iterdir()):
+            self.path.rmdir()
+
     def close(self) -> None:
         """Let others in; twice does no harm."""
         if self._lock is not None:
@@ -97,7 +105,7 @@ def newest_run(runs: str | Path = "runs") -> Path:
     """The run that was started or resumed last; its lock file's time says which."""
     locks = [lock for lock in Path(runs).glob(f"*/{LOCK}") if (lock.parent / "config.yaml").is_file()]
     if not locks:
-        raise InputError(f"resume: there is no run in {runs}/; train one first, or give the run's folder")
+        raise InputError(f"run: there is no run in {runs}/; train one first, or give the run's folder")
     return max(locks, key=lambda lock: lock.stat().st_mtime_ns).parent
 
 

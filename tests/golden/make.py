@@ -1,8 +1,9 @@
-"""Makes the golden files beside it:  python -m tests.golden.make       (needs the oracle extra; a few seconds)
+"""Makes the golden files beside it:  python -m tests.golden.make       (needs the oracle extra; a few
+seconds)
 
-Two tiny Mixtral checkpoints as Transformers writes them, each with what Transformers computes from it: logits, loss and
-every gradient for fixed tokens.  tests/golden/test_golden.py holds us to them without Transformers, and
-tests/oracle/test_golden_files.py makes them afresh and compares."""
+Two tiny Mixtral checkpoints as Transformers writes them, each with what Transformers computes from it:
+logits, loss and every gradient for fixed tokens.  tests/golden/test_golden.py holds us to them without
+Transformers, and tests/oracle/test_golden_files.py makes them afresh and compares."""
 
 import json
 from contextlib import nullcontext
@@ -51,7 +52,8 @@ def make(folder: Path) -> None:
 
 def with_auxiliary_losses(folder: Path, config: MoETransformerConfig, ids: np.ndarray, targets: np.ndarray,
                           logits: np.ndarray) -> tuple[np.ndarray, Arrays]:
-    """(loss, gradients) with both, which only the plain model has; its logits must be those of Transformers."""
+    """(loss, gradients) with both, which only the plain model has; its logits must be those of
+    Transformers."""
     weights = {name: w.requires_grad_() for name, w in load_file(folder / "model.safetensors").items()}
     theirs = json.loads((folder / "config.json").read_text())
     theirs |= {"rope_scaling": theirs["rope_parameters"], "rope_theta": theirs["rope_parameters"]["rope_theta"]}

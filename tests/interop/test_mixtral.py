@@ -1,5 +1,5 @@
-"""Mixtral's folder without Transformers: what is written is read back, every layout is read, and what is wrong is named.
-(tests/oracle compares with Transformers itself.)"""
+"""Mixtral's folder without Transformers: what is written is read back, every layout is read, and what is
+wrong is named. (tests/oracle compares with Transformers itself.)"""
 
 import json
 from dataclasses import fields

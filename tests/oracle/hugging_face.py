@@ -1,4 +1,5 @@
-"""Transformers' Mixtral: loaded from a folder, in float64 throughout if asked, its gradients by checkpoint names."""
+"""Transformers' Mixtral: loaded from a folder, in float64 throughout if asked, its gradients by checkpoint
+names."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,15 +20,16 @@ def load(folder: Path, dtype: str) -> Any:
 
 @contextmanager
 def float64_throughout() -> Iterator[None]:
-    """Transformers asks for float32 by name in a few places, whatever the model's type: RMSNorm, the router's softmax,
-    rotary angles, the loss.  In here those names mean float64; nothing of its code is replaced."""
+    """Transformers asks for float32 by name in a few places, whatever the model's type: RMSNorm, the router's
+    softmax, rotary angles, the loss.  In here those names mean float64; nothing of its code is replaced."""
     with (patch.object(torch, "float32", torch.float64), patch.object(torch, "float", torch.float64),
           patch.object(torch.Tensor, "float", torch.Tensor.double)):
         yield
 
 
 def cross_entropy(model: Any, ids: Any, targets: Any, **options: Any) -> Any:
-    """Its output for targets that are shifted already, as ours are; .loss is their mean over the labelled ones."""
+    """Its output for targets that are shifted already, as ours are; .loss is their mean over the labelled
+    ones."""
     labels = torch.tensor(targets)
     return model(torch.tensor(ids), labels=labels, shift_labels=labels, **options)
 

@@ -1,7 +1,7 @@
 """Mixtral in plain PyTorch: slow, obvious, written from the papers, sharing no code with nn/.
 
-It takes a config.json and weights by their names in a checkpoint, computes in the weights' number type (float64 here,
-which Transformers does not do throughout), and leaves the gradients to autograd.
+It takes a config.json and weights by their names in a checkpoint, computes in the weights' number type
+(float64 here, which Transformers does not do throughout), and leaves the gradients to autograd.
 
     logits, router_logits = forward(config, weights, ids)"""
 
@@ -54,7 +54,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def attention(config: dict[str, Any], layer: Weights, x: Tensor) -> Tensor:
-    """Head by head; query head h reads key/value head h // (H / G).  A window counts the query's own position."""
+    """Head by head; query head h reads key/value head h // (H / G).  A window counts the query's own
+    position."""
     heads, groups, length = config["num_attention_heads"], config["num_key_value_heads"], x.shape[1]
     q, k, v = ((x @ layer[f"self_attn.{name}_proj.weight"].T).split(config["head_dim"], -1) for name in "qkv")
     ago = torch.arange(length)[:, None] - torch.arange(length)[None, :]                        # [T,T]
@@ -68,7 +69,8 @@ def attention(config: dict[str, Any], layer: Weights, x: Tensor) -> Tensor:
 
 
 def rotate(config: dict[str, Any], x: Tensor) -> Tensor:
-    """Channels i and i + d/2 of x[B,T,d] are a complex number, turned by position · frequency_i (Su et al. 2021)."""
+    """Channels i and i + d/2 of x[B,T,d] are a complex number, turned by position · frequency_i (Su et al.
+    2021)."""
     frequencies, factor = rope(config)
     angle = torch.arange(x.shape[1], dtype=x.dtype)[:, None] * torch.tensor(frequencies, dtype=x.dtype)         # [T,d/2]
     a, b = x.chunk(2, -1)
@@ -87,8 +89,8 @@ def rope(config: dict[str, Any]) -> tuple[list[float], float]:
 
 
 def yarn(plain: list[float], theta: float, scaling: dict[str, Any]) -> tuple[list[float], float]:
-    """Peng et al. 2023, section 3.2: channels that turn often within the trained context keep their frequency, those
-    that turn seldom are slowed by the factor, a ramp over the channels between."""
+    """Peng et al. 2023, section 3.2: channels that turn often within the trained context keep their
+    frequency, those that turn seldom are slowed by the factor, a ramp over the channels between."""
     d, s, trained = 2 * len(plain), scaling["factor"], scaling["original_max_position_embeddings"]
 
     def channel(turns: float) -> float:
@@ -103,7 +105,8 @@ def yarn(plain: list[float], theta: float, scaling: dict[str, Any]) -> tuple[lis
 
 
 def experts(config: dict[str, Any], layer: Weights, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Token by token: the k likeliest experts, their outputs weighted by their probabilities, which sum to 1."""
+    """Token by token: the k likeliest experts, their outputs weighted by their probabilities, which sum to
+    1."""
     tokens = x.flatten(0, 1)
     logits = tokens @ layer["block_sparse_moe.gate.weight"].T
     out = []

@@ -96,7 +96,8 @@ def test_greedy_text(pair: tuple[Any, Any], penalty: float, cached: bool) -> Non
 
 
 def test_greedy_batch_and_end_of_text(pair: tuple[Any, Any]) -> None:
-    """A row ends before its end-of-text token, whatever the others do; Transformers keeps the token itself."""
+    """A row ends before its end-of-text token, whatever the others do; Transformers keeps the token
+    itself."""
     model, theirs = pair
     prompts = tokens(VOCAB, batch=3, length=6)[0].tolist()
     end = their_text(theirs, prompts[0])[10]

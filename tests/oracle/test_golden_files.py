@@ -1,4 +1,5 @@
-"""The golden files in the repository are what tests/golden/make.py makes today: file and script cannot drift apart."""
+"""The golden files in the repository are what tests/golden/make.py makes today: file and script cannot drift
+apart."""
 
 import json
 from pathlib import Path

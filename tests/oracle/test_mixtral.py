@@ -1,5 +1,5 @@
-"""MoETransformer against transformers.MixtralForCausalLM and against a plain PyTorch Mixtral: logits, losses, and every
-parameter's gradient, with the weights handed over as a checkpoint."""
+"""MoETransformer against transformers.MixtralForCausalLM and against a plain PyTorch Mixtral: logits, losses,
+and every parameter's gradient, with the weights handed over as a checkpoint."""
 
 import json
 from contextlib import nullcontext
@@ -88,8 +88,8 @@ def test_gradient_of_the_router_is_not_small() -> None:
 
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_balance_loss_is_theirs_divided_by_k(k: int, tmp_path: Path) -> None:
-    """Their shares are counted over all k choices of a token and add up to k, ours to 1.  Of several layers they form one
-    product of the means, we add up the layers."""
+    """Their shares are counted over all k choices of a token and add up to k, ours to 1.  Of several layers
+    they form one product of the means, we add up the layers."""
     coef = 0.3
     model = random_model(BASE.replace(top_k=k, num_layers=1, balance_coef=coef * k, router_z_coef=0.0), "float32")
     model.save_pretrained(tmp_path)

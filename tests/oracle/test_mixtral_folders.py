@@ -1,5 +1,5 @@
-"""Checkpoint folders written by Transformers, read here, and the other way round: layouts, number types, rotary scalings,
-fields left out."""
+"""Checkpoint folders written by Transformers, read here, and the other way round: layouts, number types,
+rotary scalings, fields left out."""
 
 import json
 from pathlib import Path
@@ -115,8 +115,8 @@ def test_number_types_both_ways(dtype: str, tmp_path: Path) -> None:
 
 
 def test_bfloat16_is_as_exact_as_theirs(tmp_path: Path) -> None:
-    """At most twice their error against float64 (FlashAttention's rule).  All experts serve every token: rounding must
-    not decide which."""
+    """At most twice their error against float64 (FlashAttention's rule).  All experts serve every token:
+    rounding must not decide which."""
     ours = random_model(MoETransformerConfig(vocab_size=61, top_k=4), "bfloat16")
     ours.save_pretrained(tmp_path)
     exact = MoETransformer.from_pretrained(tmp_path, dtype="float64")(tokens(61)[0]).numpy()

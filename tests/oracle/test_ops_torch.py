@@ -1,4 +1,5 @@
-"""Every operation of nn.ops against PyTorch: result and the gradient of every input, in float64 and float32."""
+"""Every operation of nn.ops against PyTorch: result and the gradient of every input, in float64 and
+float32."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
-"""AdamW, clipping and schedules against torch.optim and Transformers' schedules; then all of training at once."""
+"""AdamW, clipping and schedules against torch.optim and Transformers' schedules; then all of training at
+once."""
 
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,8 @@ SCHEDULES = {
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_schedules(name: str) -> None:
-    """After the warm-up the same; in it, ours is one step ahead: their first update has rate 0 and does nothing."""
+    """After the warm-up the same; in it, ours is one step ahead: their first update has rate 0 and does
+    nothing."""
     theirs, options = SCHEDULES[name]
     expected = rates(theirs, 51)
     schedule = create_schedule(name, lr=0.5, steps=50, warmup=10, **options)

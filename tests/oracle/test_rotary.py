@@ -1,4 +1,5 @@
-"""Rotary frequencies and their scalings against transformers' ROPE_INIT_FUNCTIONS, and the tables against its module."""
+"""Rotary frequencies and their scalings against transformers' ROPE_INIT_FUNCTIONS, and the tables against its
+module."""
 
 from typing import Any
 
@@ -46,7 +47,8 @@ def test_dynamic_frequencies_are_theirs_at_the_planned_length(length: int) -> No
 
 
 def test_static_ntk_is_the_dynamic_one_at_full_stretch() -> None:
-    """Transformers has no static kind.  At length ℓ = L₀ (s' + s − 1)/s its dynamic base is θ s'^(d/(d−2))."""
+    """Transformers has no static kind.  At length ℓ = L₀ (s' + s − 1)/s its dynamic base is θ
+    s'^(d/(d−2))."""
     config = their_config(64, 1e4, 512, {"rope_type": "dynamic", "factor": 7.0})
     expected, _ = ROPE_INIT_FUNCTIONS["dynamic"](config, "cpu", seq_len=1024)         # s' = 7·2 − 6 = 8
     found, _ = inverse_frequencies(64, 1e4, RopeScaling("ntk", 8.0), 262144)

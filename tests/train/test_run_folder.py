@@ -12,7 +12,7 @@ import pytest
 
 from nn.config import load
 from nn.errors import InputError
-from nn.train import RunFolder, TrainConfig, newest_run
+from nn.train import RunFolder, TrainConfig, newest_run, preset, train
 from nn.train.machine import git_commit
 from nn.train.run_folder import load_config
 
@@ -134,3 +134,17 @@ def test_leftovers_of_killed_writers_are_removed(make_config):
     (run.path / ".tmp-1-tokens").mkdir()
     with RunFolder.open(run.path):
         assert not list(run.path.glob(".tmp-*"))
+
+
+def test_a_run_whose_text_cannot_be_read_leaves_nothing(tmp_path):
+    """The next --resume must not find it."""
+    config = replace(preset("smoke"), data=str(tmp_path / "absent.txt"), runs=str(tmp_path / "runs"))
+    with pytest.raises(InputError, match="absent.txt"):
+        train(config)
+    assert list((tmp_path / "runs").iterdir()) == []
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "notes.txt").write_text("keep me")
+    with pytest.raises(InputError, match="absent.txt"):
+        train(replace(config, run=str(mine)))
+    assert [path.name for path in mine.iterdir()] == ["notes.txt"]
