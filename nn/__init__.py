@@ -1,4 +1,4 @@
-"""cuda-nn: a language-model stack you can read to the last line, and verify to the last line, without owning a GPU.
+"""cuda-nn: a language-model stack you can read and verify, to the last line, without owning a GPU.
 
     from nn import MoETransformer
     model = MoETransformer.tiny()
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from nn.models import MoETransformer, MoETransformerConfig
 
 __version__ = "0.1.0"
-__all__ = ["InputError", "KVCache", "MoETransformer", "MoETransformerConfig", "NonFiniteError", "Tensor", "no_grad", "ops"]
+__all__ = ["InputError", "KVCache", "MoETransformer", "MoETransformerConfig", "NonFiniteError", "Tensor",
+           "no_grad", "ops"]
 
 _ON_FIRST_USE = {"KVCache": "nn.cache", "MoETransformer": "nn.models", "MoETransformerConfig": "nn.models"}
 

@@ -1,7 +1,10 @@
-"""Key/value cache: what a decoder keeps of the tokens it has seen, so that the next one costs O(length), not O(length²).
+"""Key/value cache: what a decoder keeps of past tokens, so that the next one costs O(length), not O(length²).
 
-Keys are kept rotated, for key/value heads only.  `offset` counts every token ever seen and never goes back, also when old
-entries are dropped: positions stay absolute.        cache = KVCache(num_layers=2);  model(ids, cache=cache)"""
+Keys are kept rotated, for key/value heads only.  `offset` counts every token ever seen and never goes back,
+also when old entries are dropped: positions stay absolute.
+
+    cache = KVCache(num_layers=2);  model(ids, cache=cache)
+"""
 
 import numpy as np
 

@@ -1,7 +1,7 @@
 """Number types by name, and the rule that fixes in which one a sum is formed.
 
-Storage may be bfloat16 or float16; every sum, statistic and matrix product is then formed in float32 and rounded once at
-the end.  float64 stays float64 (gradient checks)."""
+Storage may be bfloat16 or float16; every sum, statistic and matrix product is then formed in float32 and
+rounded once at the end.  float64 stays float64 (gradient checks)."""
 
 from enum import Enum
 from typing import Any
@@ -35,25 +35,28 @@ class DType(str, Enum):
     @classmethod
     def of(cls, dtype: Any) -> "DType":
         """The member for a name, a NumPy dtype or a member; InputError lists the names otherwise."""
-        name = dtype.value if isinstance(dtype, DType) else dtype if isinstance(dtype, str) else np.dtype(dtype).name
+        name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
         try:
             return cls(name)
         except ValueError:
-            raise InputError(f"dtype: {name!r} is not a storage type; choose one of {', '.join(cls)}") from None
+            raise InputError(f"dtype: {name!r} is not a storage type; "
+                             f"choose one of {', '.join(cls)}") from None
 
 
 HALF = (np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16))
 
 
 def is_half(dtype: Any) -> bool:
-    """Whether sums over this type are formed in float32 instead.  Another array module's own types never are half."""
+    """Whether sums over this type are formed in float32; never for another array module's own types."""
     return isinstance(dtype, np.dtype) and dtype in HALF
 
 
 def is_floating(array: Any) -> bool:
     """Whether the array holds real floating-point numbers, half precision included."""
     kind = getattr(array.dtype, "kind", "")
-    return kind == "f" or is_half(array.dtype) or (not kind and namespace(array).isdtype(array.dtype, "real floating"))
+    if kind:
+        return kind == "f" or is_half(array.dtype)
+    return namespace(array).isdtype(array.dtype, "real floating")
 
 
 def widen(array: Any) -> Any:
@@ -62,10 +65,10 @@ def widen(array: Any) -> Any:
 
 
 def narrow(array: Any, dtype: Any) -> Any:
-    """The array rounded (to nearest, ties to even) to its storage type; itself if it has that type already."""
+    """The array rounded (to nearest, ties to even) to its storage type; itself if it has that type."""
     return array if array.dtype == dtype else _cast(array, dtype)
 
 
 def _cast(array: Any, dtype: Any) -> Any:
     xp = namespace(array)
-    return xp.astype(xp.asarray(array), dtype)          # asarray: a NumPy sum over all axes is a scalar, not an array
+    return xp.astype(xp.asarray(array), dtype)      # asarray: NumPy's sum over all axes is no array

@@ -1,8 +1,10 @@
 """Parameters and floating-point operations of a model, from its configuration alone.
 
-A multiply-add counts 2; elementwise work, norms and the embedding lookup count 0.  Attention counts the causal average of
-(T + 1)/2 keys per query (a window W: W − W(W − 1)/(2T)).  A backward pass costs twice the forward's products, so training
-costs three times the forward.        Try: cuda-nn flops --preset moe-6.9b --seq-len 2048"""
+A multiply-add counts 2; elementwise work, norms and the embedding lookup count 0.  Attention counts the
+causal average of (T + 1)/2 keys per query (a window W: W − W(W − 1)/(2T)).  A backward pass costs twice the
+forward's products, so training costs three times the forward.
+
+Try: cuda-nn flops --preset moe-6.9b --seq-len 2048"""
 
 from typing import TYPE_CHECKING
 
@@ -18,13 +20,13 @@ def parameters(config: "MoETransformerConfig", active: bool = False) -> dict[str
     attention = 2 * c.hidden_size * (heads + groups) + (2 * c.head_dim if c.qk_norm else 0)
     if c.attention_bias:
         attention += heads + 2 * groups + c.hidden_size
-    experts = c.top_k if active else c.num_experts
+    experts = (c.top_k if active else c.num_experts) if c.num_experts else 1
     matrices = 3 if c.ffn == "swiglu" else 2
     return {
         "embedding": c.vocab_size * c.hidden_size,
         "attention": c.num_layers * attention,
         "router": c.num_layers * c.num_experts * c.hidden_size,
-        "feed_forward": c.num_layers * (experts if c.num_experts else 1) * matrices * c.hidden_size * c.intermediate_size,
+        "feed_forward": c.num_layers * experts * matrices * c.hidden_size * c.intermediate_size,
         "norms": (2 * c.num_layers + 1) * norm_width,
         "head": 0 if c.tie_embeddings else c.vocab_size * c.hidden_size,
     }

@@ -1,4 +1,4 @@
-"""The operators and methods that `nn.ops` gives to Tensor, declared so that a type checker and a reader find them."""
+"""The operators and methods that `nn.ops` gives to Tensor, declared for type checkers and readers to find."""
 
 from typing import Any
 

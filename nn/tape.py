@@ -1,4 +1,4 @@
-"""What the tape does in this thread: record or not, and whether every result is checked for NaN and infinity."""
+"""What the tape does in this thread: record or not, and check every result for NaN and infinity or not."""
 
 import threading
 from collections.abc import Iterator
@@ -38,12 +38,13 @@ def enable_grad() -> Any:
 
 
 def find_nonfinite() -> Any:
-    """`with find_nonfinite():` checks every result, forward and backward; the first NaN or infinity raises NonFiniteError
-    naming the operation, the layer and the input shapes.  Slow: for a step that is already known to be bad."""
+    """`with find_nonfinite():` checks every result, forward and backward; the first NaN or infinity raises
+    NonFiniteError with the operation, the layer and the input shapes.  Slow: for a step known to be bad."""
     return _set("path", [])
 
 
-def check_finite(operation: str, where: str, what: str, arrays: tuple[Any, ...], shapes: list[list[int]]) -> None:
+def check_finite(operation: str, where: str, what: str, arrays: tuple[Any, ...],
+                 shapes: list[list[int]]) -> None:
     """NonFiniteError if an array holds a NaN or an infinity."""
     for array in arrays:
         if array is not None and not all_finite(array):

@@ -1,7 +1,7 @@
 """Tensor: an array, its gradient, and the tape that links the operations between them.
 
-An operation (`Op`) is a class with a `forward` on arrays and a hand-written `backward`; the tape only chains the
-backwards, newest first.  Saved arrays are freed as soon as their backward has run.
+An operation (`Op`) is a class with a `forward` on arrays and a hand-written `backward`; the tape only chains
+the backwards, newest first.  Saved arrays are freed as soon as their backward has run.
 
     x = Tensor([1.0, 2.0], requires_grad=True);  (x * x).sum().backward();  x.grad      # [2., 4.]
 """
@@ -21,10 +21,8 @@ Array = Any      # whatever the backend's array module makes: numpy.ndarray, Dev
 
 
 class Tensor(Operators):
-    """An n-dimensional array that remembers how it was made.
-
-    `data` is an array of the backend's array module, `grad` an array of the same shape or None.
-    """
+    """An n-dimensional array that remembers how it was made: `data` is an array of the backend's array module,
+    `grad` an array of the same shape or None."""
 
     __slots__ = ("data", "grad", "requires_grad", "op", "slot")
     __array_priority__ = 100.0        # numpy_array * tensor asks the tensor first
@@ -81,15 +79,17 @@ class Tensor(Operators):
         return f"Tensor(shape={list(self.shape)}, dtype={self.dtype}{made})"
 
     def backward(self, gradient: Array | None = None) -> None:
-        """Add d(self)/d(leaf) to every leaf's `grad`.  `gradient` (same shape) may be left out for one element."""
+        """Add d(self)/d(leaf) to every leaf's `grad`; one element needs no `gradient` (of the same shape)."""
         if not self.requires_grad:
-            raise RuntimeError("backward: nothing here requires a gradient (made under no_grad, or from constants)")
+            raise RuntimeError("backward: nothing here requires a gradient "
+                               "(made under no_grad, or from constants)")
+        shape = list(self.shape)
         if gradient is None:
             if self.size != 1:
-                raise ValueError(f"backward: shape {list(self.shape)} is not one element; pass gradient= of that shape")
+                raise ValueError(f"backward: shape {shape} is not one element; pass gradient= of that shape")
             gradient = namespace(self.data).ones_like(self.data)
         elif tuple(gradient.shape) != self.shape:
-            raise ValueError(f"backward: gradient has shape {list(gradient.shape)}, the tensor {list(self.shape)}")
+            raise ValueError(f"backward: gradient has shape {list(gradient.shape)}, the tensor {shape}")
         if self.op is None:
             _accumulate(self, gradient)
         else:
@@ -100,13 +100,12 @@ class Op:
     """One application of an operation.  A subclass writes
 
     forward(*arrays, **options) -> array or tuple of arrays, keeping on `self` what its backward needs, and
-    backward(*gradients) -> one gradient (or None) per positional input; `gradients` has one entry per result, None where
-    a result was not used.  `self.needs[i]` says whether input i's gradient is wanted.
-    """
+    backward(*gradients) -> one gradient (or None) per positional input; `gradients` has one entry per result,
+    None where it was not used.  `self.needs[i]` says whether input i's gradient is wanted."""
 
     edges: "list[Tensor | tuple[Op, int] | None] | None" = None    # None: not recorded, or already freed
     needs: tuple[bool, ...] = ()
-    dtypes: tuple[Any, ...] = ()                                   # of the results; their gradients come in these
+    dtypes: tuple[Any, ...] = ()                                   # of the results and of their gradients
     where = ""                                                     # layer path, inside find_nonfinite() only
 
     @property
@@ -115,8 +114,8 @@ class Op:
 
     @classmethod
     def apply(cls, *inputs: Any, **options: Any) -> Any:
-        """Run forward on the inputs' arrays and record the operation if any input requires a gradient.  Inputs are
-        tensors, arrays or Python numbers; only tensors get gradients."""
+        """Run forward on the inputs' arrays; record the operation if any input requires a gradient.
+        Inputs are tensors, arrays or Python numbers; only tensors get gradients."""
         op = cls()
         op.needs = tuple(state.recording and isinstance(x, Tensor) and x.requires_grad for x in inputs)
         results = op.forward(*(x.data if isinstance(x, Tensor) else x for x in inputs), **options)
@@ -157,7 +156,7 @@ def _accumulate(leaf: Tensor, gradient: Array) -> None:
 
 
 def run_backward(root: Op, gradients: dict[int, Array]) -> None:
-    """Chain the backwards of everything `root` was computed from; `gradients` maps root's result slots to gradients."""
+    """Chain the backwards of all that `root` was computed from; `gradients`: {slot of root's result: array}."""
     pending: dict[Op, dict[int, Array]] = {root: gradients}
     for op in _newest_first(root):
         incoming = pending.pop(op, None)
@@ -173,11 +172,13 @@ def run_backward(root: Op, gradients: dict[int, Array]) -> None:
 
 def _gradients(op: Op, incoming: dict[int, Array]) -> "list[tuple[Tensor | tuple[Op, int], Array]]":
     """op.backward, checked: the recorded edges, each with its gradient."""
-    grads = op.backward(*(narrow(incoming[i], dtype) if i in incoming else None for i, dtype in enumerate(op.dtypes)))
+    arrived = (narrow(incoming[i], dtype) if i in incoming else None for i, dtype in enumerate(op.dtypes))
+    grads = op.backward(*arrived)
     grads = grads if isinstance(grads, tuple) else (grads,)
     if state.path is not None:
         check_finite(op.name, op.where, "gradient", grads, [list(np.shape(g)) for g in incoming.values()])
-    return [(edge, g) for edge, g in zip(op.edges or (), grads, strict=True) if edge is not None and g is not None]
+    pairs = zip(op.edges or (), grads, strict=True)
+    return [(edge, grad) for edge, grad in pairs if edge is not None and grad is not None]
 
 
 def _newest_first(root: Op) -> list[Op]:
@@ -191,8 +192,8 @@ def _newest_first(root: Op) -> list[Op]:
             order.append(op)
         elif op not in seen:
             if op.edges is None:
-                raise RuntimeError(f"backward: what {op.name} saved is already freed, because backward ran through it "
-                                   "once; run the forward pass again")
+                raise RuntimeError(f"backward: what {op.name} saved is already freed, because backward "
+                                   "ran through it once; run the forward pass again")
             seen.add(op)
             stack.append((op, True))
             stack.extend((edge[0], False) for edge in op.edges if isinstance(edge, tuple))

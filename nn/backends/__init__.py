@@ -1,8 +1,8 @@
 """Which backend runs which kernel.
 
-`kernels.NAME(...)` calls the kernel NAME of `protocol.KERNELS` on the first backend, in order of preference, that serves
-it for the kind of array it is given.  `NN_BACKEND=reference|native|cuda|emulated` forces one; kernels the forced backend
-lacks are an error, never a silent fallback.        Try: cuda-nn info"""
+`kernels.NAME(...)` calls the kernel NAME of `protocol.KERNELS` on the first backend, in order of preference,
+that serves it for the kind of array it is given.  `NN_BACKEND=reference|native|cuda|emulated` forces one;
+kernels the forced backend lacks are an error, never a silent fallback.        Try: cuda-nn info"""
 
 import importlib
 import os
@@ -18,7 +18,7 @@ from nn.errors import InputError
 @dataclass(frozen=True)
 class Backend:
     name: str
-    module: str                                  # holds one function per kernel it serves; imported on first use
+    module: str                                  # one function per kernel it serves; imported on first use
     serves: Callable[[Any], bool]                # whether it takes this kind of array
     missing: Callable[[], str | None]            # why it cannot run here and how to get it; None if it can
     from_numpy: Callable[[Any], Any] = lambda array: array      # a NumPy array as the kind of array it takes
@@ -27,7 +27,7 @@ class Backend:
         return getattr(importlib.import_module(self.module), name, None)
 
 
-# In order of preference.  The reference comes last: it serves every kernel on anything that speaks the array API.
+# In order of preference.  The reference comes last: it serves every kernel on whatever speaks the array API.
 BACKENDS = (
     Backend("reference", "nn.backends.reference", lambda array: True, lambda: None),
 )
@@ -75,7 +75,8 @@ def choose(name: str, array: Any) -> tuple[Backend, Callable[..., Any]]:
             if function:
                 return backend, function
     where = f"NN_BACKEND={wanted}" if wanted else "no backend here"
-    raise InputError(f"{name}: {where} has no such kernel for {type(array).__name__} arrays; unset NN_BACKEND")
+    raise InputError(f"{name}: {where} has no such kernel for {type(array).__name__} arrays; "
+                     "unset NN_BACKEND")
 
 
 class _Kernel:
@@ -107,7 +108,7 @@ kernels = _Kernels()
 
 
 def describe() -> dict[str, dict[str, str]]:
-    """{"backends": {name: "ready" or what is missing}, "kernels": {kernel: the backend that serves NumPy arrays}}."""
+    """{"backends": {name: "ready" or what is missing}, "kernels": {kernel: the backend for NumPy arrays}}."""
     import numpy as np
 
     sample = np.zeros(0, np.float32)

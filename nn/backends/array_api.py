@@ -1,6 +1,6 @@
 """The little that the Python array API standard lacks and the reference needs, and finding an array's module.
 
-NumPy gets its own fast form where there is one; any other array module gets a form written in the standard."""
+NumPy gets its own fast form where there is one; any other array module gets one written in the standard."""
 
 from typing import Any
 
@@ -53,7 +53,7 @@ def add_at_columns(x: Any, columns: Any, values: Any) -> Any:
 
 
 def erf(x: Any) -> Any:
-    """The error function, off by a few units of 1's last place (Numerical Recipes' Chebyshev fit of erfc): made for 1 + erf."""
+    """The error function, off by a few units of 1's last place (Chebyshev fit of erfc): made for 1 + erf."""
     xp = namespace(x)
     t = 2.0 / (2.0 + xp.abs(x))
     ty = 4.0 * t - 2.0
@@ -64,10 +64,12 @@ def erf(x: Any) -> Any:
     return xp.where(x >= 0.0, 1.0 - erfc, erfc - 1.0)
 
 
-# W. H. Press et al., Numerical Recipes, 3rd edition, section 6.2.2
+# Chebyshev coefficients of erfc: W. H. Press et al., Numerical Recipes, 3rd edition, section 6.2.2
 _ERFC = (
-    -1.3026537197817094, 6.4196979235649026e-1, 1.9476473204185836e-2, -9.561514786808631e-3, -9.46595344482036e-4,
-    3.66839497852761e-4, 4.2523324806907e-5, -2.0278578112534e-5, -1.624290004647e-6, 1.303655835580e-6,
-    1.5626441722e-8, -8.5238095915e-8, 6.529054439e-9, 5.059343495e-9, -9.91364156e-10, -2.27365122e-10,
-    9.6467911e-11, 2.394038e-12, -6.886027e-12, 8.94487e-13, 3.13092e-13, -1.12708e-13, 3.81e-16, 7.106e-15,
+    -1.3026537197817094, 6.4196979235649026e-1, 1.9476473204185836e-2, -9.561514786808631e-3,
+    -9.46595344482036e-4, 3.66839497852761e-4, 4.2523324806907e-5, -2.0278578112534e-5,
+    -1.624290004647e-6, 1.303655835580e-6, 1.5626441722e-8, -8.5238095915e-8,
+    6.529054439e-9, 5.059343495e-9, -9.91364156e-10, -2.27365122e-10,
+    9.6467911e-11, 2.394038e-12, -6.886027e-12, 8.94487e-13,
+    3.13092e-13, -1.12708e-13, 3.81e-16, 7.106e-15,
     -1.523e-15, -9.4e-17, 1.21e-16, -2.8e-17)

@@ -9,5 +9,5 @@ from nn.layers.moe import Experts, MoELayer, Router
 from nn.layers.norm import LayerNorm, RMSNorm
 from nn.layers.rotary import RopeScaling, Rotary
 
-__all__ = ["DecoderBlock", "Embedding", "Experts", "FeedForward", "GroupedAttention", "LayerNorm", "Linear", "Module",
-           "MoELayer", "Parameter", "RMSNorm", "RopeScaling", "Rotary", "Router"]
+__all__ = ["DecoderBlock", "Embedding", "Experts", "FeedForward", "GroupedAttention", "LayerNorm", "Linear",
+           "Module", "MoELayer", "Parameter", "RMSNorm", "RopeScaling", "Rotary", "Router"]

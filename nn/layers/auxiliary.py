@@ -1,6 +1,6 @@
-"""Losses and figures that a layer has besides its output (balance loss, expert load), on their way to the model.
+"""Losses and figures besides a layer's output (balance loss, expert load), on their way to the model.
 
-A layer emits; whoever opened `collect()` receives.  Without a collector nothing is kept, so inference costs nothing."""
+A layer emits; whoever opened `collect()` receives.  Without a collector nothing is kept: inference is free."""
 
 import threading
 from collections.abc import Iterator

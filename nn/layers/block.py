@@ -7,9 +7,10 @@ from nn.tensor import Array, Tensor
 
 
 class DecoderBlock(Module):
-    """Any attention layer and any feed-forward layer, each behind its own norm, around one residual stream."""
+    """Any attention and any feed-forward layer, each behind its own norm, around one residual stream."""
 
-    def __init__(self, input_layernorm: Module, self_attn: Any, post_attention_layernorm: Module, mlp: Module) -> None:
+    def __init__(self, input_layernorm: Module, self_attn: Any, post_attention_layernorm: Module,
+                 mlp: Module) -> None:
         self.input_layernorm = input_layernorm
         self.self_attn = self_attn
         self.post_attention_layernorm = post_attention_layernorm

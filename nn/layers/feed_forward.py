@@ -26,7 +26,8 @@ class FeedForward(Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]"""
         up = self.up_proj(x)
-        return self.down_proj(ops.swiglu(self.gate_proj(x), up) if self.kind == "swiglu" else _ACTIVATIONS[self.kind](up))
+        hidden = ops.swiglu(self.gate_proj(x), up) if self.kind == "swiglu" else _ACTIVATIONS[self.kind](up)
+        return self.down_proj(hidden)
 
 
 _ACTIVATIONS = {

@@ -23,7 +23,8 @@ class Linear(Module):
 class Embedding(Module):
     """Row `id` of weight [V, D] for every id."""
 
-    def __init__(self, vocab_size: int, hidden_size: int, *, std: float = 0.02, dtype: Any = "float32") -> None:
+    def __init__(self, vocab_size: int, hidden_size: int, *, std: float = 0.02,
+                 dtype: Any = "float32") -> None:
         self.weight = Parameter((vocab_size, hidden_size), std=std, dtype=dtype, decay=False)
 
     def forward(self, ids: Array) -> Tensor:

@@ -1,7 +1,7 @@
 """Module: what layers and models have in common.  Parameter: a tensor that the optimizer owns.
 
-A module is any object whose attributes are parameters, modules, or lists of modules; their names are the paths to them,
-in the order of definition."""
+A module is any object whose attributes are parameters, modules, or lists of modules; their names are the
+paths to them, in the order of definition."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,8 +16,8 @@ from nn.tensor import Array, Tensor
 
 
 class Parameter(Tensor):
-    """Normal(0, std) or a constant, allocated when its values are first asked for: a 6.9B model can be described, counted
-    and loaded into without ever being drawn."""
+    """Normal(0, std) or a constant, allocated when its values are first asked for: a 6.9B model can be
+    described, counted and loaded into without ever being drawn."""
 
     __slots__ = ("_array", "_dtype", "_shape", "decay", "fill", "key", "std")
 
@@ -93,7 +93,8 @@ class Module:
             if isinstance(value, Module | Parameter):
                 yield name, value
             elif isinstance(value, list):
-                yield from ((f"{name}.{i}", item) for i, item in enumerate(value) if isinstance(item, Module | Parameter))
+                yield from ((f"{name}.{i}", item) for i, item in enumerate(value)
+                            if isinstance(item, Module | Parameter))
 
     def modules(self) -> Iterator["Module"]:
         """This module and every module below it."""
@@ -103,7 +104,7 @@ class Module:
                 yield from child.modules()
 
     def named_parameters(self) -> dict[str, Parameter]:
-        """{"layers.0.mlp.router.weight": parameter, ...}; one that several places share stands once, under its first name."""
+        """{"layers.0.mlp.router.weight": parameter, ...}; a shared one stands once, under its first name."""
         found: dict[int, tuple[str, Parameter]] = {}
         for name, parameter in self._all_parameters(""):
             found.setdefault(id(parameter), (name, parameter))
@@ -147,13 +148,14 @@ class Module:
         return {name: parameter.numpy() for name, parameter in self.named_parameters().items()}
 
     def load_state_dict(self, values: dict[str, np.ndarray]) -> None:
-        """Replace every parameter's values, cast to its dtype.  InputError names what is missing, unexpected or mis-shaped,
-        before anything is replaced."""
+        """Replace every parameter's values, cast to its dtype.  InputError names what is missing, unexpected or
+        mis-shaped, before anything is replaced."""
         parameters = self.named_parameters()
         problems = [f"{name}: missing" for name in parameters if name not in values]
         problems += [f"{name}: unexpected" for name in values if name not in parameters]
         problems += [f"{name}: shape {list(values[name].shape)}, expected {list(p.shape)}"
-                     for name, p in parameters.items() if name in values and tuple(values[name].shape) != p.shape]
+                     for name, p in parameters.items()
+                     if name in values and tuple(values[name].shape) != p.shape]
         if problems:
             more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
             raise InputError(f"weights do not fit the model: {'; '.join(problems[:3])}{more}")

@@ -1,11 +1,11 @@
 """Rotary positions: frequencies, their scalings to longer contexts, and the tables of cosines and sines.
 
-inv_i = θ^(−2i/d), angle = position · inv_i.  Angles are formed in float64: in float32, position 262,143 is off by 0.01 rad.
+inv_i = θ^(−2i/d), angle = position · inv_i, formed in float64: float32 is off by 0.01 rad at position 262,143.
 
-    linear        inv / s                                                   (Chen et al. 2023)
-    ntk           θ → θ s^(d/(d−2)): the fastest frequency stays, the slowest is divided by exactly s   (bloc97 2023)
-    dynamic       ntk with s' = s ℓ/L₀ − (s − 1) for a planned length ℓ > L₀; plain up to L₀            (emozilla 2023)
-    yarn          slow frequencies / s, fast ones kept, a ramp between; cos and sin times 0.1 ln s + 1  (Peng et al. 2023)
+    linear   inv / s                                                                      (Chen et al. 2023)
+    ntk      θ → θ s^(d/(d−2)): the fastest frequency stays, the slowest is divided by s  (bloc97 2023)
+    dynamic  ntk with s' = s ℓ/L₀ − (s − 1) for a planned length ℓ > L₀; plain up to L₀   (emozilla 2023)
+    yarn     slow inv / s, fast ones kept, a ramp between; cos and sin times 0.1 ln s + 1 (Peng et al. 2023)
 """
 
 import math
@@ -34,11 +34,13 @@ class RopeScaling:
     def __post_init__(self) -> None:
         check_name("rope_scaling.type", self.type, KINDS)
         if self.factor < 1.0:
-            raise InputError(f"rope_scaling.factor: {self.factor} is below 1; it is new context / trained context")
+            raise InputError(f"rope_scaling.factor: {self.factor} is below 1; "
+                             "it is new context / trained context")
 
 
-def inverse_frequencies(dim: int, theta: float, scaling: RopeScaling, length: int) -> tuple[np.ndarray, float]:
-    """([dim/2] float64 radians per position, factor for cos and sin) for contexts of up to `length` positions."""
+def inverse_frequencies(dim: int, theta: float, scaling: RopeScaling,
+                        length: int) -> tuple[np.ndarray, float]:
+    """([dim/2] float64 radians per position, factor for cos and sin) for up to `length` positions."""
     if dim < 2 or dim % 2:
         raise InputError(f"rotary width: {dim} is not an even number of channels; choose another head_dim")
     s, trained = scaling.factor, scaling.original_max_position_embeddings or round(length / scaling.factor)
@@ -58,7 +60,7 @@ def inverse_frequencies(dim: int, theta: float, scaling: RopeScaling, length: in
 
 
 def _yarn_keep(dim: int, theta: float, scaling: RopeScaling, trained: int) -> np.ndarray:
-    """[dim/2] 1 where a frequency turns more than beta_fast times within L0, 0 below beta_slow, linear between."""
+    """[dim/2] 1 where a frequency turns over beta_fast times within L0, 0 below beta_slow, linear between."""
 
     def channel(turns: float) -> float:
         return dim * math.log(trained / (turns * 2.0 * math.pi)) / (2.0 * math.log(theta))
@@ -70,18 +72,18 @@ def _yarn_keep(dim: int, theta: float, scaling: RopeScaling, trained: int) -> np
 
 
 class Rotary:
-    """Tables of cos and sin, grown on demand.  One object serves all layers of a model; it holds no parameters.
+    """Tables of cos and sin, grown on demand.  One serves all layers of a model; it holds no parameters.
 
-    `length` is the planned context: dynamic scaling is fixed for it, so that keys in a cache never disagree."""
+    `length` is the planned context: dynamic scaling is fixed for it, so that cached keys never disagree."""
 
-    def __init__(self, dim: int, theta: float = 10000.0, scaling: RopeScaling | None = None, length: int = 2048,
-                 interleaved: bool = False) -> None:
+    def __init__(self, dim: int, theta: float = 10000.0, scaling: RopeScaling | None = None,
+                 length: int = 2048, interleaved: bool = False) -> None:
         self.inv, self.factor = inverse_frequencies(dim, theta, scaling or RopeScaling(), length)
         self.interleaved = interleaved
         self._cos = self._sin = np.zeros((0, dim // 2))
 
     def __call__(self, start: int, count: int, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
-        """cos, sin [count, dim/2] of positions start ... start + count − 1, rounded from float64 to `dtype`."""
+        """cos, sin [count, dim/2] of positions start ... start + count − 1, float64 rounded to `dtype`."""
         if start + count > len(self._cos):
             self._grow(max(start + count, 2 * len(self._cos), 256))
         rows = slice(start, start + count)

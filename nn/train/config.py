@@ -5,12 +5,13 @@ holds all.
 
 import sysconfig
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from nn.errors import InputError
 from nn.models import MoETransformerConfig
+from nn.models.presets import SMALL
 from nn.names import by_name, check_name
 from nn.optim.factory import OPTIMIZERS
 from nn.optim.schedules import SCHEDULES
@@ -24,20 +25,20 @@ class TrainConfig:
     data: str = "stdlib"                 # "stdlib" (Python's own source), a text file, a folder or JSONL
     held_out_fraction: float = 0.05      # share of the documents kept for evaluation
     tokenizer: Literal["bpe", "bytes"] = "bpe"   # byte-level BPE trained on the data, or plain bytes
-    vocab_size: int = 4096               # size of the BPE vocabulary (model.vocab_size follows it)
+    vocab_size: int = 2048               # size of the BPE vocabulary (model.vocab_size follows it)
     # Model
-    model: MoETransformerConfig = field(default_factory=MoETransformerConfig)   # the model's shape
+    model: MoETransformerConfig = SMALL  # the model's shape
     # Batch and length of the run
-    seq_len: int = 256                   # tokens per training sequence
+    seq_len: int = 128                   # tokens per training sequence
     batch_size: int = 16                 # sequences per micro-batch
     accumulate: int = 1                  # micro-batches per optimizer step, equal to one large batch
-    steps: int = 600                     # optimizer steps
+    steps: int = 500                     # optimizer steps
     # Optimizer
     optimizer: str = "adamw"             # optimizer by name
-    lr: float = 3e-3                     # peak learning rate
+    lr: float = 5e-3                     # peak learning rate
     schedule: str = "cosine"             # course of the learning rate: cosine, linear, wsd or constant
     warmup: int = 30                     # steps over which the learning rate rises to its peak
-    lr_floor: float = 0.1                # learning rate at the end, as a share of the peak
+    lr_floor: float = 0.05               # learning rate at the end, as a share of the peak
     beta1: float = 0.9                   # AdamW: decay of the mean gradient
     beta2: float = 0.95                  # AdamW: decay of the mean squared gradient
     weight_decay: float = 0.1            # decoupled weight decay of matrices
@@ -47,9 +48,9 @@ class TrainConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"   # storage of the weights (masters are float32)
     gradient_checkpointing: bool = False   # recompute blocks in the backward pass: less memory, more time
     # Evaluation, checkpoints, output
-    eval_every: int = 200                # steps between evaluations on held-out text
+    eval_every: int = 100                # steps between evaluations on held-out text
     eval_tokens: int = 16384             # held-out tokens per evaluation (0: all); the last one uses all
-    checkpoint_every: int = 200          # steps between checkpoints
+    checkpoint_every: int = 100          # steps between checkpoints
     keep_last: int = 2                   # newest checkpoints to keep; the best one is kept besides
     log_every: int = 10                  # steps between printed lines where there is no terminal
     runs: str = "runs"                   # folder that holds the run folders

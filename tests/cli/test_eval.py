@@ -1,6 +1,7 @@
 """cuda-nn eval: the numbers of the run, of its checkpoints, and of other text."""
 
 import gzip
+import json
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ def test_held_out_text_of_the_run_gives_the_number_that_training_gave(cuda_nn, t
     metrics = (trained / "metrics.jsonl").read_text().splitlines()
     status, out, _ = cuda_nn("eval", "--run", trained, "--seq-len", 16)
     assert status == 0
-    assert f'"held_out_bits_per_byte": {final(out)["bits_per_byte"]:.2f}' in metrics[-1]
+    in_training = json.loads(metrics[-1])["held_out_bits_per_byte"]
+    assert final(out)["bits_per_byte"] == pytest.approx(in_training, abs=1e-4)       # printed with four digits
     assert out.splitlines()[-5].split() == ["bits", "per", "byte", "perplexity"]
 
 

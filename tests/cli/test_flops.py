@@ -37,7 +37,7 @@ def test_a_file_of_a_model_or_of_a_run(cuda_nn, tmp_path: Path, text: str) -> No
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "give either --preset (tiny, moe-6.9b) or --config FILE"),
+        ([], "give either --preset (tiny, small, moe-6.9b) or --config FILE"),
         (["--preset", "tny"], "tiny"),
         (["--preset", "tiny", "--seq-len", "0"], "seq_len: 0 must be 1 or more"),
         (["--preset", "tiny", "--config", "x"], "give either"),

@@ -1,12 +1,10 @@
-"""Makes the golden files beside it:  python -m tests.golden.make       (needs the oracle extra; a few
-seconds)
+"""Makes the golden files beside it, in seconds, with the oracle extra:  python -m tests.golden.make
 
 Two tiny Mixtral checkpoints as Transformers writes them, each with what Transformers computes from it:
 logits, loss and every gradient for fixed tokens.  tests/golden/test_golden.py holds us to them without
 Transformers, and tests/oracle/test_golden_files.py makes them afresh and compares."""
 
 import json
-from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,7 +18,8 @@ from nn.layers.rotary import RopeScaling
 from tests.oracle import hugging_face, plain_mixtral
 from tests.oracle.compare import Arrays, error, random_model, tokens
 
-TINY = MoETransformerConfig(vocab_size=13, hidden_size=8, num_heads=4, intermediate_size=5, num_experts=3, max_seq_len=32)
+TINY = MoETransformerConfig(vocab_size=13, hidden_size=8, num_heads=4, intermediate_size=5, num_experts=3,
+                            max_seq_len=32)
 MODELS = {
     # one choice and one layer: the only case in which their auxiliary loss and ours are one number
     "float32": TINY.replace(num_layers=1, top_k=1, tie_embeddings=True, sliding_window=3, router_z_coef=0.0),
@@ -34,7 +33,7 @@ def make(folder: Path) -> None:
     for dtype, config in MODELS.items():
         target = folder / dtype
         ids, targets = tokens(config.vocab_size, length=9)
-        with hugging_face.float64_throughout() if dtype == "float64" else nullcontext(), TemporaryDirectory() as ours:
+        with hugging_face.in_full(dtype), TemporaryDirectory() as ours:
             random_model(config, dtype).save_pretrained(ours)
             model = hugging_face.load(Path(ours), dtype)
             model.save_pretrained(target)
@@ -52,11 +51,11 @@ def make(folder: Path) -> None:
 
 def with_auxiliary_losses(folder: Path, config: MoETransformerConfig, ids: np.ndarray, targets: np.ndarray,
                           logits: np.ndarray) -> tuple[np.ndarray, Arrays]:
-    """(loss, gradients) with both, which only the plain model has; its logits must be those of
-    Transformers."""
+    """(loss, gradients) with both, which only the plain model has.  Its logits must be those of the other."""
     weights = {name: w.requires_grad_() for name, w in load_file(folder / "model.safetensors").items()}
     theirs = json.loads((folder / "config.json").read_text())
-    theirs |= {"rope_scaling": theirs["rope_parameters"], "rope_theta": theirs["rope_parameters"]["rope_theta"]}
+    rope = theirs["rope_parameters"]
+    theirs |= {"rope_scaling": rope, "rope_theta": rope["rope_theta"]}
     assert error(plain_mixtral.forward(theirs, weights, torch.tensor(ids))[0].detach(), logits) < 1e-12
     loss = plain_mixtral.loss(theirs, weights, torch.tensor(ids), torch.tensor(targets), config.router_z_coef)
     loss.backward()

@@ -16,11 +16,12 @@ from nn import InputError, MoETransformer, MoETransformerConfig
 from nn.interop import mixtral
 from nn.layers.rotary import RopeScaling, inverse_frequencies
 
-SMALL = MoETransformerConfig(vocab_size=11, hidden_size=8, num_heads=2, head_dim=6, intermediate_size=5, num_experts=3,
-                             max_seq_len=64)
+SMALL = MoETransformerConfig(vocab_size=11, hidden_size=8, num_heads=2, head_dim=6, intermediate_size=5,
+                             num_experts=3, max_seq_len=64)
 SCALINGS = [RopeScaling(), RopeScaling("ntk", 8.0), RopeScaling("ntk", 8.0, 8), RopeScaling("dynamic", 4.0),
             RopeScaling("dynamic", 4.0, 64), RopeScaling("linear", 2.0), RopeScaling("yarn", 4.0),
             RopeScaling("yarn", 4.0, 16, beta_fast=4.0, beta_slow=0.5, attention_factor=1.25)]
+Changes = dict[str, np.ndarray | None]
 EXPERT = "model.layers.1.block_sparse_moe.experts.2."
 
 
@@ -36,7 +37,8 @@ def edit_config(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def edit_weights(folder: Path, changes: dict[str, np.ndarray | None]) -> None:
+def edit_weights(folder: Path, changes: Changes) -> None:
+    """None takes a tensor out."""
     tensors = load_file(folder / "model.safetensors") | changes
     save_file({name: x for name, x in tensors.items() if x is not None}, folder / "model.safetensors")
 
@@ -64,8 +66,9 @@ def test_every_field_has_its_place() -> None:
 @pytest.mark.parametrize("scaling", SCALINGS, ids=lambda s: s.type)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
 def test_round_trip(scaling: RopeScaling, dtype: str, tmp_path: Path) -> None:
-    config = SMALL.replace(rope_scaling=scaling, router_z_coef=0.25, sliding_window=9, tie_embeddings=dtype == "float64",
-                           norm_eps=1e-3, rope_theta=500.0, balance_coef=0.0, num_kv_heads=2, drop_policy="slot")
+    config = SMALL.replace(rope_scaling=scaling, rope_theta=500.0, sliding_window=9, num_kv_heads=2,
+                           norm_eps=1e-3, router_z_coef=0.25, balance_coef=0.0, drop_policy="slot",
+                           tie_embeddings=dtype == "float64")
     model = MoETransformer(config, seed=3, dtype=dtype)
     model.save_pretrained(tmp_path)
     back = MoETransformer.from_pretrained(tmp_path)
@@ -80,14 +83,15 @@ def test_config_means_the_same_to_others(scaling: RopeScaling) -> None:
     theirs = mixtral.to_hugging_face(config)
     del theirs["cuda_nn"]
     back = mixtral.from_hugging_face(theirs)
-    ours, read = (inverse_frequencies(c.head_dim, c.rope_theta, c.rope_scaling, c.max_seq_len) for c in (config, back))
-    assert np.array_equal(ours[0], read[0])
-    assert ours[1] == read[1]
+    frequencies = [inverse_frequencies(c.head_dim, c.rope_theta, c.rope_scaling, 64) for c in (config, back)]
+    assert np.array_equal(frequencies[0][0], frequencies[1][0])
+    assert frequencies[0][1] == frequencies[1][1]
 
 
 def test_an_edited_theta_counts(folder: Path) -> None:
     """Our own entry describes the file it was written with; it does not outlive a change by hand."""
-    MoETransformer(SMALL.replace(rope_scaling=RopeScaling("ntk", 8.0), router_z_coef=0.5)).save_pretrained(folder)
+    stretched = SMALL.replace(rope_scaling=RopeScaling("ntk", 8.0), router_z_coef=0.5)
+    MoETransformer(stretched).save_pretrained(folder)
     edit_config(folder, rope_theta=77.0)
     config = MoETransformer.from_pretrained(folder).config
     assert (config.rope_theta, config.rope_scaling, config.router_z_coef) == (77.0, RopeScaling(), 0.5)
@@ -126,7 +130,8 @@ def shard(folder: Path, count: int = 3) -> None:
     """model.safetensors taken apart, with an index."""
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    files = {name: f"model-{i % count + 1:05d}-of-{count:05d}.safetensors" for i, name in enumerate(sorted(tensors))}
+    names = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    files = {name: names[i % count] for i, name in enumerate(sorted(tensors))}
     for file in set(files.values()):
         save_file({name: tensors[name] for name in files if files[name] == file}, folder / file)
     index = {"metadata": {"total_size": sum(x.nbytes for x in tensors.values())}, "weight_map": files}
@@ -150,7 +155,7 @@ def test_one_file_counts_more_than_an_old_index(folder: Path) -> None:
 def test_stacked_experts(folder: Path) -> None:
     """Transformers 5 can write them as it has them in memory."""
     expected = MoETransformer.from_pretrained(folder)
-    changes: dict[str, np.ndarray | None] = dict.fromkeys(load_file(folder / "model.safetensors"))
+    changes: Changes = dict.fromkeys(load_file(folder / "model.safetensors"))
     ours = expected.state_dict()
     changes |= {theirs: ours[name] for name, theirs in mixtral.names(SMALL, stacked=True).items()}
     edit_weights(folder, changes)
@@ -186,7 +191,7 @@ WRONG_CONFIGS = [
     ({"rope_scaling": {"rope_type": "linear", "factor": 0.5}}, ["factor", "0.5"]),
     ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "truncate": False}}, ["truncate"]),
     ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "beta_fast": "32"}}, ["beta_fast", "'32'"]),
-    ({"rope_scaling": {"rope_type": "default", "partial_rotary_factor": 0.5}}, ["partial_rotary_factor", "0.5"]),
+    ({"rope_scaling": {"rope_type": "default", "partial_rotary_factor": 0.5}}, ["partial_rotary_factor"]),
     ({"rope_scaling": "yarn"}, ["rope_scaling", "'yarn'"]),
     ({"hidden_size": "64"}, ["hidden_size", "'64'"]),
     ({"num_hidden_layers": 2.5}, ["num_hidden_layers", "2.5"]),
@@ -208,18 +213,17 @@ def test_wrong_configs_are_named(changes: dict[str, Any], words: list[str], fold
 WRONG_WEIGHTS = [
     ({EXPERT + "w3.weight": None}, [EXPERT + "w3.weight is missing"]),
     ({"lm_head.weight": None}, ["lm_head.weight is missing"]),
-    ({"model.layers.2.input_layernorm.weight": np.ones(8)}, ["model.layers.2.input_layernorm.weight", "not a tensor"]),
-    ({"model.layers.0.self_attn.q_proj.bias": np.ones(12)}, ["model.layers.0.self_attn.q_proj.bias", "not a tensor"]),
+    ({"model.layers.2.input_layernorm.weight": np.ones(8)}, ["layers.2.input_layernorm.weight is not"]),
+    ({"model.layers.0.self_attn.q_proj.bias": np.ones(12)}, ["layers.0.self_attn.q_proj.bias is not"]),
     ({EXPERT + "w2.weight": np.ones((5, 8))}, [EXPERT + "w2.weight", "[5, 8]", "[8, 5]"]),
     ({"model.norm.weight": np.ones(9)}, ["model.norm.weight", "[9]", "[8]"]),
     ({"model.norm.weight": np.ones(8, np.int8)}, ["model.norm.weight", "I8", "BF16"]),
-    ({f"model.layers.0.block_sparse_moe.experts.{e}.w1.weight": None for e in range(3)} | {"extra": np.ones(1)},
-     ["is missing", "and 1 more"]),
+    ({f"model.layers.{i}.self_attn.{x}_proj.weight": None for i in (0, 1) for x in "qk"}, ["and 1 more"]),
 ]
 
 
-@pytest.mark.parametrize(("changes", "words"), WRONG_WEIGHTS, ids=lambda value: str(list(value)[0])[:60])
-def test_wrong_weights_are_named(changes: dict[str, np.ndarray | None], words: list[str], folder: Path) -> None:
+@pytest.mark.parametrize(("changes", "words"), WRONG_WEIGHTS, ids=lambda value: next(iter(value)))
+def test_wrong_weights_are_named(changes: Changes, words: list[str], folder: Path) -> None:
     edit_weights(folder, changes)
     message = refusal(folder)
     assert str(folder) in message
@@ -250,8 +254,8 @@ def test_wrong_shards_are_named(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("field", "value"), [
-    ("norm", "layernorm"), ("qk_norm", True), ("attention_bias", True), ("rope_interleaved", True), ("renormalize", False),
-    ("capacity_factor", 1.5), ("num_experts", 0)])
+    ("norm", "layernorm"), ("qk_norm", True), ("attention_bias", True), ("rope_interleaved", True),
+    ("renormalize", False), ("capacity_factor", 1.5), ("num_experts", 0)])
 def test_what_is_not_mixtral_is_not_saved_as_one(field: str, value: Any, tmp_path: Path) -> None:
     model = MoETransformer(SMALL.replace(**{field: value}))
     with pytest.raises(InputError, match=f"{field}: {value!r}.*Mixtral"):

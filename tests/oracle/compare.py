@@ -1,5 +1,4 @@
-"""What the comparisons share: models with every parameter random, Mixtral's names, errors.  Needs no
-PyTorch."""
+"""What the comparisons share, without PyTorch: models of random parameters, Mixtral's names, errors."""
 
 from typing import Any
 
@@ -11,8 +10,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def random_model(config: MoETransformerConfig, dtype: str, seed: int = 0) -> MoETransformer:
-    """Weights far from their initialisation: norms that differ per channel, routers that prefer, attention
-    that looks."""
+    """Weights far from their initial ones: norms differ per channel, routers prefer, attention looks."""
     model, rng = MoETransformer(config, dtype=dtype), np.random.default_rng(seed)
     for name, parameter in model.named_parameters().items():
         noise = rng.normal(scale=0.2, size=parameter.shape)
@@ -33,8 +31,7 @@ def gradients(model: MoETransformer) -> Arrays:
 
 
 def their_names(ours: Arrays) -> Arrays:
-    """Our arrays by the names of a Mixtral checkpoint, experts taken apart.  Written out here, independent of
-    nn/interop."""
+    """Our arrays by the names of a Mixtral checkpoint, experts taken apart; independent of nn/interop."""
     theirs: Arrays = {}
     for name, array in ours.items():
         layer, _, rest = name.rpartition(".mlp.")
@@ -67,10 +64,10 @@ def size(array: Any) -> float:
 
 def assert_close(ours: Arrays, theirs: Arrays, limit: float) -> None:
     """Every array, by name.  Where a gradient cancels (a router whose only weight is always 1, a query with a
-    single key) both sides hold noise instead of 0: that must be below `limit` in units of the largest
-    gradient."""
+    single key) both sides hold noise instead of 0: below `limit` in units of the largest of all."""
     assert ours.keys() == theirs.keys()
     noise = limit * max(map(size, theirs.values()))
-    errors = {name: error(ours[name], theirs[name]) for name in theirs if max(size(ours[name]), size(theirs[name])) > noise}
+    counting = [name for name in theirs if not max(size(ours[name]), size(theirs[name])) <= noise]
+    errors = {name: error(ours[name], theirs[name]) for name in counting}
     wrong = [f"{name}: {e:.1e}" for name, e in errors.items() if not e < limit]
     assert not wrong, f"beyond {limit}: {', '.join(wrong)}"

@@ -19,7 +19,8 @@ def forward(config: dict[str, Any], weights: Weights, ids: Tensor) -> tuple[Tens
     eps, x = config["rms_norm_eps"], weights["model.embed_tokens.weight"][ids]
     router_logits = []
     for i in range(config["num_hidden_layers"]):
-        layer = {name.removeprefix(f"model.layers.{i}."): w for name, w in weights.items() if f".layers.{i}." in name}
+        prefix = f"model.layers.{i}."
+        layer = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
         x = x + attention(config, layer, rms_norm(x, layer["input_layernorm.weight"], eps))
         y, logits = experts(config, layer, rms_norm(x, layer["post_attention_layernorm.weight"], eps))
         x = x + y
@@ -54,8 +55,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def attention(config: dict[str, Any], layer: Weights, x: Tensor) -> Tensor:
-    """Head by head; query head h reads key/value head h // (H / G).  A window counts the query's own
-    position."""
+    """Head by head; query head h reads key/value head h // (H / G).  A window counts the query itself."""
     heads, groups, length = config["num_attention_heads"], config["num_key_value_heads"], x.shape[1]
     q, k, v = ((x @ layer[f"self_attn.{name}_proj.weight"].T).split(config["head_dim"], -1) for name in "qkv")
     ago = torch.arange(length)[:, None] - torch.arange(length)[None, :]                        # [T,T]
@@ -69,10 +69,10 @@ def attention(config: dict[str, Any], layer: Weights, x: Tensor) -> Tensor:
 
 
 def rotate(config: dict[str, Any], x: Tensor) -> Tensor:
-    """Channels i and i + d/2 of x[B,T,d] are a complex number, turned by position · frequency_i (Su et al.
-    2021)."""
+    """Channels i and i + d/2 of x[B,T,d] are a complex number, turned by position · frequency_i (RoPE)."""
     frequencies, factor = rope(config)
-    angle = torch.arange(x.shape[1], dtype=x.dtype)[:, None] * torch.tensor(frequencies, dtype=x.dtype)         # [T,d/2]
+    positions = torch.arange(x.shape[1], dtype=x.dtype)
+    angle = positions[:, None] * torch.tensor(frequencies, dtype=x.dtype)                      # [T,d/2]
     a, b = x.chunk(2, -1)
     cos, sin = factor * angle.cos(), factor * angle.sin()
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
@@ -80,12 +80,14 @@ def rotate(config: dict[str, Any], x: Tensor) -> Tensor:
 
 def rope(config: dict[str, Any]) -> tuple[list[float], float]:
     """(d/2 frequencies, factor of cos and sin)"""
-    d, theta, scaling = config["head_dim"], config["rope_theta"], config["rope_scaling"] or {"rope_type": "default"}
+    d, theta = config["head_dim"], config["rope_theta"]
+    scaling = config["rope_scaling"] or {"rope_type": "default"}
     plain = [theta ** (-2 * i / d) for i in range(d // 2)]
     if scaling["rope_type"] == "yarn":
         return yarn(plain, theta, scaling)
-    divisor = {"default": 1.0, "linear": scaling.get("factor"), "dynamic": 1.0}[scaling["rope_type"]]
-    return [f / divisor for f in plain], 1.0
+    # "dynamic" begins where the context ends
+    divisor = {"default": 1.0, "linear": scaling.get("factor"), "dynamic": 1.0}
+    return [f / divisor[scaling["rope_type"]] for f in plain], 1.0
 
 
 def yarn(plain: list[float], theta: float, scaling: dict[str, Any]) -> tuple[list[float], float]:
@@ -105,8 +107,7 @@ def yarn(plain: list[float], theta: float, scaling: dict[str, Any]) -> tuple[lis
 
 
 def experts(config: dict[str, Any], layer: Weights, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Token by token: the k likeliest experts, their outputs weighted by their probabilities, which sum to
-    1."""
+    """Token by token: the k likeliest experts' outputs, weighted by their share of the k probabilities."""
     tokens = x.flatten(0, 1)
     logits = tokens @ layer["block_sparse_moe.gate.weight"].T
     out = []

@@ -46,8 +46,8 @@ def their_distribution(logits: np.ndarray, history: np.ndarray, config: Sampling
 
 def our_distribution(logits: np.ndarray, history: np.ndarray, config: SamplingConfig) -> np.ndarray:
     """What `sample` draws from, by the same steps."""
-    z = sampling.temperature(sampling.repetition_penalty(logits, history, config.repetition_penalty), config.temperature)
-    ids, z = sampling.top_k(z, config.top_k)
+    z = sampling.repetition_penalty(logits, history, config.repetition_penalty)
+    ids, z = sampling.top_k(sampling.temperature(z, config.temperature), config.top_k)
     weights = sampling.min_p(sampling.top_p(sampling.weights(z), config.top_p), config.min_p)
     if ids is not None:
         weights, kept = np.zeros(logits.shape), weights
@@ -63,7 +63,7 @@ def test_filters_leave_the_same_distribution(name: str) -> None:
     history = rng.integers(0, VOCAB, (6, 30))
     config = SamplingConfig(**{"temperature": 1.0} | CASES[name])
     ours, theirs = (f(logits, history, config) for f in (our_distribution, their_distribution))
-    drawable = theirs > 2.0**-33 * theirs.max(axis=1, keepdims=True)        # the resolution of our integer weights
+    drawable = theirs > 2.0**-33 * theirs.max(axis=1, keepdims=True)      # rounds to a weight of 1
     assert ((ours > 0) == drawable).all()
     assert np.abs(ours - theirs).max() < 1e-6
 
@@ -72,8 +72,8 @@ def test_filters_leave_the_same_distribution(name: str) -> None:
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     """The same model twice.  Its context is longer than what is generated; a window is much shorter."""
     folder = tmp_path_factory.mktemp("model")
-    config = MoETransformerConfig(vocab_size=VOCAB, hidden_size=32, num_kv_heads=2, intermediate_size=24, max_seq_len=64,
-                                  sliding_window=request.param)
+    config = MoETransformerConfig(vocab_size=VOCAB, hidden_size=32, num_kv_heads=2, intermediate_size=24,
+                                  max_seq_len=64, sliding_window=request.param)
     model = random_model(config, "float32")
     model.save_pretrained(folder)
     return model, MixtralForCausalLM.from_pretrained(folder)
@@ -91,13 +91,12 @@ def test_greedy_text(pair: tuple[Any, Any], penalty: float, cached: bool) -> Non
     config = SamplingConfig(temperature=0, max_tokens=40, repetition_penalty=penalty)
     for row in tokens(VOCAB, batch=3, length=6)[0].tolist():
         expected = their_text(theirs, row, repetition_penalty=penalty, use_cache=cached)
-        assert len(expected) == 40, "our config.json must not name an end-of-text token that Transformers stops at"
+        assert len(expected) == 40, "our config.json names an end-of-text token"
         assert list(generate(model, row, config, use_cache=cached)) == expected
 
 
 def test_greedy_batch_and_end_of_text(pair: tuple[Any, Any]) -> None:
-    """A row ends before its end-of-text token, whatever the others do; Transformers keeps the token
-    itself."""
+    """A row ends before its end-of-text token, whatever the others do.  Transformers keeps the token."""
     model, theirs = pair
     prompts = tokens(VOCAB, batch=3, length=6)[0].tolist()
     end = their_text(theirs, prompts[0])[10]

@@ -1,8 +1,8 @@
-"""Every operation of nn.ops against PyTorch: result and the gradient of every input, in float64 and
-float32."""
+"""Every operation of nn.ops against PyTorch: result and every input's gradient, in float64 and float32."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ RNG = np.random.default_rng(0)
 ROWS = RNG.integers(0, 7, (4, 5))                                       # indices, most of them more than once
 COLUMNS = RNG.integers(0, 6, (3, 4))
 KEEP = RNG.random((2, 1, 5, 8)) < 0.7
-KEEP[..., 0] = True                                                     # PyTorch has no answer for a row without keys
+KEEP[..., 0] = True                                                     # PyTorch's rows without a key are NaN
 LABELS = np.array([0, 3, -100, 5, 3, 1])
 EXPERTS = np.array([[2, 0], [0, 3], [2, 3], [3, 0], [0, 2]])            # none visits expert 1
 ANGLES = RNG.normal(size=(5, 4))
@@ -51,7 +51,7 @@ def visible(queries: int, keys: int, window: int = 0) -> torch.Tensor:
 
 
 def attend(mask: torch.Tensor | None, scale: float | None = None) -> Callable[..., torch.Tensor]:
-    return lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=True)
+    return partial(F.scaled_dot_product_attention, attn_mask=mask, scale=scale, enable_gqa=True)
 
 
 def their_experts(x: torch.Tensor, weight: torch.Tensor, choice: torch.Tensor) -> torch.Tensor:
@@ -88,7 +88,7 @@ def rope(x: Tensor, **options: bool) -> Tensor:
     return ops.rope(x, *(t.astype(x.dtype) for t in TABLES), **options)
 
 
-def their_loss(z: torch.Tensor, smoothing: float = 0.0, z_loss: float = 0.0, softcap: float = 0.0) -> torch.Tensor:
+def their_loss(z: torch.Tensor, smoothing: float = 0.0, z_loss: float = 0.0, softcap: float = 0.0) -> Any:
     z, labels = softcap * torch.tanh(z / softcap) if softcap else z, torch.tensor(LABELS)
     loss = F.cross_entropy(z, labels, reduction="none", label_smoothing=smoothing)
     return loss + torch.where(labels >= 0, z_loss * z.logsumexp(-1) ** 2, 0.0)
@@ -111,8 +111,8 @@ CASES = {
     "maximum": Case(ops.maximum, torch.maximum, ((3, 1, 5), (4, 1)), coarse),
     "relu": Case(ops.relu, torch.relu, ((3, 4),)),
     "clip": Case(lambda x: ops.clip(x, -0.5, 0.7), lambda x: x.clamp(-0.5, 0.7), ((3, 4),)),
-    "where": Case(lambda a, b: ops.where(KEEP[0, 0], a, b), lambda a, b: torch.where(torch.tensor(KEEP[0, 0]), a, b),
-                  ((5, 8), (5, 1))),
+    "where": Case(lambda a, b: ops.where(KEEP[0, 0], a, b),
+                  lambda a, b: torch.where(torch.tensor(KEEP[0, 0]), a, b), ((5, 8), (5, 1))),
     "cast": Case(lambda x: ops.cast(x, "float32"), lambda x: x.float(), ((3, 4),)),
     "silu": Case(ops.silu, F.silu, ((3, 4),)),
     "gelu": Case(ops.gelu, F.gelu, ((3, 4),)),
@@ -128,39 +128,43 @@ CASES = {
     "reshape": Case(lambda x: ops.reshape(x, 2, -1), lambda x: x.reshape(2, -1), ((4, 3),)),
     "permute": Case(lambda x: ops.permute(x, 2, 0, 1), lambda x: x.permute(2, 0, 1), ((2, 3, 4),)),
     "transpose": Case(ops.transpose, lambda x: x.transpose(-1, -2), ((2, 3, 4),)),
-    "broadcast_to": Case(lambda x: ops.broadcast_to(x, (2, 3, 4)), lambda x: x.broadcast_to(2, 3, 4), ((3, 1),)),
+    "broadcast_to": Case(lambda x: ops.broadcast_to(x, (2, 3, 4)), lambda x: x.expand(2, 3, 4), ((3, 1),)),
     "getitem": Case(lambda x: x[:, None, 1::2, -1], lambda x: x[:, None, 1::2, -1], ((2, 5, 4),)),
     "concat": Case(lambda a, b: ops.concat([a, b], 1), lambda a, b: torch.cat([a, b], 1), ((2, 3), (2, 4))),
     "stack": Case(lambda a, b: ops.stack([a, b], 1), lambda a, b: torch.stack([a, b], 1), ((2, 3), (2, 3))),
     "split": Case(lambda x: ops.split(x, 3, 5), lambda x: x.split([3, 5], -1), ((2, 3, 8),)),
     "take": Case(lambda w: ops.take(w, ROWS), lambda w: F.embedding(torch.tensor(ROWS), w), ((7, 3),)),
     "scatter_add": Case(lambda x: ops.scatter_add(x, ROWS[0], 7),
-                        lambda x: torch.zeros(7, 3, dtype=x.dtype).index_add(0, torch.tensor(ROWS[0]), x), ((5, 3),)),
-    "take_along_axis": Case(lambda x: ops.take_along_axis(x, COLUMNS), lambda x: x.gather(-1, torch.tensor(COLUMNS)),
-                            ((3, 6),)),
+                        lambda x: torch.zeros(7, 3).to(x).index_add(0, torch.tensor(ROWS[0]), x), ((5, 3),)),
+    "take_along_axis": Case(lambda x: ops.take_along_axis(x, COLUMNS),
+                            lambda x: x.gather(-1, torch.tensor(COLUMNS)), ((3, 6),)),
     "matmul": Case(ops.matmul, torch.matmul, ((2, 1, 3, 4), (5, 4, 2))),
     "linear": Case(ops.linear, F.linear, ((2, 3, 4), (5, 4), (5,))),
     "linear without bias": Case(ops.linear, F.linear, ((2, 3, 4), (5, 4))),
-    "rms_norm": Case(lambda x, w: ops.rms_norm(x, w, 1e-3), lambda x, w: F.rms_norm(x, (8,), w, 1e-3), ((3, 4, 8), (8,))),
+    "rms_norm": Case(lambda x, w: ops.rms_norm(x, w, 1e-3), lambda x, w: F.rms_norm(x, (8,), w, 1e-3),
+                     ((3, 4, 8), (8,))),
     "layer_norm": Case(ops.layer_norm, lambda x, w, b: F.layer_norm(x, (8,), w, b), ((3, 4, 8), (8,), (8,))),
     "rope": Case(rope, their_rope, ((2, 3, 5, 8),)),
     "rope interleaved": Case(lambda x: rope(x, interleaved=True), interleaved, ((2, 3, 5, 8),)),
     "attention": Case(ops.attention, attend(visible(5, 8)), QKV),
-    "attention, square": Case(ops.attention, lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
+    "attention, square": Case(ops.attention, partial(F.scaled_dot_product_attention, is_causal=True),
                               ((2, 4, 6, 8),) * 3),
     "attention, window": Case(lambda *x: ops.attention(*x, window=3), attend(visible(5, 8, window=3)), QKV),
-    "attention, mask": Case(lambda *x: ops.attention(*x, mask=KEEP), attend(visible(5, 8) & torch.tensor(KEEP)), QKV),
-    "attention, both ways": Case(lambda *x: ops.attention(*x, causal=False, scale=0.1), attend(None, 0.1), QKV),
+    "attention, mask": Case(lambda *x: ops.attention(*x, mask=KEEP),
+                            attend(visible(5, 8) & torch.tensor(KEEP)), QKV),
+    "attention, both ways": Case(partial(ops.attention, causal=False, scale=0.1), attend(None, 0.1), QKV),
     "cross_entropy": Case(lambda z: ops.cross_entropy(z, LABELS), their_loss, ((6, 7),)),
     "cross_entropy, options": Case(
         lambda z: ops.cross_entropy(z, LABELS, label_smoothing=0.1, z_loss=0.3, softcap=2.0),
         lambda z: their_loss(z, 0.1, 0.3, 2.0), ((6, 7),)),
     "linear_cross_entropy": Case(lambda x, w: ops.linear_cross_entropy(x, w, LABELS, scale=0.25),
-                                 lambda x, w: their_loss(x.flatten(0, 1) @ w.T).sum() * 0.25, ((2, 3, 4), (7, 4))),
+                                 lambda x, w: 0.25 * their_loss(x.flatten(0, 1) @ w.T).sum(),
+                                 ((2, 3, 4), (7, 4))),
     "router_topk": Case(lambda z: ops.router_topk(z, 2)[::2], their_router(True), ((5, 6),)),
-    "router_topk, as it is": Case(lambda z: ops.router_topk(z, 2, False)[::2], their_router(False), ((5, 6),)),
+    "router_topk, raw": Case(lambda z: ops.router_topk(z, 2, False)[::2], their_router(False), ((5, 6),)),
     "dispatch, grouped_linear, combine": Case(our_experts, their_experts, ((5, 3), (4, 2, 3), (5, 2))),
-    "checkpoint": Case(lambda x: ops.checkpoint(lambda z: ops.tanh(z * z), x), lambda x: torch.tanh(x * x), ((3, 4),)),
+    "checkpoint": Case(lambda x: ops.checkpoint(lambda z: ops.tanh(z * z), x), lambda x: (x * x).tanh(),
+                       ((3, 4),)),
 }
 INTEGERS_ONLY = {"plan"}
 

@@ -1,5 +1,4 @@
-"""Rotary frequencies and their scalings against transformers' ROPE_INIT_FUNCTIONS, and the tables against its
-module."""
+"""Rotary frequencies, their scalings and the tables against Transformers' functions for them."""
 
 from typing import Any
 
@@ -14,24 +13,25 @@ from tests.oracle.compare import error
 
 YARN = {"factor": 8.0, "original_max_position_embeddings": 4096}
 CASES = {
-    "linear": (RopeScaling("linear", 4.0), {"factor": 4.0}),
-    "yarn": (RopeScaling("yarn", **YARN), YARN),
-    "yarn, betas": (RopeScaling("yarn", beta_fast=16.0, beta_slow=2.0, **YARN), YARN | {"beta_fast": 16.0, "beta_slow": 2.0}),
-    "yarn, factor of cos and sin": (RopeScaling("yarn", attention_factor=0.7, **YARN), YARN | {"attention_factor": 0.7}),
-    "yarn, nothing to stretch": (RopeScaling("yarn", 1.0, 32768), {"factor": 1.0, "original_max_position_embeddings": 32768}),
+    "linear": {"factor": 4.0},
+    "yarn": YARN,
+    "yarn, betas": YARN | {"beta_fast": 16.0, "beta_slow": 2.0},
+    "yarn, factor of cos and sin": YARN | {"attention_factor": 0.7},
+    "yarn, nothing to stretch": {"factor": 1.0, "original_max_position_embeddings": 32768},
 }
 
 
 def their_config(dim: int, theta: float, context: int, rope: dict[str, Any]) -> MixtralConfig:
-    return MixtralConfig(head_dim=dim, max_position_embeddings=context, rope_parameters={"rope_theta": theta} | rope)
+    rope = {"rope_theta": theta} | rope
+    return MixtralConfig(head_dim=dim, max_position_embeddings=context, rope_parameters=rope)
 
 
 @pytest.mark.parametrize("dim", [8, 64, 128])
 @pytest.mark.parametrize("theta", [1e4, 1e6])
 @pytest.mark.parametrize("name", CASES)
 def test_frequencies(name: str, theta: float, dim: int) -> None:
-    scaling, rope = CASES[name]
-    config = their_config(dim, theta, 32768, {"rope_type": scaling.type} | rope)
+    scaling = RopeScaling(name.split(",")[0], **CASES[name])
+    config = their_config(dim, theta, 32768, {"rope_type": scaling.type} | CASES[name])
     expected, their_factor = ROPE_INIT_FUNCTIONS[scaling.type](config, "cpu")
     found, factor = inverse_frequencies(dim, theta, scaling, 32768)
     assert error(found / expected.double().numpy(), [1.0] * (dim // 2)) < 2e-6        # theirs is float32
@@ -47,8 +47,7 @@ def test_dynamic_frequencies_are_theirs_at_the_planned_length(length: int) -> No
 
 
 def test_static_ntk_is_the_dynamic_one_at_full_stretch() -> None:
-    """Transformers has no static kind.  At length ℓ = L₀ (s' + s − 1)/s its dynamic base is θ
-    s'^(d/(d−2))."""
+    """Transformers has no static kind; its dynamic one has some s' at each length."""
     config = their_config(64, 1e4, 512, {"rope_type": "dynamic", "factor": 7.0})
     expected, _ = ROPE_INIT_FUNCTIONS["dynamic"](config, "cpu", seq_len=1024)         # s' = 7·2 − 6 = 8
     found, _ = inverse_frequencies(64, 1e4, RopeScaling("ntk", 8.0), 262144)
@@ -58,6 +57,6 @@ def test_static_ntk_is_the_dynamic_one_at_full_stretch() -> None:
 def test_tables() -> None:
     config = their_config(64, 1e4, 512, {"rope_type": "yarn"} | YARN)
     cos, sin = MixtralRotaryEmbedding(config)(torch.zeros(1), torch.arange(300)[None])
-    ours = Rotary(64, 1e4, CASES["yarn"][0], 512)(0, 300, "float32")
-    assert error(ours[0], cos[0, :, :32]) < 1e-4                                       # float32 angles: 300 · 2⁻²⁴
+    ours = Rotary(64, 1e4, RopeScaling("yarn", **YARN), 512)(0, 300, "float32")
+    assert error(ours[0], cos[0, :, :32]) < 1e-4                    # their angles are float32, ours float64
     assert error(ours[1], sin[0, :, :32]) < 1e-4

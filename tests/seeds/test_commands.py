@@ -1,5 +1,5 @@
-"""Commands of the requirement documents "nanoLLM" and "LinearNexus", as they stand there but for the
-program's name: `python scripts/train.py` is `cuda-nn train`."""
+"""Commands of the requirement documents "nanoLLM" and "LinearNexus", as they stand there; what they call
+`python scripts/train.py` is `cuda-nn train`."""
 
 import shlex
 from pathlib import Path
@@ -24,9 +24,23 @@ LINEARNEXUS = 'python sample.py --checkpoint checkpoints/step_100 --prompt "Hell
 VERBS = {"scripts/train.py": "train", "scripts/eval.py": "eval", "scripts/estimate_flops.py": "flops",
          "sample.py": "generate"}
 
-MODEL = "hidden_size: 16\nnum_layers: 2\nnum_heads: 2\nintermediate_size: 16\nnum_experts: 4\ntop_k:
-2\nmax_seq_len: 32\n" TRAINING = ("steps: 4\nwarmup: 1\nbatch_size: 2\nseq_len: 16\ntokenizer:
-bytes\neval_every: 4\neval_tokens: 64\n" "checkpoint_every: 4\nsample_tokens: 5\nheld_out_fraction: 0.3\n")
+MODEL = """
+hidden_size: 16
+num_heads: 2
+intermediate_size: 16
+num_experts: 4
+max_seq_len: 32
+"""
+TRAINING = """
+steps: 4
+warmup: 1
+batch_size: 2
+seq_len: 16
+tokenizer: bytes
+eval_tokens: 64
+checkpoint_every: 4
+held_out_fraction: 0.3
+"""
 
 
 @pytest.fixture

@@ -1,5 +1,4 @@
-"""The requirement document "cuda-nn", part by part: its Python, its table of the model, its components and
-its files."""
+"""The requirement document "cuda-nn": its Python, its table of the model, its components and its files."""
 
 import re
 from pathlib import Path
@@ -64,7 +63,7 @@ def test_specs() -> None:
     c = model.config
     scaling = c.rope_scaling
     kind = {1: "MQA", c.num_heads: "MHA"}.get(c.num_kv_heads, "GQA")
-    contexts = f"{scaling.original_max_position_embeddings // 1024}K train → {c.max_seq_len // 1024}K inference"
+    trained, stretched = scaling.original_max_position_embeddings // 1024, c.max_seq_len // 1024
     described = {
         "Hidden dim": f"{c.hidden_size}",
         "Layers": f"{c.num_layers}",
@@ -72,7 +71,7 @@ def test_specs() -> None:
         "Experts": f"{c.num_experts} total, top-{c.top_k} active",
         "FFN dim": f"{c.intermediate_size}",
         "Vocab size": f"{c.vocab_size:,}",
-        "Context": f"{contexts} ({scaling.type.upper()})",
+        "Context": f"{trained}K train → {stretched}K inference ({scaling.type.upper()})",
         "Total params": f"~{model.num_parameters() / 1e9:.1f}B",
         "Active params": f"~{model.num_parameters(active=True) / 1e9:.1f}B",
     }
@@ -111,7 +110,8 @@ def test_the_block_is_the_one_that_is_drawn() -> None:
 def test_training_parts() -> None:
     """AdamW, a schedule with warm-up, clipping and the two losses of its kernels: one step that helps."""
     model, ids = MoETransformer.tiny(), np.arange(1, 18)[None]
-    optimizer, schedule = AdamW(model.named_parameters(), lr=1e-2), create_schedule("cosine", lr=1e-2, steps=10, warmup=2)
+    optimizer = AdamW(model.named_parameters(), lr=1e-2)
+    schedule = create_schedule("cosine", lr=1e-2, steps=10, warmup=2)
     losses = []
     for step in range(4):
         model.zero_grad()

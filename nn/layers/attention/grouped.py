@@ -1,5 +1,6 @@
-"""Grouped-query attention (Ainslie et al. 2023): H query heads share G key/value heads.  G = H is multi-head, G = 1
-multi-query attention.  Options: QK-norm, sliding window, biases."""
+"""Grouped-query attention (Ainslie et al. 2023): H query heads share G key/value heads.
+
+G = H is multi-head, G = 1 multi-query attention.  Options: QK-norm, sliding window, biases."""
 
 from typing import Any
 
@@ -19,9 +20,10 @@ from nn.tensor import Array, Tensor
 class GroupedAttention(Module):
     """o = W_o softmax(q kᵀ / √Dh) v with q, k turned by the rotary angle of their position."""
 
-    def __init__(self, hidden_size: int, num_heads: int, num_kv_heads: int, head_dim: int, rotary: Rotary | None, *,
-                 qk_norm: bool = False, eps: float = 1e-6, bias: bool = False, window: int = 0, std: float = 0.02,
-                 out_std: float | None = None, dtype: Any = "float32") -> None:
+    def __init__(self, hidden_size: int, num_heads: int, num_kv_heads: int, head_dim: int,
+                 rotary: Rotary | None, *, qk_norm: bool = False, eps: float = 1e-6, bias: bool = False,
+                 window: int = 0, std: float = 0.02, out_std: float | None = None,
+                 dtype: Any = "float32") -> None:
         if num_kv_heads < 1 or num_heads % num_kv_heads:
             raise InputError(f"num_heads: {num_heads} is not a multiple of num_kv_heads: {num_kv_heads}")
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
@@ -39,26 +41,29 @@ class GroupedAttention(Module):
 
     def forward(self, x: Tensor, *, state: LayerCache | None = None, mask: Array | None = None,
                 mode: str | None = None) -> tuple[Tensor, LayerCache | None]:
-        """x[B,T,D] -> y[B,T,D].  state: cache to continue (and extend).  mask: keep-mask [B,S] over all S keys, cached ones
-        included; padded positions are not counted.  Both modes compute the same here."""
+        """x[B,T,D] -> y[B,T,D].  state: cache to continue (and extend).  mask: keep-mask [B,S] over all S keys,
+        cached ones included; padded positions are not counted.  Both modes compute the same here."""
         batch, length, _ = x.shape
-        q, k = self._heads(self.q_proj(x), self.q_norm), self._heads(self.k_proj(x), self.k_norm)      # [B,H|G,T,Dh]
-        v = self._heads(self.v_proj(x), None)
+        q = self._heads(self.q_proj(x), self.q_norm)                                   # [B,H,T,Dh]
+        k = self._heads(self.k_proj(x), self.k_norm)                                   # [B,G,T,Dh]
+        v = self._heads(self.v_proj(x), None)                                          # [B,G,T,Dh]
         if self.rotary:
             cos, sin = self._angles(length, state, mask, x.dtype)
             q, k = (ops.rope(z, cos, sin, self.rotary.interleaved) for z in (q, k))
         if state is not None:
-            k, v = (Tensor(z) for z in state.append(k.data, v.data))                                   # [B,G,S,Dh]
+            k, v = (Tensor(z) for z in state.append(k.data, v.data))                   # [B,G,S,Dh]
         keep = None if mask is None else mask[:, None, None, :]
         o = ops.attention(q, k, v, window=self.window, mask=keep)
-        return self.o_proj(o.permute(0, 2, 1, 3).reshape(batch, length, self.num_heads * self.head_dim)), state
+        o = o.permute(0, 2, 1, 3).reshape(batch, length, self.num_heads * self.head_dim)
+        return self.o_proj(o), state
 
     def _heads(self, x: Tensor, norm: RMSNorm | None) -> Tensor:
         """[B,T,n*Dh] -> [B,n,T,Dh], normalised per head before the rotation if asked (Qwen3)"""
         x = x.reshape(*x.shape[:2], x.shape[2] // self.head_dim, self.head_dim)
         return (norm(x) if norm else x).permute(0, 2, 1, 3)
 
-    def _angles(self, length: int, state: LayerCache | None, mask: Array | None, dtype: Any) -> tuple[Array, Array]:
+    def _angles(self, length: int, state: LayerCache | None, mask: Array | None,
+                dtype: Any) -> tuple[Array, Array]:
         assert self.rotary is not None
         kind = np.float32 if is_half(dtype) else dtype
         seen = state.offset if state is not None else 0

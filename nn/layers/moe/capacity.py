@@ -27,14 +27,14 @@ def keep_within_capacity(experts: Array, weights: Array, num_experts: int, facto
     check_name("drop_policy", policy, POLICIES)
     xp = namespace(experts)
     tokens, top_k = experts.shape
-    priority = _by_priority(weights, tokens, top_k, policy)                   # flat pairs, most important first
+    priority = _by_priority(weights, tokens, top_k, policy)             # flat pairs, most important first
     ranked = xp.reshape(experts, (-1,))[priority]
-    grouped = xp.argsort(ranked, stable=True)                                 # by expert, then by priority
+    grouped = xp.argsort(ranked, stable=True)                           # by expert, then by priority
     sorted_experts = ranked[grouped]
-    first = xp.searchsorted(sorted_experts, sorted_experts)                   # where each pair's expert begins
-    rank = xp.arange(tokens * top_k) - first                                  # place within the expert
+    first = xp.searchsorted(sorted_experts, sorted_experts)             # where each pair's expert begins
+    rank = xp.arange(tokens * top_k) - first                            # place within the expert
     kept_in_order = rank < capacity(tokens, top_k, num_experts, factor, minimum)
-    back = xp.argsort(priority[grouped])                                      # to flat (token, choice) order
+    back = xp.argsort(priority[grouped])                                # to flat (token, choice) order
     return xp.reshape(kept_in_order[back], (tokens, top_k))
 
 

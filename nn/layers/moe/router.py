@@ -1,9 +1,11 @@
 """The router: which k of E experts each token visits, and with what weight.
 
-z = x W_rᵀ, p = softmax(z), the k largest (ties to the lowest expert), w = p_sel / Σ p_sel, all in float32 or wider.
+z = x W_rᵀ, p = softmax(z), the k largest (ties to the lowest expert), w = p_sel / Σ p_sel;
+all in float32 or wider.
 
-    balance loss   α E Σ_e f_e P_e    f_e = share of assignments to e (a constant), P_e = mean probability of e; α at balance
-    z-loss         β mean (log Σ exp z)²                                    (Fedus et al. 2021; Zoph et al. 2022)
+    balance loss   α E Σ_e f_e P_e, which is α at balance                         (Fedus et al. 2021)
+                   f_e = share of assignments to e (a constant), P_e = mean probability of e
+    z-loss         β mean (log Σ exp z)²                                          (Zoph et al. 2022)
     jitter         while training, router inputs times U(1 − ε, 1 + ε)
 """
 
@@ -33,16 +35,17 @@ class Routing:
 class Router(Module):
     """weight [E, D], no bias (Mixtral's `gate`)"""
 
-    def __init__(self, hidden_size: int, num_experts: int, top_k: int, *, renormalize: bool = True, jitter: float = 0.0,
-                 balance_coef: float = 0.01, z_coef: float = 0.001, capacity_factor: float = 0.0,
-                 drop_policy: str = "probs", std: float = 0.02, dtype: Any = "float32") -> None:
+    def __init__(self, hidden_size: int, num_experts: int, top_k: int, *, renormalize: bool = True,
+                 jitter: float = 0.0, balance_coef: float = 0.01, z_coef: float = 0.001,
+                 capacity_factor: float = 0.0, drop_policy: str = "probs", std: float = 0.02,
+                 dtype: Any = "float32") -> None:
         if not 1 <= top_k <= num_experts:
             raise InputError(f"top_k: {top_k} is not between 1 and num_experts = {num_experts}")
         self.weight = Parameter((num_experts, hidden_size), std=std, dtype=dtype)
         self.num_experts, self.top_k, self.renormalize = num_experts, top_k, renormalize
         self.jitter, self.balance_coef, self.z_coef = jitter, balance_coef, z_coef
         self.capacity_factor, self.drop_policy = capacity_factor, drop_policy
-        self.noise = (0, 0, 0, 0)        # (seed, step, micro-batch, layer) of the jitter; see set_noise of the model
+        self.noise = (0, 0, 0, 0)        # (seed, step, micro-batch, layer) of the jitter; see model.set_noise
 
     def forward(self, x: Tensor) -> Routing:
         """x[N,D] -> Routing"""
@@ -79,7 +82,8 @@ class Router(Module):
 
     def _drop(self, weights: Tensor, experts: Array) -> tuple[Tensor, Array]:
         """Pairs beyond an expert's capacity get weight 0 and no expert: the residual carries the token."""
-        keep = keep_within_capacity(experts, weights.data, self.num_experts, self.capacity_factor, self.drop_policy)
+        keep = keep_within_capacity(experts, weights.data, self.num_experts,
+                                    self.capacity_factor, self.drop_policy)
         xp = namespace(experts)
         emit_figure("moe/overflow", 1.0 - xp.mean(xp.astype(keep, weights.dtype)))
         return weights * xp.astype(keep, weights.dtype), xp.where(keep, experts, self.num_experts)
