@@ -47,7 +47,7 @@ HALF = (np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16))
 
 
 def is_half(dtype: Any) -> bool:
-    """Whether sums over this type are formed in float32; never for another array module's own types."""
+    """Whether sums over this type are formed in float32 instead; never for another module's own types."""
     return isinstance(dtype, np.dtype) and dtype in HALF
 
 

@@ -21,15 +21,14 @@ Array = Any      # whatever the backend's array module makes: numpy.ndarray, Dev
 
 
 class Tensor(Operators):
-    """An n-dimensional array that remembers how it was made: `data` is an array of the backend's array module,
+    """An n-dimensional array that remembers how it was made: `data` is an array of the backend's module,
     `grad` an array of the same shape or None."""
 
     __slots__ = ("data", "grad", "requires_grad", "op", "slot")
     __array_priority__ = 100.0        # numpy_array * tensor asks the tensor first
 
     def __init__(self, data: Any, requires_grad: bool = False) -> None:
-        if isinstance(data, Tensor):
-            data = data.data
+        data = data.data if isinstance(data, Tensor) else data
         is_array = hasattr(data, "__array_namespace__") and not isinstance(data, np.generic)
         self.data: Array = data if is_array else np.asarray(data)
         self.grad: Array | None = None
@@ -156,7 +155,7 @@ def _accumulate(leaf: Tensor, gradient: Array) -> None:
 
 
 def run_backward(root: Op, gradients: dict[int, Array]) -> None:
-    """Chain the backwards of all that `root` was computed from; `gradients`: {slot of root's result: array}."""
+    """Chain the backwards of all that `root` was computed from; `gradients`: {root's result slot: array}."""
     pending: dict[Op, dict[int, Array]] = {root: gradients}
     for op in _newest_first(root):
         incoming = pending.pop(op, None)

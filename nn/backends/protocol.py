@@ -1,10 +1,12 @@
 """The kernel protocol: every kernel a backend may serve, with its arguments, shapes and what it computes.
 
-A backend is a module with functions of these names.  Shapes use one letter per axis: B batch, T queries, S keys, H query
-heads, G key/value heads, N tokens, K experts per token, E experts, M = N·K, R rows, C columns, D width, V vocabulary, I and
-O inputs and outputs of a linear map.  Results have the dtype of the first argument unless `float` is written, which is
-float32 for half-precision inputs and the input's dtype otherwise; statistics and weight gradients are `float`."""
+A backend is a module with functions of these names.  Shapes use one letter per axis: B batch, T queries,
+S keys, H query heads, G key/value heads, N tokens, K experts per token, E experts, M = N·K, R rows,
+C columns, D width, V vocabulary, I and O inputs and outputs of a linear map.  Results have the dtype of the
+first argument unless `float` is written, which is float32 for half-precision inputs and the input's dtype
+otherwise; statistics and weight gradients are `float`."""
 
+import re
 from dataclasses import dataclass
 
 
@@ -16,40 +18,99 @@ class Kernel:
     computes: str
 
 
+# NAME(positional; keyword=default) -> results, then on a line of its own what the kernel computes
 _TABLE = """
-silu                   | x[...]                                  | y[...]                            | y = x σ(x)
-silu_backward          | dy[...] x[...]                          | dx[...]                           | dx = dy σ(1 + x(1−σ))
-gelu                   | x[...]                                  | y[...]                            | y = x Φ(x)
-gelu_backward          | dy[...] x[...]                          | dx[...]                           | dx = dy (Φ + x φ)
-gelu_tanh              | x[...]                                  | y[...]                            | y = ½x(1 + tanh(√(2/π)(x + 0.044715x³)))
-gelu_tanh_backward     | dy[...] x[...]                          | dx[...]                           | dx = dy · d(gelu_tanh)/dx
-swiglu                 | gate[...] up[...]                       | y[...]                            | y = SiLU(gate) ⊙ up
-swiglu_backward        | dy[...] gate[...] up[...]               | dgate[...] dup[...]               | dgate = dy up SiLU', dup = dy SiLU
-softmax                | x[...,C]                                | y[...,C]                          | y = exp(x − max)/Σ; a row of −inf gives 0
-softmax_backward       | dy[...,C] y[...,C]                      | dx[...,C]                         | dx = y (dy − Σ dy y)
-log_softmax            | x[...,C]                                | y[...,C]                          | y = x − log Σ exp x
-log_softmax_backward   | dy[...,C] y[...,C]                      | dx[...,C]                         | dx = dy − exp(y) Σ dy
-rms_norm               | x[R,D] weight[D] eps                    | y[R,D] rstd[R,1]:float            | y = weight x (mean x² + eps)^−½
-rms_norm_backward      | dy[R,D] x[R,D] weight[D] rstd[R,1]      | dx[R,D] dweight[D]:float          | section RMSNorm of norm.py
-layer_norm             | x[R,D] weight[D] bias[D] eps            | y[R,D] mean[R,1]:float rstd[R,1]:float | y = weight (x − mean) rstd + bias
-layer_norm_backward    | dy[R,D] x[R,D] weight[D] mean[R,1] rstd[R,1] | dx[R,D] dweight[D]:float dbias[D]:float | section LayerNorm of norm.py
-rope                   | x[B,H,T,D] cos[...,T,r] sin[...,T,r]; interleaved=False inverse=False | y[B,H,T,D] | pairs turned by the angle; inverse = backward
-attention              | q[B,H,T,D] k[B,G,S,D] v[B,G,S,Dv]; scale causal=True window=0 mask=None | o[B,H,T,Dv] lse[B,H,T]:float | o = softmax(scale q kᵀ) v
-attention_backward     | do[B,H,T,Dv] q[B,H,T,D] k[B,G,S,D] v[B,G,S,Dv] o[B,H,T,Dv] lse[B,H,T]; scale causal=True window=0 mask=None | dq[B,H,T,D] dk[B,G,S,D] dv[B,G,S,Dv] | from the saved log-sum-exp
-cross_entropy          | logits[R,V] targets[R]; ignore_index=-100 label_smoothing=0 z_loss=0 softcap=0 | loss[R]:float lse[R]:float | loss = lse − logit of the target
-cross_entropy_backward | dloss[R] logits[R,V] targets[R] lse[R]; ignore_index=-100 label_smoothing=0 z_loss=0 softcap=0 | dlogits[R,V]:logits | softmax − one-hot, times dloss
-linear_cross_entropy   | x[R,D] weight[V,D] targets[R]; gradient=True ignore_index=-100 | loss[R]:float dx[R,D] dweight[V,D]:float | cross_entropy(x weightᵀ) and gradients of Σ loss, never all logits
-router_topk            | logits[N,E] k; renormalize=True         | weights[N,K]:float experts[N,K]:int probs[N,E]:float | softmax at the k largest logits (ties: lowest index), renormalised
-router_topk_backward   | dweights[N,K] weights[N,K] experts[N,K] probs[N,E]; renormalize=True | dlogits[N,E] | through renormalisation and softmax
-expert_order           | experts[N,K] num_experts                | order[M]:int offsets[E+1]:int     | stable sort of the pairs by expert
-grouped_linear         | x[M,I] weight[E,O,I] offsets[E+1]; batch_invariant=True | y[M,O]            | y = x weight[expert]ᵀ by ranges of rows
-grouped_linear_backward | dy[M,O] x[M,I] weight[E,O,I] offsets[E+1] | dx[M,I] dweight[E,O,I]:float    | dx = dy weight, dweight = dyᵀ x
-scatter_add            | source[N,D] index[N] rows               | out[rows,D]:float                 | out[index[n]] += source[n], in order
-adamw                  | param[...] grad[...] m[...] v[...]; lr beta1 beta2 eps weight_decay step grad_scale=1 |  | in place: decoupled decay, then m̂/(√v̂ + eps)
-sum_of_squares         | x[...]                                  | total:number                      | Σ x² in float64
+silu(x[...]) -> y[...]
+    y = x σ(x)
+silu_backward(dy[...], x[...]) -> dx[...]
+    dx = dy σ(1 + x(1−σ))
+
+gelu(x[...]) -> y[...]
+    y = x Φ(x)
+gelu_backward(dy[...], x[...]) -> dx[...]
+    dx = dy (Φ + x φ)
+
+gelu_tanh(x[...]) -> y[...]
+    y = ½x(1 + tanh(√(2/π)(x + 0.044715x³)))
+gelu_tanh_backward(dy[...], x[...]) -> dx[...]
+    dx = dy · d(gelu_tanh)/dx
+
+swiglu(gate[...], up[...]) -> y[...]
+    y = SiLU(gate) ⊙ up
+swiglu_backward(dy[...], gate[...], up[...]) -> dgate[...], dup[...]
+    dgate = dy up SiLU', dup = dy SiLU
+
+softmax(x[...,C]) -> y[...,C]
+    y = exp(x − max)/Σ; a row of −inf gives 0
+softmax_backward(dy[...,C], y[...,C]) -> dx[...,C]
+    dx = y (dy − Σ dy y)
+
+log_softmax(x[...,C]) -> y[...,C]
+    y = x − log Σ exp x
+log_softmax_backward(dy[...,C], y[...,C]) -> dx[...,C]
+    dx = dy − exp(y) Σ dy
+
+rms_norm(x[R,D], weight[D], eps) -> y[R,D], rstd[R,1]:float
+    y = weight x (mean x² + eps)^−½
+rms_norm_backward(dy[R,D], x[R,D], weight[D], rstd[R,1]) -> dx[R,D], dweight[D]:float
+    section RMSNorm of norm.py
+
+layer_norm(x[R,D], weight[D], bias[D], eps) -> y[R,D], mean[R,1]:float, rstd[R,1]:float
+    y = weight (x − mean) rstd + bias
+layer_norm_backward(dy[R,D], x[R,D], weight[D], mean[R,1], rstd[R,1])
+        -> dx[R,D], dweight[D]:float, dbias[D]:float
+    section LayerNorm of norm.py
+
+rope(x[B,H,T,D], cos[...,T,r], sin[...,T,r]; interleaved=False, inverse=False) -> y[B,H,T,D]
+    pairs turned by the angle; inverse = backward
+
+attention(q[B,H,T,D], k[B,G,S,D], v[B,G,S,Dv]; scale, causal=True, window=0, mask=None)
+        -> o[B,H,T,Dv], lse[B,H,T]:float
+    o = softmax(scale q kᵀ) v
+attention_backward(do[B,H,T,Dv], q[B,H,T,D], k[B,G,S,D], v[B,G,S,Dv], o[B,H,T,Dv], lse[B,H,T];
+                   scale, causal=True, window=0, mask=None)
+        -> dq[B,H,T,D], dk[B,G,S,D], dv[B,G,S,Dv]
+    from the saved log-sum-exp
+
+cross_entropy(logits[R,V], targets[R]; ignore_index=-100, label_smoothing=0, z_loss=0, softcap=0)
+        -> loss[R]:float, lse[R]:float
+    loss = lse − logit of the target
+cross_entropy_backward(dloss[R], logits[R,V], targets[R], lse[R];
+                       ignore_index=-100, label_smoothing=0, z_loss=0, softcap=0)
+        -> dlogits[R,V]:logits
+    softmax − one-hot, times dloss
+linear_cross_entropy(x[R,D], weight[V,D], targets[R]; gradient=True, ignore_index=-100)
+        -> loss[R]:float, dx[R,D], dweight[V,D]:float
+    cross_entropy(x weightᵀ) and gradients of Σ loss, never all logits
+
+router_topk(logits[N,E], k; renormalize=True) -> weights[N,K]:float, experts[N,K]:int, probs[N,E]:float
+    softmax at the k largest logits (ties: lowest index), renormalised
+router_topk_backward(dweights[N,K], weights[N,K], experts[N,K], probs[N,E]; renormalize=True) -> dlogits[N,E]
+    through renormalisation and softmax
+
+expert_order(experts[N,K], num_experts) -> order[M]:int, offsets[E+1]:int
+    stable sort of the pairs by expert
+grouped_linear(x[M,I], weight[E,O,I], offsets[E+1]; batch_invariant=True) -> y[M,O]
+    y = x weight[expert]ᵀ by ranges of rows
+grouped_linear_backward(dy[M,O], x[M,I], weight[E,O,I], offsets[E+1]) -> dx[M,I], dweight[E,O,I]:float
+    dx = dy weight, dweight = dyᵀ x
+
+scatter_add(source[N,D], index[N], rows) -> out[rows,D]:float
+    out[index[n]] += source[n], in order
+adamw(param[...], grad[...], m[...], v[...]; lr, beta1, beta2, eps, weight_decay, step, grad_scale=1)
+    in place: decoupled decay, then m̂/(√v̂ + eps)
+sum_of_squares(x[...]) -> total:number
+    Σ x² in float64
 """
+_ENTRY = re.compile(r"^(\w+)\(([^)]*)\)(?:\s+-> (.+))?\n +(.+)$", re.MULTILINE)
+
+
+def _spaced(listing: str) -> str:
+    """The entries of a listing on one line, separated by single spaces."""
+    return re.sub(r",?\s+", " ", listing)
+
 
 KERNELS: dict[str, Kernel] = {
-    fields[0]: Kernel(*fields)
-    for fields in ([field.strip() for field in line.split("|")] for line in _TABLE.strip().splitlines())
+    name: Kernel(name, _spaced(arguments), _spaced(results), computes)
+    for name, arguments, results, computes in _ENTRY.findall(_TABLE)
 }

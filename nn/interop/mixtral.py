@@ -249,8 +249,11 @@ def _with_own(config: MoETransformerConfig, own: dict[str, Any]) -> MoETransform
     for key in own:
         if key not in OWN:
             raise InputError(f"config.json: cuda_nn.{key} is unknown; another version of cuda-nn wrote it")
-    scaling = {"rope_scaling": RopeScaling(**own["rope_scaling"])} if "rope_scaling" in own else {}
-    full = replace(config, **{**own, **scaling})
+    try:
+        scaling = RopeScaling(**own.get("rope_scaling", asdict(config.rope_scaling)))
+        full = replace(config, **own | {"rope_scaling": scaling})
+    except TypeError as error:
+        raise InputError(f"config.json: cuda_nn: {error}") from None
     if _rope_to_hugging_face(full) == _rope_to_hugging_face(config):
         return full
     return full.replace(rope_theta=config.rope_theta, rope_scaling=config.rope_scaling)

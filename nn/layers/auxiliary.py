@@ -1,6 +1,6 @@
 """Losses and figures besides a layer's output (balance loss, expert load), on their way to the model.
 
-A layer emits; whoever opened `collect()` receives.  Without a collector nothing is kept: inference is free."""
+A layer emits; whoever opened `collect()` receives.  With no collector nothing is kept: inference is free."""
 
 import threading
 from collections.abc import Iterator

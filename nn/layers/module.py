@@ -148,8 +148,8 @@ class Module:
         return {name: parameter.numpy() for name, parameter in self.named_parameters().items()}
 
     def load_state_dict(self, values: dict[str, np.ndarray]) -> None:
-        """Replace every parameter's values, cast to its dtype.  InputError names what is missing, unexpected or
-        mis-shaped, before anything is replaced."""
+        """Replace every parameter's values, cast to its dtype.  InputError names what is missing, unexpected
+        or mis-shaped, before anything is replaced."""
         parameters = self.named_parameters()
         problems = [f"{name}: missing" for name in parameters if name not in values]
         problems += [f"{name}: unexpected" for name in values if name not in parameters]

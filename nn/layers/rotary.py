@@ -1,11 +1,11 @@
 """Rotary positions: frequencies, their scalings to longer contexts, and the tables of cosines and sines.
 
-inv_i = θ^(−2i/d), angle = position · inv_i, formed in float64: float32 is off by 0.01 rad at position 262,143.
+inv_i = θ^(−2i/d), angle = position · inv_i, formed in float64: float32 is 0.01 rad off at position 262,143.
 
     linear   inv / s                                                                      (Chen et al. 2023)
-    ntk      θ → θ s^(d/(d−2)): the fastest frequency stays, the slowest is divided by s  (bloc97 2023)
+    ntk      θ → θ s^(d/(d−2)): fastest frequency kept, slowest divided by exactly s      (bloc97 2023)
     dynamic  ntk with s' = s ℓ/L₀ − (s − 1) for a planned length ℓ > L₀; plain up to L₀   (emozilla 2023)
-    yarn     slow inv / s, fast ones kept, a ramp between; cos and sin times 0.1 ln s + 1 (Peng et al. 2023)
+    yarn     slow inv / s, fast kept, a ramp between; cos and sin times 0.1 ln s + 1      (Peng et al. 2023)
 """
 
 import math

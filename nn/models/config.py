@@ -12,8 +12,9 @@ from nn.names import check_name
 
 @dataclass(frozen=True)
 class MoETransformerConfig:
-    """A decoder-only Transformer with a mixture of experts in every layer.  With the defaults of the second and third group
-    it is exactly Mixtral's architecture."""
+    """A decoder-only Transformer with a mixture of experts in every layer.
+
+    With the defaults of the second and third group it is exactly Mixtral's architecture."""
 
     vocab_size: int = 1000             # tokens in the vocabulary
     hidden_size: int = 64              # width of the residual stream
@@ -31,7 +32,8 @@ class MoETransformerConfig:
     qk_norm: bool = False              # RMSNorm on each query and key head (Qwen3)
     attention_bias: bool = False       # biases on the attention projections
     sliding_window: int = 0            # keys a query sees, itself included; 0 = all
-    ffn: str = "swiglu"                # dense feed-forward: swiglu, silu, gelu, gelu_tanh or relu; experts are swiglu
+    ffn: str = "swiglu"                # dense feed-forward: swiglu, silu, gelu, gelu_tanh or relu;
+                                       # experts are swiglu
     tie_embeddings: bool = False       # the output head is the embedding matrix
 
     rope_theta: float = 10000.0        # base of the rotary frequencies
@@ -45,11 +47,12 @@ class MoETransformerConfig:
     capacity_factor: float = 0.0       # most assignments an expert takes, in units of the mean; 0 = no limit
     drop_policy: str = "probs"         # who stays when capacity is short: probs, position or slot
 
-    init_std: float = 0.02             # weights start as Normal(0, init_std); residual projections / sqrt(2 num_layers)
+    init_std: float = 0.02             # weights start as Normal(0, init_std);
+                                       # residual projections / sqrt(2 num_layers)
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "intermediate_size",
-                     "max_seq_len"):
+        for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads",
+                     "intermediate_size", "max_seq_len"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: {getattr(self, name)} is not positive")
         self._check_attention()
@@ -60,11 +63,12 @@ class MoETransformerConfig:
     def _check_attention(self) -> None:
         if self.head_dim == 0:
             if self.hidden_size % self.num_heads:
-                raise InputError(f"hidden_size: {self.hidden_size} is not a multiple of num_heads = {self.num_heads}; "
-                                 "change one of them or set head_dim")
+                raise InputError(f"hidden_size: {self.hidden_size} is not a multiple of "
+                                 f"num_heads = {self.num_heads}; change one of them or set head_dim")
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_heads)
         if self.num_heads % self.num_kv_heads:
-            raise InputError(f"num_kv_heads: {self.num_kv_heads} does not divide num_heads = {self.num_heads}")
+            raise InputError(f"num_kv_heads: {self.num_kv_heads} does not divide "
+                             f"num_heads = {self.num_heads}")
         if self.head_dim < 0 or self.head_dim % 2:
             raise InputError(f"head_dim: {self.head_dim} is odd; rotary positions turn pairs of channels")
         if self.sliding_window < 0:
@@ -74,7 +78,8 @@ class MoETransformerConfig:
         if self.num_experts < 0 or (self.num_experts and not 1 <= self.top_k <= self.num_experts):
             raise InputError(f"top_k: {self.top_k} is not between 1 and num_experts = {self.num_experts}")
         if self.num_experts and self.ffn != "swiglu":
-            raise InputError(f"ffn: experts are swiglu, not {self.ffn!r}; set num_experts to 0 for a dense feed-forward")
+            raise InputError(f"ffn: experts are swiglu, not {self.ffn!r}; "
+                             "set num_experts to 0 for a dense feed-forward")
         if self.capacity_factor < 0 or not 0.0 <= self.router_jitter < 1.0:
             raise InputError(f"capacity_factor: {self.capacity_factor}, router_jitter: {self.router_jitter}: "
                              "expected capacity_factor >= 0 and 0 <= router_jitter < 1")
@@ -82,6 +87,7 @@ class MoETransformerConfig:
 
     def replace(self, **changes: Any) -> "MoETransformerConfig":
         """A copy with some fields changed; head_dim follows hidden_size unless it is given."""
-        if {"hidden_size", "num_heads"} & changes.keys() and self.head_dim * self.num_heads == self.hidden_size:
+        derived = self.head_dim * self.num_heads == self.hidden_size
+        if derived and {"hidden_size", "num_heads"} & changes.keys():
             changes.setdefault("head_dim", 0)
         return replace(self, **changes)

@@ -1,4 +1,6 @@
-"""The decoder stack: embedding, blocks, final norm, head.  Every decoder-only model is this with other layers in it."""
+"""The decoder stack: embedding, blocks, final norm, head.
+
+Every decoder-only model is this with other layers in it."""
 
 from contextlib import nullcontext
 from typing import Any
@@ -41,9 +43,11 @@ class Decoder(Module):
                 return_aux: bool = False) -> Any:
         """Logits [B,T,V] of integer ids [B,T].
 
-        cache: keys and values of what came before; extended by these tokens, without gradients.  mask: keep-mask [B,S] over
-        cached and new tokens (False = padding).  last_only: logits of the last position only, [B,1,V].  return_aux: also a
-        dict of auxiliary losses.  InputError for ids outside the vocabulary or more tokens than the context."""
+        cache: keys and values of what came before; extended by these tokens, without gradients.
+        mask: keep-mask [B,S] over cached and new tokens (False = padding).
+        last_only: logits of the last position only, [B,1,V].
+        return_aux: also a dict of auxiliary losses.
+        InputError for ids outside the vocabulary or more tokens than the context."""
         ids = self._checked(ids, cache)
         collecting = auxiliary.collect() if return_aux else nullcontext(auxiliary.Auxiliary())
         with no_grad() if cache is not None else nullcontext(), collecting as aux:
@@ -55,15 +59,18 @@ class Decoder(Module):
 
     def loss(self, inputs: Any, targets: Any, *, valid_tokens: int | None = None, aux_scale: float = 1.0,
              ignore_index: int = -100) -> tuple[Tensor, dict[str, Any]]:
-        """(total, figures): total = Σ cross-entropy / valid_tokens + aux_scale · Σ auxiliary losses, a scalar in nats.
+        """(total, figures), without the logits of all positions ever existing at once.
 
-        inputs, targets: integers [B,T]; targets equal to ignore_index do not count.  valid_tokens defaults to the number of
-        targets that count; for gradient accumulation pass the number in all micro-batches, and aux_scale = 1 / their number.
-        The logits of all positions never exist at once.  figures: "loss" and each auxiliary loss as floats, "moe/load"
-        [layers, experts] and what else the layers report."""
+        total: Σ cross-entropy / valid_tokens + aux_scale · Σ auxiliary losses, a scalar in nats.
+        figures: "loss" and each auxiliary loss as floats, "moe/load" [layers, experts] and what else the
+        layers report.
+        inputs, targets: integers [B,T]; targets equal to ignore_index do not count.
+        valid_tokens: by default the number of targets that count; for gradient accumulation pass the number
+        in all micro-batches, and aux_scale = 1 / their number."""
         ids, labels = self._checked(inputs, None), np.asarray(targets).reshape(-1)
         if labels.size != ids.size:
-            raise InputError(f"targets: shape {list(np.shape(targets))} does not match inputs {list(ids.shape)}")
+            raise InputError(f"targets: shape {list(np.shape(targets))} does not match "
+                             f"inputs {list(ids.shape)}")
         count = int((labels != ignore_index).sum()) if valid_tokens is None else valid_tokens
         with auxiliary.collect() as aux:
             hidden = self._hidden(ids, None, None)
@@ -94,18 +101,20 @@ class Decoder(Module):
     def _checked(self, ids: Any, cache: KVCache | None) -> Array:
         ids = ids if hasattr(ids, "__array_namespace__") else np.asarray(ids)
         if ids.ndim != 2 or ids.dtype.kind not in "iu":
-            raise InputError(f"ids: shape {list(ids.shape)} of {ids.dtype}; expected integers [batch, length]")
+            raise InputError(f"ids: shape {list(ids.shape)} of {ids.dtype}; "
+                             "expected integers [batch, length]")
         if cache is not None and len(cache.layers) != len(self.layers):
-            raise InputError(f"cache: made for {len(cache.layers)} layers, the model has {len(self.layers)}; use init_state()")
+            raise InputError(f"cache: made for {len(cache.layers)} layers, "
+                             f"the model has {len(self.layers)}; use init_state()")
         held = cache.length if cache is not None else 0
         if held + ids.shape[1] > self.max_seq_len:
-            raise InputError(f"ids: {held} cached + {ids.shape[1]} new tokens exceed the context of {self.max_seq_len}; "
-                             "shorten the input, or trim() the cache")
+            raise InputError(f"ids: {held} cached + {ids.shape[1]} new tokens exceed "
+                             f"the context of {self.max_seq_len}; shorten the input, or trim() the cache")
         return ids
 
 
 def _checkpointed(layer: Module, x: Tensor, mask: Array | None) -> Tensor:
-    """The block, recomputed in backward; what it emits is emitted once, and its losses keep their gradients."""
+    """The block, recomputed in backward; what it emits is emitted once, its losses keep their gradients."""
     emitted = auxiliary.Auxiliary()
 
     def run(inputs: Tensor) -> tuple[Tensor, ...]:

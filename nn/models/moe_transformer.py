@@ -28,8 +28,8 @@ from nn.tensor import Tensor
 class MoETransformer(Decoder):
     """Parameters are allocated on first use: describing, counting and loading a model draws nothing.
 
-    Initialisation: Normal(0, init_std), o_proj and down_proj divided by √(2·layers) (GPT-2), norms 1; each parameter from
-    its own random stream, named by (seed, parameter name)."""
+    Initialisation: Normal(0, init_std), o_proj and down_proj divided by √(2·layers) (GPT-2), norms 1; each
+    parameter from its own random stream, named by (seed, parameter name)."""
 
     def __init__(self, config: MoETransformerConfig, seed: int = 0, dtype: Any = "float32") -> None:
         c = config
@@ -56,7 +56,7 @@ class MoETransformer(Decoder):
         return cls(MOE_6_9B, seed, dtype)
 
     def forward_ids(self, token_ids: Any, batch: int = 1, seq_len: int | None = None) -> Tensor:
-        """Logits [batch, seq_len, vocab_size] of a flat list of ids; seq_len defaults to len(token_ids) / batch."""
+        """Logits [batch, seq_len, vocab_size] of flat ids; seq_len defaults to len(token_ids) / batch."""
         ids = np.asarray(token_ids)
         length = len(ids.reshape(-1)) // max(1, batch) if seq_len is None else seq_len
         if ids.size != batch * length:
@@ -94,18 +94,20 @@ class MoETransformer(Decoder):
 
 def _block(c: MoETransformerConfig, rotary: Rotary, dtype: Any) -> DecoderBlock:
     residual_std = c.init_std / math.sqrt(2 * c.num_layers)
-    attention = GroupedAttention(c.hidden_size, c.num_heads, c.num_kv_heads, c.head_dim, rotary, qk_norm=c.qk_norm,
-                                 eps=c.norm_eps, bias=c.attention_bias, window=c.sliding_window, std=c.init_std,
-                                 out_std=residual_std, dtype=dtype)
+    attention = GroupedAttention(c.hidden_size, c.num_heads, c.num_kv_heads, c.head_dim, rotary,
+                                 qk_norm=c.qk_norm, eps=c.norm_eps, bias=c.attention_bias,
+                                 window=c.sliding_window, std=c.init_std, out_std=residual_std, dtype=dtype)
     norms = [create_norm(c.norm, c.hidden_size, c.norm_eps, dtype) for _ in range(2)]
     return DecoderBlock(norms[0], attention, norms[1], _feed_forward(c, residual_std, dtype))
 
 
 def _feed_forward(c: MoETransformerConfig, residual_std: float, dtype: Any) -> Module:
     if not c.num_experts:
-        return FeedForward(c.hidden_size, c.intermediate_size, c.ffn, std=c.init_std, down_std=residual_std, dtype=dtype)
+        return FeedForward(c.hidden_size, c.intermediate_size, c.ffn,
+                           std=c.init_std, down_std=residual_std, dtype=dtype)
     router = Router(c.hidden_size, c.num_experts, c.top_k, renormalize=c.renormalize, jitter=c.router_jitter,
                     balance_coef=c.balance_coef, z_coef=c.router_z_coef, capacity_factor=c.capacity_factor,
                     drop_policy=c.drop_policy, std=c.init_std, dtype=dtype)
-    experts = Experts(c.num_experts, c.hidden_size, c.intermediate_size, std=c.init_std, down_std=residual_std, dtype=dtype)
+    experts = Experts(c.num_experts, c.hidden_size, c.intermediate_size,
+                      std=c.init_std, down_std=residual_std, dtype=dtype)
     return MoELayer(router, experts)

@@ -41,18 +41,22 @@ from nn.ops.softmax import log_softmax, softmax
 from nn.ops.views import broadcast_to, concat, getitem, permute, reshape, split, stack, transpose
 
 __all__ = [
-    "absolute", "add", "attention", "broadcast_to", "cast", "checkpoint", "clip", "combine", "concat", "cross_entropy",
-    "cumsum", "dispatch", "div", "exp", "gelu", "getitem", "grouped_linear", "layer_norm", "linear",
-    "linear_cross_entropy", "log", "log_softmax", "logsumexp", "matmul", "max", "maximum", "mean", "mul", "neg", "permute",
-    "plan", "power", "relu", "reshape", "rms_norm", "rope", "router_topk", "scatter_add", "sigmoid", "silu", "softmax",
-    "split", "sqrt", "stack", "sub", "sum", "swiglu", "take", "take_along_axis", "tanh", "transpose", "where",
+    "absolute", "add", "attention", "broadcast_to", "cast", "checkpoint", "clip", "combine", "concat",
+    "cross_entropy", "cumsum", "dispatch", "div", "exp", "gelu", "getitem", "grouped_linear", "layer_norm",
+    "linear", "linear_cross_entropy", "log", "log_softmax", "logsumexp", "matmul", "max", "maximum", "mean",
+    "mul", "neg", "permute", "plan", "power", "relu", "reshape", "rms_norm", "rope", "router_topk",
+    "scatter_add", "sigmoid", "silu", "softmax", "split", "sqrt", "stack", "sub", "sum", "swiglu", "take",
+    "take_along_axis", "tanh", "transpose", "where",
 ]
 
 _METHODS: dict[str, Any] = {
-    "__add__": add, "__radd__": lambda x, y: add(y, x), "__sub__": sub, "__rsub__": lambda x, y: sub(y, x),
-    "__mul__": mul, "__rmul__": lambda x, y: mul(y, x), "__truediv__": div, "__rtruediv__": lambda x, y: div(y, x),
-    "__matmul__": matmul, "__rmatmul__": lambda x, y: matmul(y, x), "__neg__": neg, "__pow__": power, "__abs__": absolute,
-    "__getitem__": getitem, "sum": sum, "mean": mean, "max": max, "reshape": reshape, "permute": permute, "cast": cast,
+    "__add__": add, "__radd__": lambda x, y: add(y, x),
+    "__sub__": sub, "__rsub__": lambda x, y: sub(y, x),
+    "__mul__": mul, "__rmul__": lambda x, y: mul(y, x),
+    "__truediv__": div, "__rtruediv__": lambda x, y: div(y, x),
+    "__matmul__": matmul, "__rmatmul__": lambda x, y: matmul(y, x),
+    "__neg__": neg, "__pow__": power, "__abs__": absolute, "__getitem__": getitem,
+    "sum": sum, "mean": mean, "max": max, "reshape": reshape, "permute": permute, "cast": cast,
     "exp": exp, "log": log, "sqrt": sqrt, "tanh": tanh, "sigmoid": sigmoid, "silu": silu, "softmax": softmax,
 }
 for _name, _function in _METHODS.items():

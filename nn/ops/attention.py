@@ -7,7 +7,7 @@ from nn.tensor import Array, Op, Tensor
 
 
 class Rope(Op):
-    """y = Rot(φ) x, pairs of channels turned by φ = position · frequency (Su et al. 2021):  dx = Rot(−φ) dy"""
+    """y = Rot(φ) x, channel pairs turned by φ = position · frequency (Su et al. 2021):  dx = Rot(−φ) dy"""
 
     def forward(self, x: Array, *, cos: Array, sin: Array, interleaved: bool) -> Array:
         self.cos, self.sin, self.interleaved = cos, sin, interleaved
@@ -18,7 +18,7 @@ class Rope(Op):
 
 
 class Attention(Op):
-    """O = P V,  P = softmax(scale Q Kᵀ) over the visible keys, rebuilt in backward from L = log Σ exp (Dao 2023):
+    """O = P V,  P = softmax(scale Q Kᵀ) over visible keys, rebuilt in backward from L = log Σ exp (Dao 2023):
 
     Δ = Σ dO ⊙ O,  dV = Pᵀ dO,  dS = P ⊙ (dO Vᵀ − Δ),  dQ = scale dS K,  dK = scale dSᵀ Q;
     dK and dV sum over the query heads of their group."""
@@ -37,15 +37,16 @@ def rope(x: Tensor, cos: Array, sin: Array, interleaved: bool = False) -> Tensor
     return Rope.apply(x, cos=cos, sin=sin, interleaved=interleaved)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, causal: bool = True, window: int = 0,
-              mask: Array | None = None) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, causal: bool = True,
+              window: int = 0, mask: Array | None = None) -> Tensor:
     """q[B,H,T,D], k[B,G,S,D], v[B,G,S,Dv] -> [B,H,T,Dv]; query head h reads key/value head h // (H/G).
 
-    Query i stands at position S − T + i.  scale: D^−½ unless given.  window W > 0: key j is visible to position p only if
-    p − W < j.  mask: boolean, broadcastable to [B,H,T,S], True keeps.  A query that sees nothing gives zeros."""
+    Query i stands at position S − T + i; one that sees nothing gives zeros.  scale: D^−½ unless given.
+    window W > 0: key j is visible to position p only if p − W < j.
+    mask: boolean, broadcastable to [B,H,T,S], True keeps."""
     _check(q, k, v)
-    return Attention.apply(q, k, v, scale=q.shape[-1] ** -0.5 if scale is None else scale, causal=causal, window=window,
-                           mask=mask)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return Attention.apply(q, k, v, scale=scale, causal=causal, window=window, mask=mask)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor) -> None:

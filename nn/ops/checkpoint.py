@@ -1,6 +1,6 @@
 """Gradient checkpointing (Chen et al. 2016): keep a function's inputs, run it again in backward.
 
-The second run must compute the same: functions that draw random numbers take them from a counter, not a stream."""
+The second run must compute the same: functions draw random numbers from a counter, not from a stream."""
 
 from collections.abc import Callable
 from typing import Any
@@ -43,5 +43,5 @@ def checkpoint(function: Callable[..., Any], *inputs: Tensor) -> Any:
     """function(*inputs), a tensor or a tuple of tensors, recomputed in backward instead of remembered.
 
     Parameters that the function closes over get their gradients too."""
-    anchor = Tensor(np.zeros((), np.float32), requires_grad=True)     # records even if only closed-over parameters learn
+    anchor = Tensor(np.zeros((), np.float32), requires_grad=True)     # records for closed-over parameters too
     return Checkpoint.apply(*inputs, anchor, function=lambda *xs: function(*xs[:-1]))

@@ -1,4 +1,4 @@
-"""Elementwise operations with broadcasting.  A broadcast input's gradient is summed over the axes that were stretched."""
+"""Elementwise operations with broadcasting; an input's gradient is summed over the axes stretched for it."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ Operand = Any      # Tensor, array or Python number
 
 
 def unbroadcast(gradient: Array, like: Array) -> Array:
-    """Σ over the axes along which an input of `like`'s shape was stretched to the gradient's shape; left unrounded."""
+    """Σ over the axes along which `like`'s shape was stretched to the gradient's; the sum is not rounded."""
     shape = tuple(getattr(like, "shape", ()))
     if tuple(gradient.shape) == shape:
         return gradient
@@ -22,8 +22,8 @@ def unbroadcast(gradient: Array, like: Array) -> Array:
 
 
 def number_is_weak(y: Array, a: Operand, b: Operand) -> Array:
-    """y in the type of the array operand if the other one is a number: ml_dtypes makes bfloat16 · 2.0 a float32, and NumPy
-    float32 · numpy.float64(2.0) a float64."""
+    """y in the type of the array operand if the other one is a number: ml_dtypes makes bfloat16 · 2.0 a
+    float32, and NumPy float32 · numpy.float64(2.0) a float64."""
     for x, number in ((a, b), (b, a)):
         if isinstance(number, int | float) and hasattr(x, "dtype") and is_floating(x):
             return narrow(y, x.dtype)
@@ -38,7 +38,8 @@ class Add(Op):
         return number_is_weak(a + b, a, b)
 
     def backward(self, dy: Array) -> Any:
-        return (unbroadcast(dy, self.a) if self.needs[0] else None, unbroadcast(dy, self.b) if self.needs[1] else None)
+        return (unbroadcast(dy, self.a) if self.needs[0] else None,
+                unbroadcast(dy, self.b) if self.needs[1] else None)
 
 
 class Sub(Op):
@@ -49,7 +50,8 @@ class Sub(Op):
         return number_is_weak(a - b, a, b)
 
     def backward(self, dy: Array) -> Any:
-        return (unbroadcast(dy, self.a) if self.needs[0] else None, unbroadcast(-dy, self.b) if self.needs[1] else None)
+        return (unbroadcast(dy, self.a) if self.needs[0] else None,
+                unbroadcast(-dy, self.b) if self.needs[1] else None)
 
 
 class Mul(Op):
@@ -227,7 +229,8 @@ class GELU(Op):
         return kernels.gelu_tanh(x) if approximate else kernels.gelu(x)
 
     def backward(self, dy: Array) -> Array:
-        return kernels.gelu_tanh_backward(dy, self.x) if self.approximate else kernels.gelu_backward(dy, self.x)
+        backward = kernels.gelu_tanh_backward if self.approximate else kernels.gelu_backward
+        return backward(dy, self.x)
 
 
 class SwiGLU(Op):

@@ -54,11 +54,12 @@ def check_index(index: Array, rows: int, what: str = "index") -> None:
     xp = namespace(index)
     if bool(xp.any(bad)):
         place = tuple(int(axis[0]) for axis in xp.nonzero(bad))
-        raise InputError(f"{what}[{', '.join(map(str, place))}]: {int(index[place])} is outside 0 ... {rows - 1}")
+        raise InputError(f"{what}[{', '.join(map(str, place))}]: "
+                         f"{int(index[place])} is outside 0 ... {rows - 1}")
 
 
 def take(x: Tensor, index: Array, what: str = "index") -> Tensor:
-    """x[index]: rows of x[V,...] for an integer array index[...] -> [..., *x.shape[1:]].  InputError if out of range."""
+    """x[V,...], integers index[...] -> x[index] [..., *x.shape[1:]].  InputError if one is out of range."""
     check_index(index, x.shape[0], what)
     return Take.apply(x, index=index)
 

@@ -11,7 +11,9 @@ from nn.tensor import Array, Op, Tensor
 
 
 class CrossEntropy(Op):
-    """loss_r = log Σ exp z_r − z_r[target]:  dz = (softmax(z) − onehot(target)) dloss; ignored rows give 0 and get 0"""
+    """loss_r = log Σ exp z_r − z_r[target]:  dz = (softmax(z) − onehot(target)) dloss
+
+    Ignored rows give 0 and get 0."""
 
     def forward(self, logits: Array, *, targets: Array, **options: Any) -> Array:
         self.logits, self.targets, self.options = logits, targets, options
@@ -23,14 +25,15 @@ class CrossEntropy(Op):
 
 
 class LinearCrossEntropy(Op):
-    """y = c Σ_r CE(x_r Wᵀ, target_r).  The gradient of the sum is formed with the logits at hand, chunk by chunk:
+    """y = c Σ_r CE(x_r Wᵀ, target_r).  The sum's gradient is formed with the logits at hand, chunk by chunk:
 
     dz = c (softmax(z) − onehot),  dx = dz W,  dW = dzᵀ x;  backward only multiplies by dy."""
 
     def forward(self, x: Array, weight: Array, *, targets: Array, scale: float, **options: Any) -> Array:
         xp = namespace(x)
         rows = xp.reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
-        loss, dx, dweight = kernels.linear_cross_entropy(rows, weight, targets, gradient=any(self.needs), **options)
+        loss, dx, dweight = kernels.linear_cross_entropy(rows, weight, targets,
+                                                         gradient=any(self.needs), **options)
         self.shape, self.scale, self.dx, self.dweight = tuple(x.shape), scale, dx, dweight
         return xp.sum(loss, dtype=loss.dtype) * xp.asarray(scale, dtype=loss.dtype)
 
@@ -51,13 +54,14 @@ def check_targets(targets: Array, vocab_size: int, ignore_index: int) -> None:
 
 
 def cross_entropy(logits: Tensor, targets: Array, *, ignore_index: int = -100, **options: float) -> Tensor:
-    """[R] losses in nats from logits[R,V] and integer targets[R]; options label_smoothing, z_loss, softcap."""
+    """[R] losses in nats from logits[R,V], integer targets[R]; options label_smoothing, z_loss, softcap."""
     check_targets(targets, logits.shape[-1], ignore_index)
     return CrossEntropy.apply(logits, targets=targets, ignore_index=ignore_index, **options)
 
 
-def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Array, *, scale: float = 1.0, ignore_index: int = -100,
-                         **options: float) -> Tensor:
-    """scale · Σ cross_entropy(x weightᵀ, targets), a scalar, from x[...,D], weight[V,D] and integer targets[R]."""
+def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Array, *, scale: float = 1.0,
+                         ignore_index: int = -100, **options: float) -> Tensor:
+    """scale · Σ cross_entropy(x weightᵀ, targets), a scalar; x[...,D], weight[V,D], integer targets[R]."""
     check_targets(targets, weight.shape[0], ignore_index)
-    return LinearCrossEntropy.apply(x, weight, targets=targets, scale=scale, ignore_index=ignore_index, **options)
+    return LinearCrossEntropy.apply(x, weight, targets=targets, scale=scale,
+                                    ignore_index=ignore_index, **options)

@@ -56,12 +56,14 @@ def _as_rows(x: Array) -> Array:
 def matmul(a: Operand, b: Operand) -> Tensor:
     """a[...,I,K] @ b[...,K,J] -> [...,I,J], leading axes broadcast."""
     if min(len(a.shape), len(b.shape)) < 2:
-        raise ValueError(f"matmul: two axes or more are needed: a {list(a.shape)}, b {list(b.shape)}; reshape the vector")
+        raise ValueError(f"matmul: two axes or more are needed: a {list(a.shape)}, b {list(b.shape)}; "
+                         "reshape the vector")
     return MatMul.apply(a, b)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x[...,I] weight[O,I]ᵀ + bias[O] -> [...,O]"""
     if x.shape[-1] != weight.shape[1]:
-        raise ValueError(f"linear: x is [..., in] = {list(x.shape)}, weight [out, in] = {list(weight.shape)}: in differs")
+        raise ValueError(f"linear: x is [..., in] = {list(x.shape)}, "
+                         f"weight [out, in] = {list(weight.shape)}: in differs")
     return Linear.apply(x, weight) if bias is None else Linear.apply(x, weight, bias)

@@ -1,4 +1,4 @@
-"""Mixture of experts: routing, the permutation that groups tokens by expert, and the linear maps of all experts at once."""
+"""Mixture of experts: routing, grouping tokens by expert, and the linear maps of all experts at once."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,8 @@ from nn.tensor import Array, Op, Tensor
 class RouterTopK(Op):
     """p = softmax(z); the k largest, ties to the lowest expert; w = p_sel / Σ p_sel (or p_sel).
 
-    renormalised: dz_e = w_e (dw_e − Σ_sel w dw) for the selected e; else dz_j = p_j (1[j sel] dw_j − Σ_sel p dw);
+    renormalised:  dz_e = w_e (dw_e − Σ_sel w dw) for the selected e
+    else:          dz_j = p_j (1[j selected] dw_j − Σ_sel p dw) for every j
     plus softmax's backward for what reaches p itself (balance losses).  The selection carries no gradient."""
 
     def forward(self, logits: Array, *, k: int, renormalize: bool) -> Any:
@@ -33,7 +34,7 @@ class RouterTopK(Op):
 class Plan:
     """Which (token, choice) pair stands in which row of the arrays grouped by expert."""
 
-    offsets: Array     # [E+1] rows offsets[e] ... offsets[e+1] belong to expert e; rows beyond the last to none
+    offsets: Array     # [E+1] rows offsets[e] ... offsets[e+1] are expert e's; rows beyond the last nobody's
     order: Array       # [M] the pair in each row: pair = token · K + choice
     inverse: Array     # [M] the row of each pair
     choices: int       # K
@@ -60,7 +61,9 @@ class Dispatch(Op):
 
 
 class Combine(Op):
-    """y[n] = Σ_k w[n,k] ys[row of (n,k)]:  dys[r] = w[pair of r] dy[token of r],  dw[n,k] = Σ_D dy[n] ys[row of (n,k)]"""
+    """y[n] = Σ_k w[n,k] ys[row of (n,k)]
+
+    dys[r] = w[pair of r] dy[token of r],  dw[n,k] = Σ_D dy[n] ys[row of (n,k)]"""
 
     def forward(self, ys: Array, weights: Array, *, plan: Plan) -> Array:
         self.ys, self.weights, self.plan = ys, weights, plan
@@ -71,7 +74,8 @@ class Combine(Op):
     def _pairs(self) -> Array:
         """[N,K,D] expert outputs, by token and choice"""
         xp = namespace(self.ys)
-        return xp.reshape(xp.take(widen(self.ys), self.plan.inverse, axis=0), (*self.weights.shape, self.ys.shape[1]))
+        pairs = xp.take(widen(self.ys), self.plan.inverse, axis=0)
+        return xp.reshape(pairs, (*self.weights.shape, self.ys.shape[1]))
 
     def backward(self, dy: Array) -> Any:
         xp, g = namespace(dy), widen(dy)

@@ -87,7 +87,8 @@ class Split(Op):
 
 def reshape(x: Tensor, *shape: Any) -> Tensor:
     """reshape(x, 2, 3) or reshape(x, (2, 3)); one entry may be −1."""
-    return Reshape.apply(x, shape=tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape)
+    whole = len(shape) == 1 and isinstance(shape[0], tuple | list)
+    return Reshape.apply(x, shape=tuple(shape[0]) if whole else shape)
 
 
 def permute(x: Tensor, *axes: int) -> Tensor:
@@ -107,7 +108,8 @@ def getitem(x: Tensor, index: Any) -> Tensor:
     """Integers, slices, None and ... only; for index arrays see nn.ops.take."""
     parts = index if isinstance(index, tuple) else (index,)
     if not all(isinstance(p, int | slice) or p is None or p is ... for p in parts):
-        raise TypeError("x[...]: integers, slices, None and ... only; use nn.ops.take(x, indices) for index arrays")
+        raise TypeError("x[...]: integers, slices, None and ... only; "
+                        "use nn.ops.take(x, indices) for index arrays")
     return GetItem.apply(x, index=index)
 
 

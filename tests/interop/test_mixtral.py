@@ -105,6 +105,23 @@ def test_the_preset_of_6_9b_is_described() -> None:
     assert mixtral.from_hugging_face(theirs) == config
 
 
+def test_a_config_json_as_it_is_published() -> None:
+    """Mixtral-8x7B-v0.1: 46.7 billion parameters, 12.9 of them active (Jiang et al. 2024, section 2)."""
+    model = MoETransformer(mixtral.from_hugging_face({
+        "architectures": ["MixtralForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 1,
+        "eos_token_id": 2, "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02,
+        "intermediate_size": 14336,
+        "max_position_embeddings": 32768, "model_type": "mixtral", "num_attention_heads": 32,
+        "num_experts_per_tok": 2, "num_hidden_layers": 32, "num_key_value_heads": 8, "num_local_experts": 8,
+        "output_router_logits": False, "rms_norm_eps": 1e-05, "rope_theta": 1000000.0,
+        "router_aux_loss_coef": 0.02, "sliding_window": None, "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16", "transformers_version": "4.36.0.dev0", "use_cache": True,
+        "vocab_size": 32000}))
+    assert model.num_parameters() == 46_702_792_704
+    assert round(model.num_parameters(active=True) / 1e9, 1) == 12.9
+    assert (model.config.head_dim, model.config.balance_coef) == (128, 0.02)
+
+
 def test_no_token_ends_the_text_unless_named(folder: Path) -> None:
     """Left out, Transformers would take 2 for the end of a text."""
     assert json.loads((folder / "config.json").read_text())["eos_token_id"] is None
@@ -200,6 +217,7 @@ WRONG_CONFIGS = [
     ({"num_attention_heads": 3}, ["q_proj.weight", "[12, 8]", "[18, 8]"]),
     ({"num_experts_per_tok": 9}, ["top_k", "9"]),
     ({"cuda_nn": {"router_zeta": 1.0}}, ["cuda_nn.router_zeta", "version"]),
+    ({"cuda_nn": {"rope_scaling": {"kind": "ntk"}}}, ["cuda_nn", "'kind'"]),
 ]
 
 

@@ -26,9 +26,12 @@ VERBS = {"scripts/train.py": "train", "scripts/eval.py": "eval", "scripts/estima
 
 MODEL = """
 hidden_size: 16
+num_layers: 2
 num_heads: 2
+num_kv_heads: 1
 intermediate_size: 16
 num_experts: 4
+top_k: 2
 max_seq_len: 32
 """
 TRAINING = """

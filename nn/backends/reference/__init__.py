@@ -1,7 +1,7 @@
 """The reference backend: every kernel as plain array code, the executable specification.
 
-Runs on any array module that speaks the Python array API standard, in any floating-point type.  Sums are formed in
-float32 for half-precision inputs and in the input's own type otherwise."""
+Runs on any array module that speaks the Python array API standard, in any floating-point type.  Sums are
+formed in float32 for half-precision inputs and in the input's own type otherwise."""
 
 from nn.backends.reference.activation import (
     gelu,
@@ -28,9 +28,9 @@ from nn.backends.reference.rotary import rope
 from nn.backends.reference.softmax import log_softmax, log_softmax_backward, softmax, softmax_backward
 
 __all__ = [
-    "adamw", "attention", "attention_backward", "cross_entropy", "cross_entropy_backward", "expert_order", "gelu",
-    "gelu_backward", "gelu_tanh", "gelu_tanh_backward", "grouped_linear", "grouped_linear_backward", "layer_norm",
-    "layer_norm_backward", "linear_cross_entropy", "log_softmax", "log_softmax_backward", "rms_norm", "rms_norm_backward",
-    "rope", "router_topk", "router_topk_backward", "scatter_add", "silu", "silu_backward", "softmax", "softmax_backward",
-    "sum_of_squares", "swiglu", "swiglu_backward",
+    "adamw", "attention", "attention_backward", "cross_entropy", "cross_entropy_backward", "expert_order",
+    "gelu", "gelu_backward", "gelu_tanh", "gelu_tanh_backward", "grouped_linear", "grouped_linear_backward",
+    "layer_norm", "layer_norm_backward", "linear_cross_entropy", "log_softmax", "log_softmax_backward",
+    "rms_norm", "rms_norm_backward", "rope", "router_topk", "router_topk_backward", "scatter_add", "silu",
+    "silu_backward", "softmax", "softmax_backward", "sum_of_squares", "swiglu", "swiglu_backward",
 ]

@@ -1,7 +1,7 @@
 """Softmax attention for grouped query heads, block by block, and its backward from the saved log-sum-exp.
 
 Query i stands at position S − T + i (bottom-right alignment), so a cached prefix needs no special case.  With
-s = scale q kᵀ on the visible keys, L = log Σ exp s and P = exp(s − L):  O = P V, and (Dao 2023, FlashAttention-2)
+s = scale q kᵀ on visible keys, L = log Σ exp s, P = exp(s − L):  O = P V, and (Dao 2023, FlashAttention-2)
     Δ = Σ dO ⊙ O,  dV = Pᵀ dO,  dS = P ⊙ (dO Vᵀ − Δ),  dQ = scale dS K,  dK = scale dSᵀ Q.
 A query that sees no key gives O = 0, L = −inf and no gradient.  Memory: O(BLOCK · S) scores at a time.
 """
@@ -19,9 +19,11 @@ BLOCK = 128      # queries handled together
 
 def attention(q: Array, k: Array, v: Array, *, scale: float, causal: bool = True, window: int = 0,
               mask: Array | None = None) -> tuple[Array, Array]:
-    """(o[B,H,T,Dv], lse[B,H,T]) from q[B,H,T,Dk], k[B,G,S,Dk], v[B,G,S,Dv]; query head h reads key head h // (H/G).
+    """(o[B,H,T,Dv], lse[B,H,T]) from q[B,H,T,Dk], k[B,G,S,Dk], v[B,G,S,Dv].
 
-    causal: key j is visible to position p if j ≤ p.  window > 0: and p − window < j (Mistral's sliding window).
+    Query head h reads key head h // (H/G).
+    causal: key j is visible to position p if j ≤ p.
+    window > 0: and p − window < j (Mistral's sliding window).
     mask: boolean, broadcastable to [B,H,T,S]; True keeps."""
     xp = namespace(q)
     outputs, sums = [], []
@@ -46,7 +48,8 @@ def attention(q: Array, k: Array, v: Array, *, scale: float, causal: bool = True
 
 
 def attention_backward(do: Array, q: Array, k: Array, v: Array, o: Array, lse: Array, *, scale: float,
-                       causal: bool = True, window: int = 0, mask: Array | None = None) -> tuple[Array, Array, Array]:
+                       causal: bool = True, window: int = 0,
+                       mask: Array | None = None) -> tuple[Array, Array, Array]:
     """(dq, dk, dv), each with the shape of its input; the probabilities are recomputed from lse."""
     xp = namespace(q)
     queries, keys, values, g = widen(q) * scale, widen(k), widen(v), widen(do)
@@ -71,7 +74,7 @@ def attention_backward(do: Array, q: Array, k: Array, v: Array, o: Array, lse: A
 
 
 class _Block:
-    """Queries i0..i1 and the range lo..hi that holds every key they can see; `first` is the position of query i0."""
+    """Queries i0..i1, the range lo..hi of every key they can see, and `first`, the position of query i0."""
 
     def __init__(self, i0: int, i1: int, lo: int, hi: int, first: int) -> None:
         self.i0, self.i1, self.lo, self.hi, self.first = i0, i1, lo, hi, first
@@ -87,7 +90,7 @@ def _blocks(q: Array, k: Array, causal: bool, window: int) -> Iterator[_Block]:
 
 
 def _fold(x: Array, k: Array, block: _Block) -> Array:
-    """[B,H,T,d] -> [B,G,R*Tb,d]: the R query heads of a group become rows, so that one product serves them all."""
+    """[B,H,T,d] -> [B,G,R*Tb,d]: the R query heads of a group become rows, so one product serves them all."""
     batch, heads, _, width = x.shape
     xp, groups = namespace(x), k.shape[1]
     rows = x[:, :, block.i0 : block.i1, :]
@@ -108,12 +111,13 @@ def _scores(q: Array, k: Array, block: _Block, causal: bool, window: int, mask: 
     xp = namespace(q)
     s = xp.matmul(_fold(q, k, block), _transposed(k[:, :, block.lo : block.hi, :]))
     repeat = q.shape[1] // k.shape[1]
-    start = max(0, block.first - block.lo) if causal and not window else 0     # columns left of it hide nothing
+    start = max(0, block.first - block.lo) if causal and not window else 0     # nothing is hidden left of it
     if causal or window:
         bias = _bias(xp, s, block, start, causal, window)
         s[..., start:] += xp.tile(bias, (repeat, 1))
     if mask is not None:
-        keep = xp.broadcast_to(mask, (*q.shape[:3], k.shape[2]))[:, :, block.i0 : block.i1, block.lo : block.hi]
+        keep = xp.broadcast_to(mask, (*q.shape[:3], k.shape[2]))
+        keep = keep[:, :, block.i0 : block.i1, block.lo : block.hi]
         s = xp.where(xp.reshape(keep, s.shape), s, xp.full_like(s, -xp.inf))
     return s
 

@@ -12,7 +12,7 @@ from nn.backends.reference.softmax import row_max
 from nn.dtypes import narrow, widen
 
 Array = Any
-LOGITS_AT_ONCE = 1 << 22     # elements of logits that linear_cross_entropy holds at a time (16 MiB in float32)
+LOGITS_AT_ONCE = 1 << 22     # logits that linear_cross_entropy holds at a time (16 MiB in float32)
 
 
 def _capped(logits: Array, softcap: float) -> Array:
@@ -37,8 +37,9 @@ def cross_entropy(logits: Array, targets: Array, *, ignore_index: int = -100, la
     return xp.where(counted, loss, xp.zeros_like(loss)), lse
 
 
-def cross_entropy_backward(dloss: Array, logits: Array, targets: Array, lse: Array, *, ignore_index: int = -100,
-                           label_smoothing: float = 0.0, z_loss: float = 0.0, softcap: float = 0.0) -> Array:
+def cross_entropy_backward(dloss: Array, logits: Array, targets: Array, lse: Array, *,
+                           ignore_index: int = -100, label_smoothing: float = 0.0,
+                           z_loss: float = 0.0, softcap: float = 0.0) -> Array:
     """dlogits[R,V]"""
     xp = namespace(logits)
     z = _capped(logits, softcap)
@@ -50,7 +51,8 @@ def cross_entropy_backward(dloss: Array, logits: Array, targets: Array, lse: Arr
     if label_smoothing:
         dz -= label_smoothing / z.shape[-1]
     dz *= upstream[:, None]
-    dz = add_at_columns(dz, xp.where(counted, targets, xp.zeros_like(targets)), (label_smoothing - 1.0) * upstream)
+    label = xp.where(counted, targets, xp.zeros_like(targets))
+    dz = add_at_columns(dz, label, (label_smoothing - 1.0) * upstream)
     if softcap:
         dz *= 1.0 - (z / softcap) ** 2
     return narrow(dz, logits.dtype)
@@ -58,9 +60,9 @@ def cross_entropy_backward(dloss: Array, logits: Array, targets: Array, lse: Arr
 
 def linear_cross_entropy(x: Array, weight: Array, targets: Array, *, gradient: bool = True,
                          **options: Any) -> tuple[Array, Array | None, Array | None]:
-    """(loss[R], dx[R,D], dweight[V,D]): cross-entropy of x weightᵀ, and the gradients of Σ loss, chunk by chunk of rows.
+    """(loss[R], dx[R,D], dweight[V,D]): cross-entropy of x weightᵀ, and the gradients of Σ loss.
 
-    gradient=False leaves dx and dweight out (None)."""
+    Chunk by chunk of rows; gradient=False leaves dx and dweight out (None)."""
     xp = namespace(x)
     rows = max(1, LOGITS_AT_ONCE // max(1, weight.shape[0]))
     w, losses, dxs = widen(weight), [], []

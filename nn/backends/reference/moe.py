@@ -1,10 +1,11 @@
 """Mixture of experts: the router's top-k, the order that groups tokens by expert, and the grouped linear map.
 
-Router (Mixtral): p = softmax(z); the k largest, ties to the lowest expert; w = p_sel / Σ p_sel.  With dw on the weights
+Router (Mixtral): p = softmax(z); the k largest, ties to the lowest expert; w = p_sel / Σ p_sel.  With dw on w
     renormalised:  dz_e = w_e (dw_e − Σ_sel w dw) for the selected e, else 0
     as they are:   dz_j = p_j (1[j selected] dw_j − Σ_sel p dw) for every j
 The selection itself carries no gradient."""
 
+from itertools import pairwise
 from typing import Any
 
 from nn.backends.array_api import namespace
@@ -13,15 +14,16 @@ from nn.dtypes import narrow, widen
 
 Array = Any
 
-# OpenBLAS multiplies small matrices by other kernels than large ones, whose sums run in another order.  Groups are padded
-# with zero rows to this height, so that a row's bits do not depend on how many tokens share its expert.
+# OpenBLAS multiplies small matrices by other kernels than large ones, whose sums run in another order.
+# Groups are padded with zero rows to this height: a row's bits do not depend on what shares its expert.
 SMALLEST_GROUP = 32
 
 
 def router_topk(logits: Array, k: int, *, renormalize: bool = True) -> tuple[Array, Array, Array]:
     """(weights[N,k], experts[N,k] int64, probs[N,E]) from logits[N,E], formed in float32 or wider.
 
-    The largest logits are chosen, not the largest probabilities: those underflow to ties, and round differently elsewhere."""
+    The largest logits are chosen, not the largest probabilities: those underflow to ties, and round
+    differently elsewhere."""
     xp = namespace(logits)
     probs = softmax(widen(logits))
     experts = xp.argsort(-widen(logits), axis=-1, stable=True)[:, :k]
@@ -43,8 +45,8 @@ def router_topk_backward(dweights: Array, weights: Array, experts: Array, probs:
 
 
 def expert_order(experts: Array, num_experts: int) -> tuple[Array, Array]:
-    """(order[N*k], offsets[E+1]) from experts[N,k]: the flat (token, choice) pairs sorted by expert, stable, and where
-    each expert's pairs begin.  A pair whose expert is E (a dropped one) comes after offsets[E]."""
+    """(order[N*k], offsets[E+1]) from experts[N,k]: the flat (token, choice) pairs sorted by expert, stable,
+    and where each expert's pairs begin.  A pair whose expert is E (a dropped one) comes after offsets[E]."""
     xp = namespace(experts)
     flat = xp.reshape(experts, (-1,))
     order = xp.argsort(flat, stable=True)
@@ -55,19 +57,19 @@ def expert_order(experts: Array, num_experts: int) -> tuple[Array, Array]:
 def _groups(offsets: Array) -> list[tuple[int, slice]]:
     """The experts that have rows, each with its rows."""
     edges = [int(offset) for offset in offsets]
-    pairs = zip(edges[:-1], edges[1:], strict=True)
-    return [(e, slice(a, b)) for e, (a, b) in enumerate(pairs) if b > a]
+    return [(e, slice(a, b)) for e, (a, b) in enumerate(pairwise(edges)) if b > a]
 
 
 def _padded(x: Array, rows: int) -> Array:
     xp = namespace(x)
-    return xp.concat([x, xp.zeros((rows - x.shape[0], x.shape[1]), dtype=x.dtype)]) if x.shape[0] < rows else x
+    missing = rows - x.shape[0]
+    return xp.concat([x, xp.zeros((missing, x.shape[1]), dtype=x.dtype)]) if missing > 0 else x
 
 
 def grouped_linear(x: Array, weight: Array, offsets: Array, *, batch_invariant: bool = True) -> Array:
     """y[M,O]: row r of expert e's range times weight[e]ᵀ, from x[M,I] sorted by expert and weight[E,O,I].
 
-    batch_invariant: a row's bits do not depend on the size of its group (costs time for groups below 32 rows)."""
+    batch_invariant: a row's bits do not depend on the size of its group (costs time below 32 rows)."""
     xp = namespace(x)
     smallest = SMALLEST_GROUP if batch_invariant else 1
     y = xp.empty((x.shape[0], weight.shape[1]), dtype=x.dtype)

@@ -20,7 +20,7 @@ def _mean(z: Array) -> Array:
 
 
 def rms_norm(x: Array, weight: Array, eps: float) -> tuple[Array, Array]:
-    """(y[R,D], rstd[R,1]).  In half precision x̂ is rounded before the weight multiplies it, as Llama's code does."""
+    """(y[R,D], rstd[R,1]).  In half precision x̂ is rounded before the weight multiplies it, as in Llama."""
     xp = namespace(x)
     z = widen(x)
     rstd = 1.0 / xp.sqrt(_mean(z * z) + eps)
@@ -50,7 +50,8 @@ def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> tuple[Array,
     return narrow(z * rstd * widen(weight) + widen(bias), x.dtype), mean, rstd
 
 
-def layer_norm_backward(dy: Array, x: Array, weight: Array, mean: Array, rstd: Array) -> tuple[Array, Array, Array]:
+def layer_norm_backward(dy: Array, x: Array, weight: Array, mean: Array,
+                        rstd: Array) -> tuple[Array, Array, Array]:
     """(dx[R,D], dweight[D], dbias[D])"""
     xp = namespace(x)
     g = widen(dy)

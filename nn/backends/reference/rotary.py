@@ -11,9 +11,10 @@ Array = Any
 
 
 def rope(x: Array, cos: Array, sin: Array, *, interleaved: bool = False, inverse: bool = False) -> Array:
-    """Rotate the first 2·cos.shape[-1] channels of x[B,H,T,Dh]; cos and sin [T,r/2] or [B,1,T,r/2], the rest pass through.
+    """Rotate the first r channels of x[B,H,T,Dh] by cos, sin [T,r/2] or [B,1,T,r/2]; the rest pass through.
 
-    Half-split pairs (i, i + r/2) as Hugging Face's Llama and Mixtral; interleaved pairs (2i, 2i + 1) as GPT-J and GGUF."""
+    Half-split pairs (i, i + r/2) as Hugging Face's Llama and Mixtral;
+    interleaved pairs (2i, 2i + 1) as GPT-J and GGUF."""
     xp = namespace(x)
     half = cos.shape[-1]
     z = widen(x)

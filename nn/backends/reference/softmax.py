@@ -1,4 +1,4 @@
-"""Softmax and log-softmax over the last axis, each beside its backward.  A row of −inf gives zeros, not NaN."""
+"""Softmax and log-softmax over the last axis, each beside its backward.  A row of −inf gives 0, not NaN."""
 
 from typing import Any
 

@@ -41,7 +41,7 @@ class GroupedAttention(Module):
 
     def forward(self, x: Tensor, *, state: LayerCache | None = None, mask: Array | None = None,
                 mode: str | None = None) -> tuple[Tensor, LayerCache | None]:
-        """x[B,T,D] -> y[B,T,D].  state: cache to continue (and extend).  mask: keep-mask [B,S] over all S keys,
+        """x[B,T,D] -> y[B,T,D].  state: cache to continue (and extend).  mask: keep-mask [B,S] over all keys,
         cached ones included; padded positions are not counted.  Both modes compute the same here."""
         batch, length, _ = x.shape
         q = self._heads(self.q_proj(x), self.q_norm)                                   # [B,H,T,Dh]
