@@ -125,7 +125,8 @@ def test_requirements_agree_with_pyproject() -> None:
     listed = [line for line in lines if line and not line.startswith("#")]
     assert listed == dependencies((ROOT / "pyproject.toml").read_text())
     names = [re.split(r"[<>=]", line)[0] for line in listed]
-    assert names == ["numpy", "ml_dtypes", "safetensors", "PyYAML", "tokenizers", "rich", "jsonargparse"]
+    assert names == ["numpy", "ml_dtypes", "safetensors", "PyYAML", "tokenizers", "rich", "jsonargparse",
+                     "threadpoolctl"]
 
 
 def test_the_namespace_package_cuda_stays_open() -> None:

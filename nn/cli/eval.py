@@ -8,14 +8,15 @@ Examples:
 
 import math
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from nn.cli.parser import Parser
-from nn.cli.sources import model_config, open_model
+from nn.cli.sources import open_model, run_settings
 from nn.cli.terminal import facts, table
 from nn.data import TokenShard, read_documents, split, write_tokens
 from nn.errors import InputError
@@ -51,7 +52,7 @@ def run(argv: list[str]) -> int:
     (options,) = Parser("eval", __doc__, Options, aliases=ALIASES).parse(argv)
     model, tokenizer, folder = open_model(options.checkpoint)
     if options.config:
-        _check_same(asdict(model_config(options.config)), asdict(model.config), options.config)
+        _check_same(run_settings(options.config), model.config, options.config)
     text = _text(options.data, options.held_out_fraction, tokenizer) if options.data else _held_out(folder)
     seq_len = options.seq_len or min(model.config.max_seq_len, max(1, len(text.tokens)))
     size = f"{text.num_bytes:,} bytes, {len(text.tokens):,} tokens, read {seq_len} at a time"
@@ -93,7 +94,11 @@ def _text(data: str, held_out_fraction: float | None, tokenizer: Any) -> Text:
     return Text(f"{data} ({len(documents):,} documents)", tokens, len(whole), compressed_bits_per_byte(whole))
 
 
-def _check_same(asked: dict[str, Any], have: dict[str, Any], path: Path) -> None:
-    for name, value in asked.items():
-        if value != have[name] and name != "vocab_size":      # which follows the tokenizer
-            raise InputError(f"config: {path}: {name} is {value}, but {have[name]} in the checkpoint")
+def _check_same(asked: dict[str, Any], model: Any, path: Path) -> None:
+    """Of the model, what the file says; what it leaves open was the run's to decide."""
+    for key, value in asked.items():
+        name = key.removeprefix("model.")
+        if name not in (key, "vocab_size"):      # which follows the tokenizer
+            found = reduce(getattr, name.split("."), model)
+            if value != found:
+                raise InputError(f"config: {path}: {name} is {value}, but {found} in the checkpoint")

@@ -93,9 +93,14 @@ class Announcement(Callback):
             ("tokenizer", _tokenizer(config, corpus)),
             ("model", _model(trainer.model, config)),
             ("training", _amount(config, corpus.info["train"]["tokens"])),
-            ("backend", f"{served} (cuda-nn info lists them)"),
+            ("backend", f"{served} (cuda-nn info lists them), {_threads(config.threads)}"),
             ("run", f"{trainer.run.path} (Ctrl-C saves; cuda-nn train --resume goes on)"),
         ])
+
+
+def _threads(count: int) -> str:
+    more = "" if count > 1 else "; --threads 2 pays for wide models on an idle machine"
+    return f"{count} thread{'s' * (count > 1)} for matrix products{more}"
 
 
 def _text(data: str, info: dict[str, Any]) -> str:

@@ -46,6 +46,8 @@ class TrainConfig:
     # Numbers
     seed: int = 0                        # of the initial weights, the data's order and the router's noise
     dtype: Literal["float32", "bfloat16"] = "float32"   # storage of the weights (masters are float32)
+    threads: int = 1                     # of matrix products; part of the arithmetic: sums run in another order
+                                         # with another number.  More pays for wide models on an idle machine
     gradient_checkpointing: bool = False   # recompute blocks in the backward pass: less memory, more time
     # Evaluation, checkpoints, output
     eval_every: int = 100                # steps between evaluations on held-out text
@@ -60,7 +62,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "seq_len", "batch_size", "accumulate", "steps", "eval_every",
-                     "checkpoint_every", "keep_last", "log_every"):
+                     "checkpoint_every", "keep_last", "log_every", "threads"):
             _check(name, getattr(self, name), getattr(self, name) >= 1, "1 or more")
         for name in ("lr", "clip"):
             _check(name, getattr(self, name), getattr(self, name) > 0, "greater than 0")

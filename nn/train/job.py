@@ -26,6 +26,7 @@ def train(config: TrainConfig | None = None, *, resume: str | Path | None = None
           callbacks: Sequence[Callback] = ()) -> TrainResult:
     """Start the run that `config` describes, or continue the one in the folder `resume`, as its config.yaml
     says."""
+    from threadpoolctl import threadpool_limits
     with (RunFolder.open(resume) if resume else RunFolder.create(config or TrainConfig())) as run:
         try:
             corpus = prepare(run.config, run.path)
@@ -38,7 +39,8 @@ def train(config: TrainConfig | None = None, *, resume: str | Path | None = None
             run.save_config(resolved)
         trainer = Trainer(run, build_model(resolved), corpus, callbacks)
         run.record_start(trainer.resume(), corpus.info["data_hash"])
-        result = trainer.fit()
+        with threadpool_limits(run.config.threads, user_api="blas"):
+            result = trainer.fit()
         _draw(run.path)
         return result
 

@@ -14,9 +14,10 @@ from nn.dtypes import narrow, widen
 
 Array = Any
 
-# OpenBLAS multiplies small matrices by other kernels than large ones, whose sums run in another order.
-# Groups are padded with zero rows to this height: a row's bits do not depend on what shares its expert.
-SMALLEST_GROUP = 32
+# The order in which a matrix library adds up a row depends on the size of the matrix and on the row's place in
+# it.  Where bits matter, products have this many rows, always: a row's bits then depend on its place alone,
+# and later tokens, which come later in every group, change nothing.
+TILE = 64
 
 
 def router_topk(logits: Array, k: int, *, renormalize: bool = True) -> tuple[Array, Array, Array]:
@@ -60,23 +61,27 @@ def _groups(offsets: Array) -> list[tuple[int, slice]]:
     return [(e, slice(a, b)) for e, (a, b) in enumerate(pairwise(edges)) if b > a]
 
 
-def _padded(x: Array, rows: int) -> Array:
-    xp = namespace(x)
-    missing = rows - x.shape[0]
-    return xp.concat([x, xp.zeros((missing, x.shape[1]), dtype=x.dtype)]) if missing > 0 else x
+def _by_tiles(x: Array, weight: Array) -> Array:
+    """x weightᵀ in products of TILE rows each, the last one filled up with zeros."""
+    xp, missing = namespace(x), -x.shape[0] % TILE
+    if missing:
+        x = xp.concat([x, xp.zeros((missing, x.shape[1]), dtype=x.dtype)])
+    tiles = xp.reshape(x, (x.shape[0] // TILE, TILE, x.shape[1]))
+    y = xp.reshape(xp.matmul(tiles, weight.T), (x.shape[0], weight.shape[0]))
+    return y[: x.shape[0] - missing, :]
 
 
 def grouped_linear(x: Array, weight: Array, offsets: Array, *, batch_invariant: bool = True) -> Array:
     """y[M,O]: row r of expert e's range times weight[e]ᵀ, from x[M,I] sorted by expert and weight[E,O,I].
 
-    batch_invariant: a row's bits do not depend on the size of its group (costs time below 32 rows)."""
+    batch_invariant: a row's bits depend on its place in its group, not on the group's size (see TILE)."""
     xp = namespace(x)
-    smallest = SMALLEST_GROUP if batch_invariant else 1
     y = xp.empty((x.shape[0], weight.shape[1]), dtype=x.dtype)
     y[int(offsets[-1]) :, :] = 0.0                                    # rows of dropped pairs
     for e, rows in _groups(offsets):
-        product = xp.matmul(_padded(widen(x[rows, :]), smallest), widen(weight[e, ...]).T)
-        y[rows, :] = narrow(product[: rows.stop - rows.start, :], x.dtype)
+        group, matrix = widen(x[rows, :]), widen(weight[e, ...])
+        product = _by_tiles(group, matrix) if batch_invariant else xp.matmul(group, matrix.T)
+        y[rows, :] = narrow(product, x.dtype)
     return y
 
 

@@ -1,5 +1,6 @@
 """The mixture-of-experts feed-forward: a router and its experts."""
 
+from nn.layers.auxiliary import collecting
 from nn.layers.module import Module
 from nn.layers.moe.experts import Experts
 from nn.layers.moe.router import Router
@@ -16,5 +17,7 @@ class MoELayer(Module):
         """[B,T,D] -> [B,T,D]"""
         batch, length, width = x.shape
         tokens = x.reshape(batch * length, width)
-        y = self.experts(tokens, self.router(tokens), batch_invariant=length > 1)
+        # Earlier logits keep every bit, whatever follows; a loss over all positions need not pay for that.
+        exact = length > 1 and not collecting()
+        y = self.experts(tokens, self.router(tokens), batch_invariant=exact)
         return y.reshape(batch, length, width)
