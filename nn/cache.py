@@ -19,6 +19,7 @@ class LayerCache:
     def __init__(self) -> None:
         self.length = 0              # entries held
         self.offset = 0              # tokens ever appended
+        self.padding: Array | int = 0        # how many of them were padding, [B] if any were
         self._k: Array | None = None
         self._v: Array | None = None
 
@@ -59,6 +60,8 @@ class LayerCache:
         if self._k is not None and self._v is not None:
             xp = namespace(self._k)
             self._k, self._v = xp.take(self._k, rows, axis=0), xp.take(self._v, rows, axis=0)
+        if not isinstance(self.padding, int):
+            self.padding = namespace(self.padding).take(self.padding, rows, axis=0)
 
 
 def _room(storage: Array | None, new: Array, length: int, end: int) -> Array:

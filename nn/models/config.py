@@ -1,5 +1,6 @@
 """The configuration of a decoder: everything that decides its shapes, its size and its arithmetic."""
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -55,6 +56,9 @@ class MoETransformerConfig:
                      "intermediate_size", "max_seq_len"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: {getattr(self, name)} is not positive")
+        for name in ("norm_eps", "rope_theta"):
+            if not 0.0 < getattr(self, name) < math.inf:
+                raise InputError(f"{name}: {getattr(self, name)} is not a positive number")
         self._check_attention()
         self._check_experts()
         check_name("norm", self.norm, norm.NORMS)

@@ -49,9 +49,10 @@ class Decoder(Module):
         return_aux: also a dict of auxiliary losses.
         InputError for ids outside the vocabulary or more tokens than the context."""
         ids = self._checked(ids, cache)
+        keep = None if mask is None else _checked_mask(mask, (ids.shape[0], _held(cache) + ids.shape[1]))
         collecting = auxiliary.collect() if return_aux else nullcontext(auxiliary.Auxiliary())
         with no_grad() if cache is not None else nullcontext(), collecting as aux:
-            hidden = self._hidden(ids, cache, None if mask is None else np.asarray(mask, bool))
+            hidden = self._hidden(ids, cache, keep)
             if last_only:
                 hidden = hidden[:, -1:]
             logits = ops.linear(hidden, self._head())
@@ -67,10 +68,11 @@ class Decoder(Module):
         inputs, targets: integers [B,T]; targets equal to ignore_index do not count.
         valid_tokens: by default the number of targets that count; for gradient accumulation pass the number
         in all micro-batches, and aux_scale = 1 / their number."""
-        ids, labels = self._checked(inputs, None), np.asarray(targets).reshape(-1)
-        if labels.size != ids.size:
-            raise InputError(f"targets: shape {list(np.shape(targets))} does not match "
-                             f"inputs {list(ids.shape)}")
+        ids, labels = self._checked(inputs, None), np.asarray(targets)
+        if labels.shape != ids.shape or labels.dtype.kind not in "iu":
+            raise InputError(f"targets: shape {list(labels.shape)} of {labels.dtype} does not match "
+                             f"the inputs, integers {list(ids.shape)}")
+        labels = labels.reshape(-1)
         count = int((labels != ignore_index).sum()) if valid_tokens is None else valid_tokens
         with auxiliary.collect() as aux:
             hidden = self._hidden(ids, None, None)
@@ -99,18 +101,36 @@ class Decoder(Module):
         return self.norm(x)
 
     def _checked(self, ids: Any, cache: KVCache | None) -> Array:
-        ids = ids if hasattr(ids, "__array_namespace__") else np.asarray(ids)
+        ids = ids if hasattr(ids, "__array_namespace__") else _as_array(ids)
         if ids.ndim != 2 or ids.dtype.kind not in "iu":
             raise InputError(f"ids: shape {list(ids.shape)} of {ids.dtype}; "
                              "expected integers [batch, length]")
         if cache is not None and len(cache.layers) != len(self.layers):
             raise InputError(f"cache: made for {len(cache.layers)} layers, "
                              f"the model has {len(self.layers)}; use init_state()")
-        held = cache.length if cache is not None else 0
+        held = _held(cache)
         if held + ids.shape[1] > self.max_seq_len:
             raise InputError(f"ids: {held} cached + {ids.shape[1]} new tokens exceed "
                              f"the context of {self.max_seq_len}; shorten the input, or trim() the cache")
         return ids
+
+
+def _held(cache: KVCache | None) -> int:
+    return cache.length if cache is not None else 0
+
+
+def _as_array(ids: Any) -> np.ndarray:
+    try:
+        return np.asarray(ids)
+    except ValueError:
+        raise InputError("ids: rows of different lengths; pad them, and pass mask=") from None
+
+
+def _checked_mask(mask: Any, shape: tuple[int, int]) -> np.ndarray:
+    keep = np.asarray(mask, bool)
+    if keep.shape != shape:
+        raise InputError(f"mask: shape {list(keep.shape)}; expected [batch, cached + new tokens] = {list(shape)}")
+    return keep
 
 
 def _checkpointed(layer: Module, x: Tensor, mask: Array | None) -> Tensor:

@@ -51,7 +51,7 @@ class GroupedAttention(Module):
             cos, sin = self._angles(length, state, mask, x.dtype)
             q, k = (ops.rope(z, cos, sin, self.rotary.interleaved) for z in (q, k))
         if state is not None:
-            k, v = (Tensor(z) for z in state.append(k.data, v.data))                   # [B,G,S,Dh]
+            k, v = self._extended(state, k, v, mask)                                   # [B,G,S,Dh]
         keep = None if mask is None else mask[:, None, None, :]
         o = ops.attention(q, k, v, window=self.window, mask=keep)
         o = o.permute(0, 2, 1, 3).reshape(batch, length, self.num_heads * self.head_dim)
@@ -66,9 +66,18 @@ class GroupedAttention(Module):
                 dtype: Any) -> tuple[Array, Array]:
         assert self.rotary is not None
         kind = np.float32 if is_half(dtype) else dtype
-        seen = state.offset if state is not None else 0
-        if mask is None:
-            return self.rotary(seen, length, kind)
-        dropped = seen - state.length if state is not None else 0
-        positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)[:, -length:] + dropped
-        return self.rotary.at(positions, kind)
+        first = state.offset - state.padding if state is not None else 0      # a number, or one per row [B]
+        if mask is None and isinstance(first, int):
+            return self.rotary(first, length, kind)
+        keep = np.ones((1, length), bool) if mask is None else mask[:, -length:]
+        positions = np.reshape(first, (-1, 1)) + np.cumsum(keep, axis=1) - 1                        # [B,T]
+        return self.rotary.at(np.maximum(positions, 0), kind)
+
+    def _extended(self, state: LayerCache, k: Tensor, v: Tensor, mask: Array | None) -> tuple[Tensor, Tensor]:
+        """Keys and values of cached and new tokens, which the cache now holds too."""
+        if k.requires_grad:
+            raise RuntimeError("attention: a cache keeps no gradients; call with state= under no_grad()")
+        if mask is not None:
+            state.padding = state.padding + np.sum(~mask[:, -k.shape[2] :], axis=1)
+        keys, values = state.append(k.data, v.data)
+        return Tensor(keys), Tensor(values)

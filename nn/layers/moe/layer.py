@@ -16,8 +16,8 @@ class MoELayer(Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B,T,D] -> [B,T,D]"""
         batch, length, width = x.shape
-        tokens = x.reshape(batch * length, width)
+        tokens = x.permute(1, 0, 2).reshape(length * batch, width)          # in the order of time, as TILE wants it
         # Earlier logits keep every bit, whatever follows; a loss over all positions need not pay for that.
         exact = length > 1 and not collecting()
         y = self.experts(tokens, self.router(tokens), batch_invariant=exact)
-        return y.reshape(batch, length, width)
+        return y.reshape(length, batch, width).permute(1, 0, 2)
