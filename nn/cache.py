@@ -44,6 +44,7 @@ class LayerCache:
 
     def trim(self, keep: int) -> None:
         """Drop the oldest entries until `keep` are left; positions go on."""
+        _check_count("keep", keep)
         drop = self.length - keep
         if drop > 0 and self._k is not None and self._v is not None:
             for storage in (self._k, self._v):
@@ -52,6 +53,7 @@ class LayerCache:
 
     def crop(self, length: int) -> None:
         """Take back the newest entries until `length` are left, as if they had never been seen."""
+        _check_count("length", length)
         drop = max(0, self.length - length)
         self.length, self.offset = self.length - drop, self.offset - drop
 
@@ -62,6 +64,11 @@ class LayerCache:
             self._k, self._v = xp.take(self._k, rows, axis=0), xp.take(self._v, rows, axis=0)
         if not isinstance(self.padding, int):
             self.padding = namespace(self.padding).take(self.padding, rows, axis=0)
+
+
+def _check_count(name: str, value: int) -> None:
+    if value < 0:
+        raise InputError(f"{name}: {value} entries cannot be left; give 0 or more")
 
 
 def _room(storage: Array | None, new: Array, length: int, end: int) -> Array:

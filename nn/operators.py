@@ -22,6 +22,9 @@ class Operators:
     __pow__: Any
     __abs__: Any
     __getitem__: Any
+    __len__: Any
+    __float__: Any
+    __bool__: Any
     sum: Any
     mean: Any
     max: Any

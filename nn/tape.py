@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from nn.backends.array_api import all_finite
+from nn.dtypes import is_floating
 from nn.errors import NonFiniteError
 
 
@@ -50,3 +51,19 @@ def check_finite(operation: str, where: str, what: str, arrays: tuple[Any, ...],
         if array is not None and not all_finite(array):
             layer = f" in {where}" if where else ""
             raise NonFiniteError(f"{operation}{layer}: first non-finite {what} (input shapes {shapes})")
+
+
+def check_floating(operation: str, inputs: list[Any]) -> None:
+    """TypeError if an input array holds integers: their results would be cut to integers."""
+    for x in inputs:
+        if hasattr(x, "dtype") and not is_floating(x):
+            raise TypeError(f"{operation}: {x.dtype} input; cast it to a floating-point type first")
+
+
+def check_shapes(operation: str, edges: list[Any], gradients: tuple[Any, ...],
+                 shapes: tuple[Any, ...]) -> None:
+    """RuntimeError if a backward returned a gradient of another shape than its input's."""
+    for i, (edge, gradient, shape) in enumerate(zip(edges, gradients, shapes, strict=True)):
+        if edge is not None and gradient is not None and tuple(gradient.shape) != shape:
+            raise RuntimeError(f"{operation}: backward gave input {i} a gradient of shape "
+                               f"{list(gradient.shape)}, the input has {list(shape)}")

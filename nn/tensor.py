@@ -13,7 +13,7 @@ import numpy as np
 from nn.backends.array_api import namespace
 from nn.dtypes import Shape, is_floating, is_half, narrow, widen
 from nn.operators import Operators
-from nn.tape import check_finite, enable_grad, find_nonfinite, no_grad, state
+from nn.tape import check_finite, check_floating, check_shapes, enable_grad, find_nonfinite, no_grad, state
 
 __all__ = ["Op", "Tensor", "enable_grad", "find_nonfinite", "no_grad"]
 
@@ -25,7 +25,7 @@ class Tensor(Operators):
     `grad` an array of the same shape or None."""
 
     __slots__ = ("data", "grad", "requires_grad", "op", "slot")
-    __array_priority__ = 100.0        # numpy_array * tensor asks the tensor first
+    __array_ufunc__ = None            # numpy_array * tensor asks the tensor; np.exp(tensor) is refused
 
     def __init__(self, data: Any, requires_grad: bool = False) -> None:
         data = data.data if isinstance(data, Tensor) else data
@@ -70,9 +70,6 @@ class Tensor(Operators):
         """The same array, cut off from the tape."""
         return Tensor(self.data)
 
-    def __len__(self) -> int:
-        return self.shape[0]
-
     def __repr__(self) -> str:
         made = f", op={self.op.name}" if self.op else ""
         return f"Tensor(shape={list(self.shape)}, dtype={self.dtype}{made})"
@@ -82,7 +79,7 @@ class Tensor(Operators):
         if not self.requires_grad:
             raise RuntimeError("backward: nothing here requires a gradient "
                                "(made under no_grad, or from constants)")
-        shape = list(self.shape)
+        shape, gradient = list(self.shape), None if gradient is None else Tensor(gradient).data
         if gradient is None:
             if self.size != 1:
                 raise ValueError(f"backward: shape {shape} is not one element; pass gradient= of that shape")
@@ -105,7 +102,9 @@ class Op:
     edges: "list[Tensor | tuple[Op, int] | None] | None" = None    # None: not recorded, or already freed
     needs: tuple[bool, ...] = ()
     dtypes: tuple[Any, ...] = ()                                   # of the results and of their gradients
+    shapes: tuple[Shape, ...] = ()                                 # of the inputs and of their gradients
     where = ""                                                     # layer path, inside find_nonfinite() only
+    integers = False                                               # whether it also works on integers
 
     @property
     def name(self) -> str:
@@ -115,9 +114,11 @@ class Op:
     def apply(cls, *inputs: Any, **options: Any) -> Any:
         """Run forward on the inputs' arrays; record the operation if any input requires a gradient.
         Inputs are tensors, arrays or Python numbers; only tensors get gradients."""
-        op = cls()
+        op, given = cls(), [x.data if isinstance(x, Tensor) else x for x in inputs]
+        if not cls.integers:
+            check_floating(op.name, given)
         op.needs = tuple(state.recording and isinstance(x, Tensor) and x.requires_grad for x in inputs)
-        results = op.forward(*(x.data if isinstance(x, Tensor) else x for x in inputs), **options)
+        results = op.forward(*given, **options)
         arrays = results if isinstance(results, tuple) else (results,)
         if state.path is not None:
             op.where = ".".join(state.path)
@@ -125,7 +126,9 @@ class Op:
         outputs = tuple(Tensor(array) for array in arrays)
         if any(op.needs):
             op.dtypes = tuple(array.dtype for array in arrays)
-            op.edges = [_edge(x) if need else None for x, need in zip(inputs, op.needs, strict=True)]
+            op.shapes = tuple(tuple(getattr(x, "shape", ())) for x in inputs)
+            op.edges = [((x.op, x.slot) if x.op else x) if need else None
+                        for x, need in zip(inputs, op.needs, strict=True)]
             for slot, output in enumerate(outputs):
                 output.requires_grad, output.op, output.slot = True, op, slot
         return outputs if isinstance(results, tuple) else outputs[0]
@@ -139,10 +142,6 @@ class Op:
     def release(self) -> None:
         """Forget everything saved, edges included: the arrays are free, and a second backward is refused."""
         vars(self).clear()
-
-
-def _edge(x: Tensor) -> "Tensor | tuple[Op, int]":
-    return x if x.op is None else (x.op, x.slot)
 
 
 def _accumulate(leaf: Tensor, gradient: Array) -> None:
@@ -176,6 +175,7 @@ def _gradients(op: Op, incoming: dict[int, Array]) -> "list[tuple[Tensor | tuple
     grads = grads if isinstance(grads, tuple) else (grads,)
     if state.path is not None:
         check_finite(op.name, op.where, "gradient", grads, [list(np.shape(g)) for g in incoming.values()])
+    check_shapes(op.name, op.edges or [], grads, op.shapes)
     pairs = zip(op.edges or (), grads, strict=True)
     return [(edge, grad) for edge, grad in pairs if edge is not None and grad is not None]
 

@@ -6,6 +6,7 @@ kernels the forced backend lacks are an error, never a silent fallback.        T
 
 import importlib
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,21 +37,25 @@ PLANNED = ("native", "cuda", "emulated")         # names of the protocol that th
 
 def forced() -> str | None:
     """The backend that use_backend() or NN_BACKEND asks for; None = the best for each kernel."""
-    return _override[-1] if _override else os.environ.get("NN_BACKEND") or None
+    return _override.name or os.environ.get("NN_BACKEND") or None
 
 
-_override: list[str] = []
+class _Override(threading.local):
+    name: str | None = None
+
+
+_override = _Override()
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Force one backend inside the block (what NN_BACKEND does for a process)."""
+    """Force one backend inside the block, in this thread (what NN_BACKEND does for a process)."""
     find(name)
-    _override.append(name)
+    before, _override.name = _override.name, name
     try:
         yield
     finally:
-        _override.pop()
+        _override.name = before
 
 
 def find(name: str) -> Backend:
@@ -80,14 +85,14 @@ def choose(name: str, array: Any) -> tuple[Backend, Callable[..., Any]]:
 
 
 class _Kernel:
-    """One kernel, bound on first use to a backend per kind of array."""
+    """One kernel, bound on first use to a backend per kind of array and element type."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.bound: dict[tuple[str | None, type], Callable[..., Any]] = {}
+        self.bound: dict[tuple[str | None, type, Any], Callable[..., Any]] = {}
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        key = (forced(), type(arguments[0]))
+        key = (forced(), type(arguments[0]), arguments[0].dtype)
         if key not in self.bound:
             self.bound[key] = choose(self.name, arguments[0])[1]
         return self.bound[key](*arguments, **options)

@@ -52,6 +52,16 @@ def add_at_columns(x: Any, columns: Any, values: Any) -> Any:
     return xp.where(hit, x + values[:, None], x)
 
 
+def sigmoid(x: Any) -> Any:
+    """σ(x) = 1/(1 + e⁻ˣ), from e^−|x|: no overflow, and full relative precision in both tails."""
+    xp = namespace(x)
+    e = xp.exp(-xp.abs(x))
+    y = xp.where(x >= 0.0, xp.ones_like(e), e)
+    e += 1.0
+    y /= e
+    return y
+
+
 def erf(x: Any) -> Any:
     """The error function, off by a few units of 1's last place (Chebyshev fit of erfc): made for 1 + erf."""
     xp = namespace(x)

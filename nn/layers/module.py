@@ -86,6 +86,11 @@ class Module:
             for i, item in enumerate(value):
                 if isinstance(item, Module):
                     item.name = f"{name}.{i}"
+        elif isinstance(value, tuple | dict):
+            items = value.values() if isinstance(value, dict) else value
+            if any(isinstance(item, Module | Parameter) for item in items):
+                raise TypeError(f"{type(self).__name__}.{name}: a {type(value).__name__} would hide "
+                                "its parameters; keep them in a list")
         super().__setattr__(name, value)
 
     def _children(self) -> Iterator[tuple[str, "Module | Parameter"]]:

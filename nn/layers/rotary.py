@@ -80,20 +80,21 @@ class Rotary:
                  length: int = 2048, interleaved: bool = False) -> None:
         self.inv, self.factor = inverse_frequencies(dim, theta, scaling or RopeScaling(), length)
         self.interleaved = interleaved
-        self._cos = self._sin = np.zeros((0, dim // 2))
+        self._tables = (np.zeros((0, dim // 2)), np.zeros((0, dim // 2)))    # cos and sin, replaced together
 
     def __call__(self, start: int, count: int, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
         """cos, sin [count, dim/2] of positions start ... start + count − 1, float64 rounded to `dtype`."""
-        if start + count > len(self._cos):
-            self._grow(max(start + count, 2 * len(self._cos), 256))
+        cos, sin = self._tables
+        if start + count > len(cos):
+            cos, sin = self._tables = self._angles(max(start + count, 2 * len(cos), 256))
         rows = slice(start, start + count)
-        return self._cos[rows].astype(dtype), self._sin[rows].astype(dtype)
+        return cos[rows].astype(dtype), sin[rows].astype(dtype)
 
     def at(self, positions: np.ndarray, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
         """cos, sin [B,1,T,dim/2] of integer positions [B,T]."""
         cos, sin = self(0, int(positions.max(initial=0)) + 1, dtype)
         return cos[positions][:, None], sin[positions][:, None]
 
-    def _grow(self, rows: int) -> None:
+    def _angles(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
         angles = np.arange(rows, dtype=np.float64)[:, None] * self.inv
-        self._cos, self._sin = np.cos(angles) * self.factor, np.sin(angles) * self.factor
+        return np.cos(angles) * self.factor, np.sin(angles) * self.factor

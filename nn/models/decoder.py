@@ -2,7 +2,8 @@
 
 Every decoder-only model is this with other layers in it."""
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -127,19 +128,47 @@ def _as_array(ids: Any) -> np.ndarray:
 
 
 def _checked_mask(mask: Any, shape: tuple[int, int]) -> np.ndarray:
-    keep = np.asarray(mask, bool)
+    keep = np.asarray(mask)
+    if keep.dtype.kind not in "biu" or (keep.size and not 0 <= keep.min() <= keep.max() <= 1):
+        raise InputError(f"mask: {keep.dtype} values; expected True (or 1) for tokens and False (or 0) for "
+                         "padding")
+    keep = keep.astype(bool)
     if keep.shape != shape:
-        raise InputError(f"mask: shape {list(keep.shape)}; expected [batch, cached + new tokens] = {list(shape)}")
+        raise InputError(f"mask: shape {list(keep.shape)}; "
+                         f"expected [batch, cached + new tokens] = {list(shape)}")
     return keep
+
+
+def _switches(layer: Module) -> list[tuple[Module, dict[str, Any]]]:
+    """The modules of a layer, each with its mode and, of a router, its noise."""
+    return [(module, {name: getattr(module, name) for name in ("training", "noise") if hasattr(module, name)})
+            for module in layer.modules()]
+
+
+@contextmanager
+def _switched(switches: list[tuple[Module, dict[str, Any]]]) -> Iterator[None]:
+    """Modules with the switches they had then, which may have moved on before backward."""
+    now = [(module, {name: getattr(module, name) for name in then}) for module, then in switches]
+    try:
+        _set(switches)
+        yield
+    finally:
+        _set(now)
+
+
+def _set(switches: list[tuple[Module, dict[str, Any]]]) -> None:
+    for module, attributes in switches:
+        vars(module).update(attributes)
 
 
 def _checkpointed(layer: Module, x: Tensor, mask: Array | None) -> Tensor:
     """The block, recomputed in backward; what it emits is emitted once, its losses keep their gradients."""
     emitted = auxiliary.Auxiliary()
+    then = _switches(layer)
 
     def run(inputs: Tensor) -> tuple[Tensor, ...]:
         nonlocal emitted
-        with auxiliary.collect() as emitted:
+        with _switched(then), auxiliary.collect() as emitted:
             y, _ = layer(inputs, state=None, mask=mask)
         return (y, *(loss for _, loss in emitted.losses))
 

@@ -39,6 +39,7 @@ from nn.ops.norm import layer_norm, rms_norm
 from nn.ops.reduce import cumsum, logsumexp, max, mean, sum
 from nn.ops.softmax import log_softmax, softmax
 from nn.ops.views import broadcast_to, concat, getitem, permute, reshape, split, stack, transpose
+from nn.tensor import Tensor
 
 __all__ = [
     "absolute", "add", "attention", "broadcast_to", "cast", "checkpoint", "clip", "combine", "concat",
@@ -49,6 +50,13 @@ __all__ = [
     "take_along_axis", "tanh", "transpose", "where",
 ]
 
+
+def _length(x: Tensor) -> int:
+    if x.ndim == 0:
+        raise TypeError("len: a tensor without axes has no length")
+    return x.shape[0]
+
+
 _METHODS: dict[str, Any] = {
     "__add__": add, "__radd__": lambda x, y: add(y, x),
     "__sub__": sub, "__rsub__": lambda x, y: sub(y, x),
@@ -56,6 +64,7 @@ _METHODS: dict[str, Any] = {
     "__truediv__": div, "__rtruediv__": lambda x, y: div(y, x),
     "__matmul__": matmul, "__rmatmul__": lambda x, y: matmul(y, x),
     "__neg__": neg, "__pow__": power, "__abs__": absolute, "__getitem__": getitem,
+    "__len__": _length, "__float__": Tensor.item, "__bool__": lambda x: bool(Tensor.item(x)),
     "sum": sum, "mean": mean, "max": max, "reshape": reshape, "permute": permute, "cast": cast,
     "exp": exp, "log": log, "sqrt": sqrt, "tanh": tanh, "sigmoid": sigmoid, "silu": silu, "softmax": softmax,
 }

@@ -3,6 +3,7 @@
 from typing import Any
 
 from nn.backends import kernels
+from nn.backends.array_api import namespace
 from nn.tensor import Array, Op, Tensor
 
 
@@ -45,6 +46,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, ca
     window W > 0: key j is visible to position p only if p − W < j.
     mask: boolean, broadcastable to [B,H,T,S], True keeps."""
     _check(q, k, v)
+    if mask is not None and mask.dtype != namespace(mask).bool:
+        raise TypeError(f"attention: the mask holds {mask.dtype}; give booleans, True keeps "
+                        "(of an additive mask: mask == 0)")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     return Attention.apply(q, k, v, scale=scale, causal=causal, window=window, mask=mask)
 

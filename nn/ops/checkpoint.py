@@ -13,6 +13,8 @@ from nn.tensor import Array, Op, Tensor, enable_grad, no_grad, run_backward
 class _Join(Op):
     """Several results as one operation, so that one backward starts from all of them."""
 
+    integers = True
+
     def forward(self, *results: Array) -> Any:
         return results
 
@@ -22,6 +24,8 @@ class _Join(Op):
 
 class Checkpoint(Op):
     """y = f(x), nothing kept but x:  backward runs f again, recorded, and chains through it"""
+
+    integers = True
 
     def forward(self, *inputs: Array, function: Callable[..., Any]) -> Any:
         self.function, self.inputs = function, inputs

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from nn.backends import kernels
+from nn.backends import array_api, kernels
 from nn.backends.array_api import namespace
 from nn.dtypes import is_floating, narrow, widen
 from nn.tensor import Array, Op, Tensor
@@ -33,6 +33,8 @@ def number_is_weak(y: Array, a: Operand, b: Operand) -> Array:
 class Add(Op):
     """y = a + b:  da = dy,  db = dy"""
 
+    integers = True
+
     def forward(self, a: Array, b: Array) -> Array:
         self.a, self.b = _shape_only(a), _shape_only(b)
         return number_is_weak(a + b, a, b)
@@ -45,6 +47,8 @@ class Add(Op):
 class Sub(Op):
     """y = a − b:  da = dy,  db = −dy"""
 
+    integers = True
+
     def forward(self, a: Array, b: Array) -> Array:
         self.a, self.b = _shape_only(a), _shape_only(b)
         return number_is_weak(a - b, a, b)
@@ -56,6 +60,8 @@ class Sub(Op):
 
 class Mul(Op):
     """y = a ⊙ b:  da = dy ⊙ b,  db = dy ⊙ a"""
+
+    integers = True
 
     def forward(self, a: Array, b: Array) -> Array:
         self.a, self.b = a, b
@@ -140,7 +146,7 @@ class Sigmoid(Op):
     """y = σ(x):  dx = dy y (1 − y)"""
 
     def forward(self, x: Array) -> Array:
-        self.y = narrow(0.5 * (namespace(x).tanh(0.5 * widen(x)) + 1.0), x.dtype)
+        self.y = narrow(array_api.sigmoid(widen(x)), x.dtype)
         return self.y
 
     def backward(self, dy: Array) -> Array:
@@ -149,6 +155,8 @@ class Sigmoid(Op):
 
 class Abs(Op):
     """y = |x|:  dx = dy sign(x)"""
+
+    integers = True
 
     def forward(self, x: Array) -> Array:
         xp = namespace(x)
@@ -162,6 +170,8 @@ class Abs(Op):
 class Maximum(Op):
     """y = max(a, b):  the larger one gets dy; at a tie each gets half"""
 
+    integers = True
+
     def forward(self, a: Array, b: Array) -> Array:
         xp = namespace(a, b)
         self.a, self.b = _shape_only(a), _shape_only(b)
@@ -174,8 +184,21 @@ class Maximum(Op):
                 unbroadcast(dy * (1.0 - share), self.b) if self.needs[1] else None)
 
 
+class ReLU(Op):
+    """y = max(x, 0):  dx = dy where x > 0, else 0"""
+
+    def forward(self, x: Array) -> Array:
+        self.cut = x <= 0                                    # false for NaN, which passes
+        return namespace(x).where(self.cut, namespace(x).zeros_like(x), x)
+
+    def backward(self, dy: Array) -> Array:
+        return namespace(dy).where(self.cut, namespace(dy).zeros_like(dy), dy)
+
+
 class Clip(Op):
     """y = min(max(x, low), high):  dx = dy strictly inside, 0 outside"""
+
+    integers = True
 
     def forward(self, x: Array, *, low: float, high: float) -> Array:
         self.inside = (x > low) & (x < high)
@@ -187,6 +210,8 @@ class Clip(Op):
 
 class Where(Op):
     """y = a where the condition holds, b elsewhere:  each gets dy where it was chosen"""
+
+    integers = True
 
     def forward(self, a: Array, b: Array, *, condition: Array) -> Array:
         self.a, self.b, self.condition = _shape_only(a), _shape_only(b), condition
@@ -201,6 +226,8 @@ class Where(Op):
 
 class Cast(Op):
     """y = x in another floating-point type:  dx = dy in x's type"""
+
+    integers = True
 
     def forward(self, x: Array, *, dtype: Any) -> Array:
         self.dtype = x.dtype
@@ -307,7 +334,7 @@ def maximum(a: Operand, b: Operand) -> Tensor:
 
 
 def relu(x: Operand) -> Tensor:
-    return Maximum.apply(x, 0.0)
+    return ReLU.apply(x)
 
 
 def clip(x: Operand, low: float, high: float) -> Tensor:
@@ -331,5 +358,7 @@ def gelu(x: Operand, approximate: bool = False) -> Tensor:
 
 
 def swiglu(gate: Operand, up: Operand) -> Tensor:
-    """SiLU(gate) ⊙ up (Shazeer 2020)"""
+    """SiLU(gate) ⊙ up (Shazeer 2020), both of one shape"""
+    if tuple(gate.shape) != tuple(up.shape):
+        raise ValueError(f"swiglu: gate {list(gate.shape)} and up {list(up.shape)} differ in shape")
     return SwiGLU.apply(gate, up)

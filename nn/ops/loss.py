@@ -7,6 +7,7 @@ from nn.backends import kernels
 from nn.backends.array_api import namespace
 from nn.dtypes import widen
 from nn.errors import InputError
+from nn.ops.gather import as_integers
 from nn.tensor import Array, Op, Tensor
 
 
@@ -43,25 +44,31 @@ class LinearCrossEntropy(Op):
         return widen(dx) * factor, self.dweight * factor
 
 
-def check_targets(targets: Array, vocab_size: int, ignore_index: int) -> None:
-    """InputError naming the first target outside the vocabulary that is not ignore_index."""
+def _checked_targets(targets: Any, rows: tuple[int, ...], vocab_size: int, ignore_index: int) -> Array:
+    """[R] integers; InputError for another shape or type, or the first target outside the vocabulary."""
+    targets = as_integers("targets", targets)
+    if tuple(targets.shape) != (math.prod(rows),):
+        raise InputError(f"targets: shape {list(targets.shape)}, expected one per row, [{math.prod(rows)}]")
     bad = ((targets < 0) | (targets >= vocab_size)) & (targets != ignore_index)
     xp = namespace(targets)
     if bool(xp.any(bad)):
         row = int(xp.nonzero(bad)[0][0])
         raise InputError(f"targets[{row}]: {int(targets[row])} is outside 0 ... {vocab_size - 1}; "
                          f"use {ignore_index} for positions without a target")
+    return targets
 
 
 def cross_entropy(logits: Tensor, targets: Array, *, ignore_index: int = -100, **options: float) -> Tensor:
     """[R] losses in nats from logits[R,V], integer targets[R]; options label_smoothing, z_loss, softcap."""
-    check_targets(targets, logits.shape[-1], ignore_index)
+    if logits.ndim != 2:
+        raise ValueError(f"cross_entropy: logits are [R,V], not {list(logits.shape)}; reshape them")
+    targets = _checked_targets(targets, logits.shape[:1], logits.shape[1], ignore_index)
     return CrossEntropy.apply(logits, targets=targets, ignore_index=ignore_index, **options)
 
 
 def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Array, *, scale: float = 1.0,
                          ignore_index: int = -100, **options: float) -> Tensor:
     """scale · Σ cross_entropy(x weightᵀ, targets), a scalar; x[...,D], weight[V,D], integer targets[R]."""
-    check_targets(targets, weight.shape[0], ignore_index)
+    targets = _checked_targets(targets, x.shape[:-1], weight.shape[0], ignore_index)
     return LinearCrossEntropy.apply(x, weight, targets=targets, scale=scale,
                                     ignore_index=ignore_index, **options)

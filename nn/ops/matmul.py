@@ -18,7 +18,9 @@ class MatMul(Op):
 
     def forward(self, a: Array, b: Array) -> Array:
         self.a, self.b = a, b
-        return narrow(namespace(a, b).matmul(widen(a), widen(b)), a.dtype)
+        xp = namespace(a, b)
+        dtype = a.dtype if a.dtype == b.dtype else xp.result_type(a.dtype, b.dtype)
+        return narrow(xp.matmul(widen(a), widen(b)), dtype)
 
     def backward(self, dy: Array) -> Any:
         xp, g = namespace(dy), widen(dy)
@@ -63,7 +65,9 @@ def matmul(a: Operand, b: Operand) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x[...,I] weight[O,I]ᵀ + bias[O] -> [...,O]"""
-    if x.shape[-1] != weight.shape[1]:
+    if weight.ndim != 2 or x.shape[-1] != weight.shape[1]:
         raise ValueError(f"linear: x is [..., in] = {list(x.shape)}, "
                          f"weight [out, in] = {list(weight.shape)}: in differs")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"linear: bias [out] = {list(bias.shape)}, weight [out, in] = {list(weight.shape)}")
     return Linear.apply(x, weight) if bias is None else Linear.apply(x, weight, bias)

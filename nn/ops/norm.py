@@ -42,11 +42,20 @@ class LayerNorm(Op):
         return namespace(dy).reshape(grads[0], self.x.shape), *grads[1:]
 
 
+def _check_width(operation: str, x: Tensor, **vectors: Tensor) -> None:
+    for name, vector in vectors.items():
+        if vector.shape != x.shape[-1:]:
+            raise ValueError(f"{operation}: {name} [D] = {list(vector.shape)} does not fit "
+                             f"x [...,D] = {list(x.shape)}")
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
     """x[...,D], weight[D] -> [...,D]"""
+    _check_width("rms_norm", x, weight=weight)
     return RMSNorm.apply(x, weight, eps=eps)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
     """x[...,D], weight[D], bias[D] -> [...,D]"""
+    _check_width("layer_norm", x, weight=weight, bias=bias)
     return LayerNorm.apply(x, weight, bias, eps=eps)

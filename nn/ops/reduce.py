@@ -4,7 +4,8 @@ import math
 from typing import Any
 
 from nn.backends.array_api import namespace
-from nn.dtypes import narrow, widen
+from nn.dtypes import is_floating, narrow, widen
+from nn.tape import check_floating
 from nn.tensor import Array, Op, Tensor
 
 Axis = int | tuple[int, ...] | None
@@ -23,9 +24,13 @@ def _spread(reduced: Array, x_shape: tuple[int, ...], axis: Axis, keepdims: bool
 class Sum(Op):
     """y = c Σ x:  dx = c dy on every summed element"""
 
+    integers = True
+
     def forward(self, x: Array, *, axis: Axis, keepdims: bool, scale: float = 1.0) -> Array:
         self.shape, self.axis, self.keepdims, self.scale = tuple(x.shape), axis, keepdims, scale
         z, xp = widen(x), namespace(x)
+        if not is_floating(z):
+            return xp.asarray(xp.sum(z, axis=axis, keepdims=keepdims))         # in the widest integer
         total = xp.sum(z, axis=axis, keepdims=keepdims, dtype=z.dtype)
         return narrow(total if scale == 1.0 else total * scale, x.dtype)
 
@@ -36,6 +41,8 @@ class Sum(Op):
 
 class Max(Op):
     """y = max x:  dy goes to the largest element, in equal shares if several are largest"""
+
+    integers = True
 
     def forward(self, x: Array, *, axis: Axis, keepdims: bool) -> Array:
         self.axis, self.keepdims = axis, keepdims
@@ -53,6 +60,8 @@ class Max(Op):
 
 class CumSum(Op):
     """y_i = Σ_{j≤i} x_j:  dx_j = Σ_{i≥j} dy_i"""
+
+    integers = True
 
     def forward(self, x: Array, *, axis: int) -> Array:
         self.axis = axis
@@ -87,6 +96,7 @@ def sum(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
 
 
 def mean(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    check_floating("mean", (x.data,))
     axes = range(x.ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
     return Sum.apply(x, axis=axis, keepdims=keepdims, scale=1.0 / (math.prod(x.shape[a] for a in axes) or 1))
 

@@ -11,6 +11,8 @@ from nn.tensor import Array, Op, Tensor
 class Reshape(Op):
     """y = x in another shape:  dx = dy in x's shape"""
 
+    integers = True
+
     def forward(self, x: Array, *, shape: Shape) -> Array:
         self.shape = tuple(x.shape)
         return namespace(x).reshape(x, shape)
@@ -21,6 +23,8 @@ class Reshape(Op):
 
 class Permute(Op):
     """y = x with its axes in another order:  dx = dy in the old order"""
+
+    integers = True
 
     def forward(self, x: Array, *, axes: tuple[int, ...]) -> Array:
         self.axes = tuple(a % x.ndim for a in axes)
@@ -34,6 +38,8 @@ class Permute(Op):
 class BroadcastTo(Op):
     """y = x stretched to a shape:  dx = Σ dy over the stretched axes"""
 
+    integers = True
+
     def forward(self, x: Array, *, shape: Shape) -> Array:
         self.x = x
         return namespace(x).broadcast_to(x, shape)
@@ -44,6 +50,8 @@ class BroadcastTo(Op):
 
 class GetItem(Op):
     """y = x[index], index of integers, slices, None and ...:  dx = 0 with dx[index] = dy"""
+
+    integers = True
 
     def forward(self, x: Array, *, index: Any) -> Array:
         self.shape, self.index, self.dtype = tuple(x.shape), index, x.dtype
@@ -58,6 +66,8 @@ class GetItem(Op):
 class Concat(Op):
     """y = the inputs one after the other along an axis:  each gets its part of dy"""
 
+    integers = True
+
     def forward(self, *parts: Array, axis: int) -> Array:
         self.axis, self.lengths = axis % parts[0].ndim, [p.shape[axis] for p in parts]
         return namespace(parts[0]).concat(list(parts), axis=axis)
@@ -65,13 +75,15 @@ class Concat(Op):
     def backward(self, dy: Array) -> Any:
         parts, start = [], 0
         for length in self.lengths:
-            parts.append(dy[(slice(None),) * self.axis + (slice(start, start + length),)])
+            parts.append(dy[(slice(None),) * self.axis + (slice(start, start + length), ...)])
             start += length
         return tuple(parts)
 
 
 class Split(Op):
     """(y₁, y₂, ...) = x cut into parts along the last axis:  dx = the parts' gradients one after the other"""
+
+    integers = True
 
     def forward(self, x: Array, *, widths: tuple[int, ...]) -> Any:
         self.rows, self.widths, self.xp = tuple(x.shape[:-1]), widths, namespace(x)
@@ -92,6 +104,9 @@ def reshape(x: Tensor, *shape: Any) -> Tensor:
 
 
 def permute(x: Tensor, *axes: int) -> Tensor:
+    """The axes in another order, each named once; −1 is the last."""
+    if sorted(axis + x.ndim if axis < 0 else axis for axis in axes) != list(range(x.ndim)):
+        raise ValueError(f"permute: {list(axes)} does not name each axis of {list(x.shape)} once")
     return Permute.apply(x, axes=axes)
 
 
@@ -107,10 +122,14 @@ def broadcast_to(x: Tensor, shape: Shape) -> Tensor:
 def getitem(x: Tensor, index: Any) -> Tensor:
     """Integers, slices, None and ... only; for index arrays see nn.ops.take."""
     parts = index if isinstance(index, tuple) else (index,)
-    if not all(isinstance(p, int | slice) or p is None or p is ... for p in parts):
+    if not all(isinstance(p, slice) or p is None or p is ... or _is_integer(p) for p in parts):
         raise TypeError("x[...]: integers, slices, None and ... only; "
                         "use nn.ops.take(x, indices) for index arrays")
     return GetItem.apply(x, index=index)
+
+
+def _is_integer(index: Any) -> bool:
+    return hasattr(index, "__index__") and not isinstance(index, bool) and getattr(index, "shape", ()) == ()
 
 
 def concat(parts: list[Tensor], axis: int = 0) -> Tensor:
@@ -119,6 +138,8 @@ def concat(parts: list[Tensor], axis: int = 0) -> Tensor:
 
 def stack(parts: list[Tensor], axis: int = 0) -> Tensor:
     """The inputs along a new axis."""
+    if not -parts[0].ndim - 1 <= axis <= parts[0].ndim:
+        raise ValueError(f"stack: axis {axis} is not a place among the axes of {list(parts[0].shape)}")
     place = axis % (parts[0].ndim + 1)
     return concat([reshape(p, (*p.shape[:place], 1, *p.shape[place:])) for p in parts], axis=place)
 

@@ -46,8 +46,8 @@ class TrainConfig:
     # Numbers
     seed: int = 0                        # of the initial weights, the data's order and the router's noise
     dtype: Literal["float32", "bfloat16"] = "float32"   # storage of the weights (masters are float32)
-    threads: int = 1                     # of matrix products; part of the arithmetic: sums run in another order
-                                         # with another number.  More pays for wide models on an idle machine
+    threads: int = 1                     # of matrix products; another number sums in another order, so it
+                                         # belongs to the run.  More pays for wide models on idle machines
     gradient_checkpointing: bool = False   # recompute blocks in the backward pass: less memory, more time
     # Evaluation, checkpoints, output
     eval_every: int = 100                # steps between evaluations on held-out text

@@ -42,7 +42,7 @@ def check_on(backend: Backend, case: Case) -> None:
     def through_dispatch(*arguments: Any, **options: Any) -> Any:
         with use_backend(backend.name):
             result = getattr(kernels, case.kernel)(*arguments, **options)
-        bound = getattr(kernels, case.kernel).bound[(backend.name, type(arguments[0]))]
+        bound = getattr(kernels, case.kernel).bound[(backend.name, type(arguments[0]), arguments[0].dtype)]
         assert bound is expected, f"{case.kernel} ran {bound.__module__}.{bound.__name__}, not the {backend.name} backend's"
         calls.append(backend.name)
         return result

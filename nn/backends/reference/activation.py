@@ -3,18 +3,10 @@
 import math
 from typing import Any
 
-from nn.backends.array_api import erf, namespace
+from nn.backends.array_api import erf, namespace, sigmoid
 from nn.dtypes import narrow, widen
 
 Array = Any
-
-
-def sigmoid(x: Array) -> Array:
-    """σ(x) = ½(1 + tanh(x/2)): no overflow at either end."""
-    y = namespace(x).tanh(x * 0.5)
-    y += 1.0
-    y *= 0.5
-    return y
 
 
 def silu(x: Array) -> Array:

@@ -14,8 +14,8 @@ from nn.dtypes import narrow, widen
 
 Array = Any
 
-# The order in which a matrix library adds up a row depends on the size of the matrix and on the row's place in
-# it.  Where bits matter, products have this many rows, always: a row's bits then depend on its place alone,
+# The order in which a matrix library adds up a row depends on the size of the matrix and on the row's place
+# in it.  Where bits matter, every product has this many rows: a row's bits then depend on its place alone,
 # and later tokens, which come later in every group, change nothing.
 TILE = 64
 

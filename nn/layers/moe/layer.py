@@ -1,6 +1,5 @@
 """The mixture-of-experts feed-forward: a router and its experts."""
 
-from nn.layers.auxiliary import collecting
 from nn.layers.module import Module
 from nn.layers.moe.experts import Experts
 from nn.layers.moe.router import Router
@@ -16,8 +15,6 @@ class MoELayer(Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B,T,D] -> [B,T,D]"""
         batch, length, width = x.shape
-        tokens = x.permute(1, 0, 2).reshape(length * batch, width)          # in the order of time, as TILE wants it
-        # Earlier logits keep every bit, whatever follows; a loss over all positions need not pay for that.
-        exact = length > 1 and not collecting()
-        y = self.experts(tokens, self.router(tokens), batch_invariant=exact)
+        tokens = x.permute(1, 0, 2).reshape(length * batch, width)    # later tokens come later in every group
+        y = self.experts(tokens, self.router(tokens), batch_invariant=length > 1)
         return y.reshape(length, batch, width).permute(1, 0, 2)

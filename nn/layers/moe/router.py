@@ -57,7 +57,7 @@ class Router(Module):
         weights, experts, probs = ops.router_topk(logits, self.top_k, self.renormalize)
         if collecting():
             self._emit(logits, probs, experts)
-        if self.capacity_factor:
+        if self.training and self.capacity_factor:      # to drop at inference would look ahead
             weights, experts = self._drop(weights, experts)
         return Routing(weights, experts)
 
