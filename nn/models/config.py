@@ -45,7 +45,7 @@ class MoETransformerConfig:
     router_jitter: float = 0.0         # while training, router inputs times U(1 - e, 1 + e)
     balance_coef: float = 0.01         # weight of the load-balance loss
     router_z_coef: float = 0.001       # weight of the router's z-loss
-    capacity_factor: float = 0.0       # most assignments an expert takes, in units of the mean; 0 = no limit
+    capacity_factor: float = 0.0       # in training, most assignments per expert over the mean; 0 = no limit
     drop_policy: str = "probs"         # who stays when capacity is short: probs, position or slot
 
     init_std: float = 0.02             # weights start as Normal(0, init_std);

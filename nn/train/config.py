@@ -31,8 +31,8 @@ class TrainConfig:
     # Batch and length of the run
     seq_len: int = 128                   # tokens per training sequence
     batch_size: int = 16                 # sequences per micro-batch
-    accumulate: int = 1                  # micro-batches per optimizer step, equal to one large batch
-    steps: int = 500                     # optimizer steps
+    accumulate: int = 1                  # micro-batches per step; one large batch but for the balance loss
+    steps: int = 440                     # optimizer steps
     # Optimizer
     optimizer: str = "adamw"             # optimizer by name
     lr: float = 5e-3                     # peak learning rate
