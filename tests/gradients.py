@@ -3,8 +3,9 @@
     check(ops.silu, x)                                      # every input
     check(layer, x, parameters=layer.parameters())          # and every parameter
 
-The loss is Σ result ⊙ C with fixed random C for every result.  Four evaluations per entry, f(±h) and f(±2h), leave an error
-of order h⁴; large tensors are tried in some entries and along one random direction, which meets all the others."""
+The loss is Σ result ⊙ C with fixed random C for every result.  Four evaluations per entry, f(±h) and f(±2h),
+leave an error of order h⁴; large tensors are tried in some entries and along one random direction, which
+meets all the others."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -44,7 +45,8 @@ def leaf(array: Any) -> Tensor:
     return Tensor(np.array(array, dtype=np.float64), requires_grad=True)
 
 
-def gradients(function: Function, inputs: Sequence[Tensor], parameters: Sequence[Tensor] = ()) -> list[np.ndarray]:
+def gradients(function: Function, inputs: Sequence[Tensor],
+              parameters: Sequence[Tensor] = ()) -> list[np.ndarray]:
     """The analytic gradients of `weighted(function(*inputs))`"""
     leaves = [*inputs, *parameters]
     for tensor in leaves:
@@ -58,9 +60,11 @@ def gradients(function: Function, inputs: Sequence[Tensor], parameters: Sequence
     return [tensor.grad for tensor in leaves]
 
 
-def check(function: Function, *inputs: Any, parameters: Sequence[Tensor] = (), entries: int = 40, tolerance: float = 1e-6,
+def check(function: Function, *inputs: Any, parameters: Sequence[Tensor] = (),
+          entries: int = 40, tolerance: float = 1e-6,
           seed: int = 0) -> None:
-    """AssertionError where a gradient and the difference quotient differ by more than tolerance × the largest entry.
+    """AssertionError where a gradient and the difference quotient differ by more than tolerance × the largest
+    entry.
 
     inputs: float64 arrays; parameters: tensors that the function closes over."""
     leaves = [leaf(x) for x in inputs]
@@ -72,11 +76,13 @@ def check(function: Function, *inputs: Any, parameters: Sequence[Tensor] = (), e
 
     random = np.random.default_rng(seed)
     for place, (tensor, gradient) in enumerate(zip([*leaves, *parameters], analytic, strict=True)):
-        compare(f"input {place}" if place < len(leaves) else f"parameter {place - len(leaves)}", loss, tensor.data, gradient,
+        compare(f"input {place}" if place < len(leaves) else f"parameter {place - len(leaves)}", loss,
+                tensor.data, gradient,
                 random, entries, tolerance)
 
 
-def compare(what: str, loss: Callable[[], float], x: np.ndarray, gradient: np.ndarray, random: np.random.Generator,
+def compare(what: str, loss: Callable[[], float], x: np.ndarray, gradient: np.ndarray,
+            random: np.random.Generator,
             entries: int, tolerance: float) -> None:
     assert np.all(np.isfinite(gradient)), f"{what}: the gradient is not finite"
     picked = random.permutation(x.size)[:entries]
@@ -86,12 +92,14 @@ def compare(what: str, loss: Callable[[], float], x: np.ndarray, gradient: np.nd
     error = np.abs(numeric - claimed)
     if error.size:
         worst = int(np.argmax(error))
-        assert error[worst] <= tolerance * scale, (f"{what}{list(x.shape)}, entry {picked[worst]}: gradient {claimed[worst]:.9g}, "
-                                                   f"differences {numeric[worst]:.9g}")
+        assert error[worst] <= tolerance * scale, (
+            f"{what}{list(x.shape)}, entry {picked[worst]}: gradient {claimed[worst]:.9g}, "
+            f"differences {numeric[worst]:.9g}")
     if x.size > entries:
         direction = random.standard_normal(x.shape) / np.sqrt(x.size)
         slope, right = float(np.sum(gradient * direction)), quotient(loss, x, direction)
-        assert abs(slope - right) <= tolerance * scale, f"{what}{list(x.shape)} along a direction: {slope:.9g}, differences {right:.9g}"
+        assert abs(slope - right) <= tolerance * scale, (
+            f"{what}{list(x.shape)} along a direction: gradient {slope:.9g}, differences {right:.9g}")
 
 
 def unit(x: np.ndarray, i: int) -> np.ndarray:

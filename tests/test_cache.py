@@ -110,7 +110,8 @@ def test_results_do_not_change_when_more_is_appended() -> None:
 
 
 @pytest.mark.parametrize(("other", "message"), [
-    (entries(0, 1, batch=3), r"cache: holds \[B,G\] = \[2, 1\] in float64, given \[3, 1\] in float64; use one cache per batch"),
+    (entries(0, 1, batch=3),
+     r"cache: holds \[B,G\] = \[2, 1\] in float64, given \[3, 1\] in float64; use one cache per batch"),
     (entries(0, 1, groups=2), r"holds \[B,G\] = \[2, 1\] in float64, given \[2, 2\] in float64"),
     (tuple(x.astype(np.float32) for x in entries(0, 1)), "in float64, given .* in float32")])
 def test_another_batch_or_type_is_refused(other: Any, message: str) -> None:

@@ -14,7 +14,8 @@ BF16 = np.dtype(ml_dtypes.bfloat16)
 HALVES = [BF16, np.dtype(np.float16)]
 
 
-@pytest.mark.parametrize(("name", "itemsize"), [("float64", 8), ("float32", 4), ("bfloat16", 2), ("float16", 2)])
+@pytest.mark.parametrize(("name", "itemsize"), [("float64", 8), ("float32", 4),
+                                                ("bfloat16", 2), ("float16", 2)])
 def test_names_and_sizes(name: str, itemsize: int) -> None:
     kind = DType(name)
     assert kind == name
@@ -25,7 +26,8 @@ def test_names_and_sizes(name: str, itemsize: int) -> None:
 
 @pytest.mark.parametrize("wrong", ["float8", "int64", np.int32, np.dtype(bool)])
 def test_other_types_are_refused_with_the_list(wrong: Any) -> None:
-    with pytest.raises(InputError, match="dtype: '.*' is not a storage type; choose one of float64, float32, bfloat16, float16"):
+    with pytest.raises(InputError,
+                       match="is not a storage type; choose one of float64, float32, bfloat16, float16"):
         DType.of(wrong)
 
 
@@ -54,7 +56,8 @@ def test_widen(half: np.dtype) -> None:
 def test_narrow_rounds_to_nearest_ties_to_even() -> None:
     values = np.array([3.14159274, 1 + 2.0**-8, 1 + 3 * 2.0**-8, 65504.0], np.float32)
     assert narrow(values, BF16).view(np.uint16).tolist() == [0x4049, 0x3F80, 0x3F82, 0x4780]
-    assert narrow(np.array([1 + 2.0**-11, 1 + 3 * 2.0**-11]), np.dtype(np.float16)).tolist() == [1.0, 1 + 2.0**-9]
+    halfway = np.array([1 + 2.0**-11, 1 + 3 * 2.0**-11])
+    assert narrow(halfway, np.dtype(np.float16)).tolist() == [1.0, 1 + 2.0**-9]
     same = np.ones(2, BF16)
     assert narrow(same, BF16) is same
 

@@ -12,14 +12,18 @@ from nn.layers.rotary import RopeScaling
 from nn.models import PRESETS
 from nn.models.presets import MOE_6_9B, TINY
 
-SMALL = MoETransformerConfig(vocab_size=31, hidden_size=16, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=6,
+SMALL = MoETransformerConfig(vocab_size=31, hidden_size=16, num_layers=3, num_heads=4, num_kv_heads=2,
+                             head_dim=6,
                              intermediate_size=10, num_experts=4, top_k=2, max_seq_len=64)
 VARIANTS: dict[str, dict[str, Any]] = {
-    "as it is": {}, "multi-head": {"num_kv_heads": 4}, "multi-query": {"num_kv_heads": 1}, "qk-norm": {"qk_norm": True},
+    "as it is": {}, "multi-head": {"num_kv_heads": 4}, "multi-query": {"num_kv_heads": 1},
+    "qk-norm": {"qk_norm": True},
     "biases": {"attention_bias": True}, "layernorm": {"norm": "layernorm"}, "tied": {"tie_embeddings": True},
-    "dense": {"num_experts": 0}, "dense gelu": {"num_experts": 0, "ffn": "gelu"}, "one expert": {"num_experts": 1, "top_k": 1},
+    "dense": {"num_experts": 0}, "dense gelu": {"num_experts": 0, "ffn": "gelu"},
+    "one expert": {"num_experts": 1, "top_k": 1},
     "every expert": {"top_k": 4}, "window": {"sliding_window": 5}, "one layer": {"num_layers": 1},
-    "everything": {"qk_norm": True, "attention_bias": True, "norm": "layernorm", "tie_embeddings": True, "num_kv_heads": 1}}
+    "everything": {"qk_norm": True, "attention_bias": True, "norm": "layernorm", "tie_embeddings": True,
+                   "num_kv_heads": 1}}
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -58,13 +62,15 @@ def counted() -> Iterator[list[int]]:
         np.matmul = real
 
 
-COUNTED = {name: changes for name, changes in VARIANTS.items() if name != "window"}       # a block computes more than it needs
+# a block computes more than it needs
+COUNTED = {name: changes for name, changes in VARIANTS.items() if name != "window"}
 
 
 @pytest.mark.parametrize("name", COUNTED)
 @pytest.mark.parametrize("length", [1, 7])
 def test_flops_are_those_of_the_products(name: str, length: int) -> None:
-    """The reference forms the scores of a whole block: T² instead of the T (T + 1) / 2 that the formula counts."""
+    """The reference forms the scores of a whole block: T² instead of the T (T + 1) / 2 that the formula
+    counts."""
     config = SMALL.replace(**COUNTED[name])
     model = MoETransformer(config, dtype="float64")
     ids = np.arange(2 * length).reshape(2, length)
@@ -72,7 +78,7 @@ def test_flops_are_those_of_the_products(name: str, length: int) -> None:
         model.loss(ids, ids)
     per_token = 2 * sum(sizes) / ids.size
     formula = flops.breakdown(config, length)
-    head = formula["head"]                                   # the loss forms its gradients too: two more products
+    head = formula["head"]    # the loss forms its gradients too: two more products
     core = formula["attention_core"] / flops.mean_context(length) * length
     assert per_token == sum(formula.values()) + 2 * head + core - formula["attention_core"]
 
@@ -83,7 +89,8 @@ def test_each_component() -> None:
         "router": 3 * 2 * 16 * 4, "feed_forward": 3 * 2 * 2 * 3 * 16 * 10, "head": 2 * 16 * 31}
 
 
-@pytest.mark.parametrize(("length", "window"), [(1, 0), (2, 0), (9, 0), (9, 1), (9, 3), (9, 8), (9, 9), (9, 20), (50, 7)])
+@pytest.mark.parametrize(("length", "window"), [(1, 0), (2, 0), (9, 0), (9, 1), (9, 3), (9, 8), (9, 9),
+                                                (9, 20), (50, 7)])
 def test_mean_context_counts_visible_keys(length: int, window: int) -> None:
     visible = [min(t + 1, window) if window else t + 1 for t in range(length)]
     assert flops.mean_context(length, window) == pytest.approx(sum(visible) / length, rel=1e-15)
@@ -134,12 +141,15 @@ def test_the_large_model_in_parts() -> None:
 
 
 @pytest.mark.parametrize(("changes", "total", "active"), [
-    ({"vocab_size": 151936, "hidden_size": 1024, "num_layers": 28, "num_heads": 16, "num_kv_heads": 8, "head_dim": 128,
-      "intermediate_size": 3072, "num_experts": 0, "qk_norm": True, "tie_embeddings": True}, 596_049_920, 596_049_920),
-    ({"vocab_size": 32000, "hidden_size": 4096, "num_layers": 32, "num_heads": 32, "num_kv_heads": 8, "head_dim": 128,
+    ({"vocab_size": 151936, "hidden_size": 1024, "num_layers": 28, "num_heads": 16, "num_kv_heads": 8,
+      "head_dim": 128, "intermediate_size": 3072, "num_experts": 0, "qk_norm": True, "tie_embeddings": True},
+     596_049_920, 596_049_920),
+    ({"vocab_size": 32000, "hidden_size": 4096, "num_layers": 32, "num_heads": 32, "num_kv_heads": 8,
+      "head_dim": 128,
       "intermediate_size": 14336, "num_experts": 8, "top_k": 2}, 46_702_792_704, 12_879_925_248),
-    ({"vocab_size": 151936, "hidden_size": 2048, "num_layers": 48, "num_heads": 32, "num_kv_heads": 4, "head_dim": 128,
-      "intermediate_size": 768, "num_experts": 128, "top_k": 8, "qk_norm": True}, 30_532_122_624, 3_353_032_704)],
+    ({"vocab_size": 151936, "hidden_size": 2048, "num_layers": 48, "num_heads": 32, "num_kv_heads": 4,
+      "head_dim": 128, "intermediate_size": 768, "num_experts": 128, "top_k": 8, "qk_norm": True},
+     30_532_122_624, 3_353_032_704)],
     ids=["Qwen3-0.6B", "Mixtral-8x7B", "Qwen3-30B-A3B"])
 def test_published_models(changes: dict[str, Any], total: int, active: int) -> None:
     config = MoETransformerConfig(**changes)
@@ -148,7 +158,8 @@ def test_published_models(changes: dict[str, Any], total: int, active: int) -> N
 
 
 def test_flops_of_a_published_model() -> None:
-    config = MoETransformerConfig(vocab_size=151936, hidden_size=1024, num_layers=28, num_heads=16, num_kv_heads=8, head_dim=128,
+    config = MoETransformerConfig(vocab_size=151936, hidden_size=1024, num_layers=28, num_heads=16,
+                                  num_kv_heads=8, head_dim=128,
                                   intermediate_size=3072, num_experts=0, qk_norm=True, tie_embeddings=True)
     parts = flops.breakdown(config, 2048)
     assert [parts[name] / 28 for name in ("attention_projections", "attention_core", "feed_forward")] == [

@@ -1,6 +1,7 @@
 """Tensor and tape: what backward accumulates, frees, refuses and finds."""
 
 import gc
+import re
 import threading
 import weakref
 from typing import Any
@@ -43,7 +44,8 @@ class TestArray:
         assert Tensor(value).item() == 2.5
 
     def test_item_of_several(self) -> None:
-        with pytest.raises(ValueError, match=r"item: needs a tensor of one element, this one has shape \[2, 1\]"):
+        with pytest.raises(ValueError,
+                           match=r"item: needs a tensor of one element, this one has shape \[2, 1\]"):
             Tensor([[1.0], [2.0]]).item()
 
     def test_repr_names_shape_type_and_operation(self) -> None:
@@ -54,7 +56,8 @@ class TestArray:
         assert [row.data.tolist() for row in Tensor([[1.0, 2.0], [3.0, 4.0]])] == [[1.0, 2.0], [3.0, 4.0]]
 
     def test_integers_have_no_gradient(self) -> None:
-        with pytest.raises(TypeError, match="requires_grad: int64 has no gradient; make it a floating-point array"):
+        with pytest.raises(TypeError,
+                           match="requires_grad: int64 has no gradient; make it a floating-point array"):
             Tensor([1, 2], requires_grad=True)
 
     def test_detach_shares_the_array_and_forgets_the_history(self) -> None:
@@ -67,14 +70,19 @@ class TestOperators:
     def test_every_operator_both_ways(self) -> None:
         a, b = np.array([[1.0, -2.0], [0.5, 3.0]]), np.array([[2.0, 0.25], [-1.5, 4.0]])
         for x, y in ((Tensor(a), Tensor(b)), (Tensor(a), b), (a, Tensor(b))):
-            for found, right in ((x + y, a + b), (x - y, a - b), (x * y, a * b), (x / y, a / b), (x @ y, a @ b)):
+            for found, right in ((x + y, a + b), (x - y, a - b), (x * y, a * b), (x / y, a / b),
+                                 (x @ y, a @ b)):
                 assert isinstance(found, Tensor)
                 np.testing.assert_array_equal(found.data, right)
         x = Tensor(a)
-        for found, right in ((2 - x, 2 - a), (2 / x, 2 / a), (2 + x, 2 + a), (2 * x, 2 * a), (-x, -a), (x**2, a**2), (abs(x), abs(a)),
-                             (x[1, ::-1], a[1, ::-1]), (x.sum(axis=0), a.sum(axis=0)), (x.mean(), a.mean()), (x.max(axis=1), a.max(axis=1)),
-                             (x.reshape(4), a.reshape(4)), (x.permute(1, 0), a.T), (x.cast(np.float32), a.astype(np.float32)),
-                             (x.exp(), np.exp(a)), (x.tanh(), np.tanh(a)), (abs(x).log(), np.log(abs(a))), (abs(x).sqrt(), np.sqrt(abs(a)))):
+        for found, right in ((2 - x, 2 - a), (2 / x, 2 / a), (2 + x, 2 + a), (2 * x, 2 * a), (-x, -a),
+                             (x**2, a**2), (abs(x), abs(a)),
+                             (x[1, ::-1], a[1, ::-1]), (x.sum(axis=0), a.sum(axis=0)), (x.mean(), a.mean()),
+                             (x.max(axis=1), a.max(axis=1)),
+                             (x.reshape(4), a.reshape(4)), (x.permute(1, 0), a.T),
+                             (x.cast(np.float32), a.astype(np.float32)),
+                             (x.exp(), np.exp(a)), (x.tanh(), np.tanh(a)), (abs(x).log(), np.log(abs(a))),
+                             (abs(x).sqrt(), np.sqrt(abs(a)))):
             np.testing.assert_array_equal(found.data, right)
         np.testing.assert_allclose(x.sigmoid().data, 1 / (1 + np.exp(-a)), rtol=1e-15)
         np.testing.assert_allclose(x.silu().data, a / (1 + np.exp(-a)), rtol=1e-15)
@@ -93,7 +101,8 @@ class TestBackward:
         np.testing.assert_array_equal(x.grad, [[6.0]])
 
     def test_of_several_elements_needs_a_gradient(self) -> None:
-        with pytest.raises(ValueError, match=r"backward: shape \[2\] is not one element; pass gradient= of that shape"):
+        with pytest.raises(ValueError,
+                           match=r"backward: shape \[2\] is not one element; pass gradient= of that shape"):
             (leaf([1.0, 2.0]) * 2.0).backward()
 
     def test_with_a_gradient(self) -> None:
@@ -106,7 +115,9 @@ class TestBackward:
         with pytest.raises(ValueError, match=r"backward: gradient has shape \[3\], the tensor \[2\]"):
             (leaf([1.0, 2.0]) * 2.0).backward(np.ones(3))
 
-    @pytest.mark.parametrize("make", [lambda: Tensor([1.0]), lambda: Tensor([1.0]) * 2.0, lambda: leaf([1.0]).detach()])
+    @pytest.mark.parametrize("make", [lambda: Tensor([1.0]),
+                                      lambda: Tensor([1.0]) * 2.0,
+                                      lambda: leaf([1.0]).detach()])
     def test_where_nothing_requires_one(self, make: Any) -> None:
         with pytest.raises(RuntimeError, match="backward: nothing here requires a gradient"):
             make().backward()
@@ -163,7 +174,8 @@ class TestBackward:
         x.grad *= 2.0
         assert x.grad.tolist() == [[2.0] * 4] * 3
 
-    @pytest.mark.parametrize(("dtype", "kept"), [(np.float64, np.float64), (np.float32, np.float32), (BF16, np.float32),
+    @pytest.mark.parametrize(("dtype", "kept"), [(np.float64, np.float64), (np.float32, np.float32),
+                                                 (BF16, np.float32),
                                                  (np.float16, np.float32)])
     def test_type_of_a_leafs_gradient(self, dtype: Any, kept: Any) -> None:
         x = leaf([1.0, 2.0], dtype)
@@ -254,8 +266,8 @@ class TestFreedBuffers:
         x = leaf([1.0])
         y = x * x
         y.backward()
-        with pytest.raises(RuntimeError, match="backward: what Mul saved is already freed, because backward ran through it once; "
-                                               "run the forward pass again"):
+        with pytest.raises(RuntimeError, match="backward: what Mul saved is already freed, because backward ran "
+                                               "through it once; run the forward pass again"):
             y.backward()
         assert x.grad.tolist() == [2.0]
 
@@ -306,7 +318,8 @@ class TestRecording:
 
         with pytest.raises(TypeError, match="Nothing defines no forward"):
             Nothing.apply(leaf([1.0]))
-        with pytest.raises(TypeError, match="OneWay defines no backward: its result cannot be differentiated"):
+        with pytest.raises(TypeError,
+                           match="OneWay defines no backward: its result cannot be differentiated"):
             OneWay.apply(leaf([1.0])).backward()
 
 
@@ -323,8 +336,8 @@ class TestFindNonfinite:
     def test_names_the_layer(self) -> None:
         layer = FeedForward(3, 4, "silu", dtype="float64")
         layer.down_proj.weight.data[1, 2] = np.inf
-        with np.errstate(all="ignore"), find_nonfinite(), pytest.raises(
-                NonFiniteError, match=r"^Linear in FeedForward\.down_proj: first non-finite result \(input shapes \[\[2, 4\], \[3, 4\]\]\)$"):
+        message = "Linear in FeedForward.down_proj: first non-finite result (input shapes [[2, 4], [3, 4]])"
+        with np.errstate(all="ignore"), find_nonfinite(), pytest.raises(NonFiniteError, match=f"^{re.escape(message)}$"):
             layer(Tensor(np.ones((2, 3))))
 
     def test_names_operation_and_layer_in_backward(self) -> None:
@@ -332,10 +345,11 @@ class TestFindNonfinite:
             def forward(self, x: Tensor) -> Tensor:
                 return ops.sqrt(ops.linear(x, self.weight))
 
-        layer = Root(2, 3, std=0.0, dtype="float64")                             # √0: finite, with an infinite slope
+        layer = Root(2, 3, std=0.0, dtype="float64")    # √0: finite, with an infinite slope
         with np.errstate(all="ignore"), find_nonfinite():
             loss = ops.sum(layer(Tensor(np.ones((1, 2)))))
-            with pytest.raises(NonFiniteError, match=r"^Sqrt in Root: first non-finite gradient \(input shapes \[\[1, 3\]\]\)$"):
+            message = "Sqrt in Root: first non-finite gradient (input shapes [[1, 3]])"
+            with pytest.raises(NonFiniteError, match=f"^{re.escape(message)}$"):
                 loss.backward()
 
     def test_half_precision_overflow(self) -> None:

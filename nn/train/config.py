@@ -32,7 +32,7 @@ class TrainConfig:
     seq_len: int = 128                   # tokens per training sequence
     batch_size: int = 16                 # sequences per micro-batch
     accumulate: int = 1                  # micro-batches per step; one large batch but for the balance loss
-    steps: int = 440                     # optimizer steps
+    steps: int = 350                     # optimizer steps
     # Optimizer
     optimizer: str = "adamw"             # optimizer by name
     lr: float = 5e-3                     # peak learning rate

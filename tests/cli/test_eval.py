@@ -21,7 +21,7 @@ def test_held_out_text_of_the_run_gives_the_number_that_training_gave(cuda_nn, t
     status, out, _ = cuda_nn("eval", "--run", trained, "--seq-len", 16)
     assert status == 0
     in_training = json.loads(metrics[-1])["held_out_bits_per_byte"]
-    assert final(out)["bits_per_byte"] == pytest.approx(in_training, abs=1e-4)       # printed with four digits
+    assert final(out)["bits_per_byte"] == pytest.approx(in_training, abs=1e-4)  # printed with four digits
     assert out.splitlines()[-5].split() == ["bits", "per", "byte", "perplexity"]
 
 

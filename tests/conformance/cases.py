@@ -1,7 +1,8 @@
 """The arguments on which every kernel is tried, for each floating-point type.
 
-`cases(kernel, dtype)` yields Case objects; their arrays are NumPy's, already rounded to the type.  Arguments that the
-protocol keeps in float (statistics, router weights, optimizer state) are float32 where dtype is half precision."""
+`cases(kernel, dtype)` yields Case objects; their arrays are NumPy's, already rounded to the type.  Arguments
+that the protocol keeps in float (statistics, router weights, optimizer state) are float32 where dtype is half
+precision."""
 
 import zlib
 from collections.abc import Callable, Iterator
@@ -97,15 +98,16 @@ SHAPES = ((), (0,), (1,), (5,), (3, 0, 2), (3, 4), (2, 1, 7), (33, 65))
 EXTREMES = (0.0, -0.0, 1e-4, -1e-4, 3.0, -3.0, 6.0, -6.0, 20.0, -20.0, 100.0, -100.0, 3e4, -3e4)
 
 
-@table("silu", "silu_backward", "gelu", "gelu_backward", "gelu_tanh", "gelu_tanh_backward", "swiglu", "swiglu_backward")
+@table("silu", "silu_backward", "gelu", "gelu_backward", "gelu_tanh", "gelu_tanh_backward",
+       "swiglu", "swiglu_backward")
 def activation(kernel: str) -> Table:
     count = {"silu": 1, "gelu": 1, "gelu_tanh": 1, "swiglu_backward": 3}.get(kernel, 2)
     for shape in SHAPES:
         yield label(*shape), lambda draw, s=shape: (tuple(draw(*s, scale=2.0) for _ in range(count)), {})
     # dy and up are ones, so that nothing overflows that the function itself does not
     place = {1: 0, 2: 0 if kernel == "swiglu" else 1, 3: 1}[count]
-    yield "extremes", lambda draw: (tuple(draw.like(np.array(EXTREMES if i == place else np.ones(len(EXTREMES))))
-                                          for i in range(count)), {})
+    values = [np.array(EXTREMES) if i == place else np.ones(len(EXTREMES)) for i in range(count)]
+    yield "extremes", lambda draw: (tuple(map(draw.like, values)), {})
 
 
 ROWS = ((0,), (1,), (7,), (2, 0), (0, 5), (3, 1), (2, 3, 5), (4, 130))
@@ -124,7 +126,8 @@ def normalised(kernel: str) -> Table:
 def normalised_backward(kernel: str) -> Table:
     forward = getattr(naive, kernel.removesuffix("_backward"))
     for shape in ROWS:
-        yield label(*shape), lambda draw, s=shape: ((draw(*s), draw.like(forward(exact(draw(*s, scale=3.0))))), {})
+        yield label(*shape), lambda draw, s=shape: (
+            (draw(*s), draw.like(forward(exact(draw(*s, scale=3.0))))), {})
     if kernel == "softmax_backward":
         masked = np.array([[0.25, 0.0, 0.75], [0.0, 0.0, 0.0]])
         yield "all-masked", lambda draw: ((draw(2, 3), draw.like(masked)), {})
@@ -137,7 +140,8 @@ NORMS = ((0, 4), (1, 1), (2, 1), (3, 5), (7, 33), (65, 130))
 def norm(kernel: str) -> Table:
     extra = 1 if kernel == "rms_norm" else 2
     for rows, width in NORMS:
-        yield label(rows, width), lambda draw, r=rows, d=width: ((draw(r, d), *(draw(d) for _ in range(extra)), 1e-6), {})
+        yield label(rows, width), lambda draw, r=rows, d=width: (
+            (draw(r, d), *(draw(d) for _ in range(extra)), 1e-6), {})
     yield "zero-row", lambda draw: ((draw.like(np.array([[0.0] * 4, [1.0, 2.0, -1.0, 0.5]])),
                                      *(draw(4) for _ in range(extra)), 1e-5), {})
     yield "large", lambda draw: ((draw(3, 8, scale=3000.0), *(draw(8) for _ in range(extra)), 1e-6), {})
@@ -162,12 +166,14 @@ def norm_backward(kernel: str) -> Table:
 @table("rope")
 def rotary(kernel: str) -> Table:
     shapes = {"2x3x5x8": (2, 3, 5, 8, 4), "partial": (2, 3, 5, 8, 2), "one-position": (1, 4, 1, 6, 3),
-              "empty": (2, 1, 0, 4, 2), "no-batch": (0, 2, 3, 4, 2), "smallest": (1, 1, 1, 2, 1), "long": (1, 2, 130, 10, 5)}
+              "empty": (2, 1, 0, 4, 2), "no-batch": (0, 2, 3, 4, 2), "smallest": (1, 1, 1, 2, 1),
+              "long": (1, 2, 130, 10, 5)}
 
     def build(draw: Draw, sizes: tuple[int, ...], per_row: bool, options: dict[str, Any]) -> Any:
         batch, heads, length, width, half = sizes
         angles = draw.random.uniform(-7.0, 7.0, (batch, 1, length, half) if per_row else (length, half))
-        return (draw(batch, heads, length, width), draw.statistic(np.cos(angles)), draw.statistic(np.sin(angles))), options
+        tables = draw.statistic(np.cos(angles)), draw.statistic(np.sin(angles))
+        return (draw(batch, heads, length, width), *tables), options
 
     for name, sizes in shapes.items():
         for interleaved in (False, True):
@@ -175,7 +181,8 @@ def rotary(kernel: str) -> Table:
                 options = {"interleaved": interleaved, "inverse": inverse}
                 suffix = ("-interleaved" if interleaved else "") + ("-inverse" if inverse else "")
                 yield name + suffix, lambda draw, s=sizes, o=options: build(draw, s, False, o)
-    yield "per-row-positions", lambda draw: build(draw, shapes["2x3x5x8"], True, {"interleaved": False, "inverse": False})
+    yield "per-row-positions", lambda draw: build(
+        draw, shapes["2x3x5x8"], True, {"interleaved": False, "inverse": False})
 
 
 @dataclass(frozen=True)
@@ -196,23 +203,30 @@ class Heads:
 
 
 ATTENTION = {
-    "plain": Heads(), "multi-head": Heads(groups=4), "multi-query": Heads(groups=1), "one-token": Heads(queries=1, keys=1),
-    "decode": Heads(queries=1, keys=17), "continued": Heads(queries=5, keys=8), "17": Heads(queries=17, keys=17),
+    "plain": Heads(), "multi-head": Heads(groups=4), "multi-query": Heads(groups=1),
+    "one-token": Heads(queries=1, keys=1),
+    "decode": Heads(queries=1, keys=17), "continued": Heads(queries=5, keys=8),
+    "17": Heads(queries=17, keys=17),
     "17+3": Heads(queries=17, keys=20, groups=1), "more-queries-than-keys": Heads(queries=6, keys=3),
     "no-query": Heads(queries=0, keys=4), "no-key": Heads(queries=3, keys=0), "no-batch": Heads(batch=0),
     "bidirectional": Heads(causal=False, queries=4, keys=7), "window-1": Heads(window=1, queries=7, keys=7),
     "window-3": Heads(window=3, queries=9, keys=9), "window-3-continued": Heads(window=3, queries=4, keys=11),
-    "window-100": Heads(window=100, queries=9, keys=9), "two-sided-window": Heads(causal=False, window=3, queries=9, keys=9),
-    "padding": Heads(queries=6, keys=6, mask=(2, 1, 1, 6)), "own-masks": Heads(queries=6, keys=6, mask=(2, 4, 6, 6)),
-    "shared-mask": Heads(queries=6, keys=9, mask=(1, 1, 6, 9)), "masked-row": Heads(mask=(2, 1, 5, 5), hide=True),
+    "window-100": Heads(window=100, queries=9, keys=9),
+    "two-sided-window": Heads(causal=False, window=3, queries=9, keys=9),
+    "padding": Heads(queries=6, keys=6, mask=(2, 1, 1, 6)),
+    "own-masks": Heads(queries=6, keys=6, mask=(2, 4, 6, 6)),
+    "shared-mask": Heads(queries=6, keys=9, mask=(1, 1, 6, 9)),
+    "masked-row": Heads(mask=(2, 1, 5, 5), hide=True),
     "masked-window": Heads(window=3, queries=8, keys=8, mask=(2, 1, 1, 8)),
     "masked-bidirectional": Heads(causal=False, queries=3, keys=7, mask=(2, 1, 3, 7), hide=True),
     "smallest": Heads(batch=1, heads=1, groups=1, queries=1, keys=1, width=1, value_width=1),
     "128": Heads(batch=1, heads=2, groups=1, queries=128, keys=128, width=16, value_width=16),
     "129": Heads(batch=1, heads=2, groups=1, queries=129, keys=129, width=4, value_width=3),
     "131+2": Heads(batch=1, heads=2, groups=2, queries=131, keys=133, width=4, value_width=3),
-    "long-window": Heads(batch=1, heads=1, groups=1, queries=130, keys=150, width=4, value_width=3, window=20),
-    "long-masked": Heads(batch=1, heads=1, groups=1, queries=130, keys=130, width=4, value_width=3, mask=(1, 1, 130, 130)),
+    "long-window": Heads(batch=1, heads=1, groups=1, queries=130, keys=150, width=4, value_width=3,
+                         window=20),
+    "long-masked": Heads(batch=1, heads=1, groups=1, queries=130, keys=130, width=4, value_width=3,
+                         mask=(1, 1, 130, 130)),
 }
 
 
@@ -239,7 +253,8 @@ def attention(kernel: str) -> Table:
         yield name, lambda draw, h=h: build(draw, h)
 
 
-LOSS_OPTIONS = {"": {}, "smoothing": {"label_smoothing": 0.1}, "z-loss": {"z_loss": 0.01}, "softcap": {"softcap": 5.0},
+LOSS_OPTIONS = {"": {}, "smoothing": {"label_smoothing": 0.1}, "z-loss": {"z_loss": 0.01},
+                "softcap": {"softcap": 5.0},
                 "all": {"label_smoothing": 0.1, "z_loss": 0.01, "softcap": 5.0}}
 LOSS_SHAPES = ((0, 3), (1, 1), (3, 1), (7, 11), (5, 130))
 
@@ -252,7 +267,8 @@ def _targets(draw: Draw, rows: int, vocabulary: int, ignored: int, ignore_index:
 
 @table("cross_entropy", "cross_entropy_backward")
 def cross_entropy(kernel: str) -> Table:
-    def build(draw: Draw, rows: int, vocabulary: int, ignored: int, options: dict[str, Any], scale: float = 2.0) -> Any:
+    def build(draw: Draw, rows: int, vocabulary: int, ignored: int, options: dict[str, Any],
+              scale: float = 2.0) -> Any:
         logits = draw(rows, vocabulary, scale=scale)
         targets = _targets(draw, rows, vocabulary, ignored, options.get("ignore_index", -100))
         if kernel == "cross_entropy":
@@ -271,12 +287,13 @@ def cross_entropy(kernel: str) -> Table:
 
 @table("linear_cross_entropy")
 def linear_cross_entropy(kernel: str) -> Table:
-    def build(draw: Draw, rows: int, width: int, vocabulary: int, ignored: int, options: dict[str, Any]) -> Any:
+    def build(draw: Draw, rows: int, width: int, vocabulary: int, ignored: int,
+              options: dict[str, Any]) -> Any:
         targets = _targets(draw, rows, vocabulary, ignored)
         return (draw(rows, width), draw(vocabulary, width, scale=0.5), targets), options
 
-    for rows, width, vocabulary in ((0, 3, 4), (1, 1, 1), (7, 5, 11), (33, 8, 65)):
-        yield label(rows, width, vocabulary), lambda draw, s=(rows, width, vocabulary): build(draw, *s, 0, {"gradient": True})
+    for sizes in ((0, 3, 4), (1, 1, 1), (7, 5, 11), (33, 8, 65)):
+        yield label(*sizes), lambda draw, s=sizes: build(draw, *s, 0, {"gradient": True})
     for name, options in LOSS_OPTIONS.items():
         yield f"ignored-{name}", lambda draw, o=options: build(draw, 7, 5, 11, 2, {"gradient": True} | o)
     yield "all-ignored", lambda draw: build(draw, 3, 2, 4, 3, {"gradient": True})
@@ -291,8 +308,10 @@ def router(kernel: str) -> Table:
     for tokens, experts, k in ROUTING:
         for renormalize in (True, False):
             name = label(tokens, experts, k) + ("" if renormalize else "-raw")
-            yield name, lambda draw, s=(tokens, experts), k=k, r=renormalize: ((draw(*s), k), {"renormalize": r})
-    ties = np.array([[1.0, 2.0, 2.0, 0.0], [0.0, 0.0, 0.0, 0.0], [3.0, 1.0, 3.0, 3.0], [-1.0, -1.0, -2.0, -1.0]])
+            yield name, lambda draw, s=(tokens, experts), k=k, r=renormalize: (
+                (draw(*s), k), {"renormalize": r})
+    ties = np.array([[1.0, 2.0, 2.0, 0.0], [0.0, 0.0, 0.0, 0.0],
+                     [3.0, 1.0, 3.0, 3.0], [-1.0, -1.0, -2.0, -1.0]])
     yield "ties", lambda draw: ((draw.like(ties), 2), {"renormalize": True})
     yield "large", lambda draw: ((draw(4, 6, scale=300.0), 2), {"renormalize": True})
 
@@ -313,7 +332,8 @@ def router_backward(kernel: str) -> Table:
 @table("expert_order")
 def order(kernel: str) -> Table:
     for tokens, experts, k in ROUTING:
-        yield label(tokens, experts, k), lambda draw, s=(tokens, experts, k): ((draw.integers(s[1], s[0], s[2]), s[1]), {})
+        yield label(tokens, experts, k), lambda draw, s=(tokens, experts, k): (
+            (draw.integers(s[1], s[0], s[2]), s[1]), {})
     yield "one-expert-takes-all", lambda draw: ((np.full((6, 2), 3), 5), {})
     yield "dropped-pairs", lambda draw: ((draw.integers(4, 9, 2), 3), {})        # expert 3 of 3: dropped
     yield "all-dropped", lambda draw: ((np.full((3, 2), 4), 4), {})
@@ -325,11 +345,14 @@ GROUPS = {"even": (4, 4, 4), "uneven": (1, 0, 7, 3), "one": (5,), "empty": (0, 0
 
 @table("grouped_linear", "grouped_linear_backward")
 def grouped(kernel: str) -> Table:
-    def build(draw: Draw, counts: tuple[int, ...], inputs: int, outputs: int, dropped: int, options: dict[str, Any]) -> Any:
+    def build(draw: Draw, counts: tuple[int, ...], inputs: int, outputs: int, dropped: int,
+              options: dict[str, Any]) -> Any:
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         rows = int(offsets[-1]) + dropped
         x, weight = draw(rows, inputs), draw(len(counts), outputs, inputs)
-        return ((x, weight, offsets), options) if kernel == "grouped_linear" else ((draw(rows, outputs), x, weight, offsets), {})
+        if kernel == "grouped_linear":
+            return (x, weight, offsets), options
+        return (draw(rows, outputs), x, weight, offsets), {}
 
     for name, counts in GROUPS.items():
         yield name, lambda draw, c=counts: build(draw, c, 6, 4, 0, {})
@@ -337,7 +360,8 @@ def grouped(kernel: str) -> Table:
     yield "odd-widths", lambda draw: build(draw, (3, 2), 33, 17, 0, {})
     yield "width-1", lambda draw: build(draw, (3, 2), 1, 1, 0, {})
     if kernel == "grouped_linear":
-        yield "small-groups-as-they-are", lambda draw: build(draw, (1, 0, 7, 3), 6, 4, 1, {"batch_invariant": False})
+        yield "small-groups-as-they-are", lambda draw: build(
+            draw, (1, 0, 7, 3), 6, 4, 1, {"batch_invariant": False})
 
 
 @table("scatter_add")
@@ -351,7 +375,8 @@ def scatter_add(kernel: str) -> Table:
 @table("adamw")
 def adamw(kernel: str) -> Table:
     def build(draw: Draw, shape: tuple[int, ...], **changes: float) -> Any:
-        options = {"lr": 0.01, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "step": 3, "grad_scale": 1.0}
+        options = {"lr": 0.01, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8,
+                   "weight_decay": 0.1, "step": 3, "grad_scale": 1.0}
         state = draw.wide(*shape), draw(*shape), draw.wide(*shape), draw.wide(*shape, low=0.0)
         return state, options | changes
 

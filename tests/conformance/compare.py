@@ -1,8 +1,8 @@
-"""Runs a kernel on a backend and judges what comes back: shapes and types against the protocol's text, values against the
-formulas in naive.py.
+"""Runs a kernel on a backend and judges what comes back: shapes and types against the protocol's text, values
+against the formulas in naive.py.
 
-The rule is FlashAttention's (Dao et al. 2022): a kernel's largest error against float64 may be twice that of a plain
-implementation in the same type, plus a few units in the last place of the largest value."""
+The rule is FlashAttention's (Dao et al. 2022): a kernel's largest error against float64 may be twice that of
+a plain implementation in the same type, plus a few units in the last place of the largest value."""
 
 import re
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from tests.conformance.cases import DTYPES, HALF, Case
 
 IN_PLACE = {"adamw": (0, 2, 3)}                              # arguments that are the results
 SYMBOLS = {"k": "K", "num_experts": "E"}                     # plain integers that stand for an axis
-TERMS = {"attention_backward": 8.0}                          # dP and its row mean are sums of products; they may cancel
+TERMS = {"attention_backward": 8.0}    # dP and its row mean are sums of products; they may cancel
 UNITS = {"float64": 64, "float32": 8, "bfloat16": 1, "float16": 1}
 Function = Callable[..., Any]
 
@@ -43,7 +43,8 @@ def check_on(backend: Backend, case: Case) -> None:
         with use_backend(backend.name):
             result = getattr(kernels, case.kernel)(*arguments, **options)
         bound = getattr(kernels, case.kernel).bound[(backend.name, type(arguments[0]), arguments[0].dtype)]
-        assert bound is expected, f"{case.kernel} ran {bound.__module__}.{bound.__name__}, not the {backend.name} backend's"
+        assert bound is expected, (
+            f"{case.kernel} ran {bound.__module__}.{bound.__name__}, not the {backend.name} backend's")
         calls.append(backend.name)
         return result
 
@@ -55,16 +56,20 @@ def to_numpy(result: Any) -> Any:
     return result.numpy() if hasattr(result, "numpy") else result
 
 
-def check(function: Function, case: Case, into: Function = lambda array: array, back: Function = lambda array: array) -> None:
-    """Run function on the case's arguments, converted by `into`; judge its results, converted back by `back`."""
+def check(function: Function, case: Case, into: Function = lambda array: array,
+          back: Function = lambda array: array) -> None:
+    """Run function on the case's arguments, converted by `into`; judge its results, converted back by
+    `back`."""
     arguments = tuple(into(fresh(a)) if isinstance(a, np.ndarray) else a for a in case.arguments)
-    options = {name: into(value) if isinstance(value, np.ndarray) else value for name, value in case.options.items()}
+    options = {name: into(value) if isinstance(value, np.ndarray) else value
+               for name, value in case.options.items()}
     untouched = [back(a).copy() if isinstance(a, np.ndarray) else None for a in case.arguments]
     results = function(*arguments, **options)
     if case.kernel in IN_PLACE:
         assert results is None
         results = tuple(arguments[i] for i in IN_PLACE[case.kernel])
-    results = [back(r) if r is not None else None for r in (results if isinstance(results, tuple) else (results,))]
+    results = [back(r) if r is not None else None
+               for r in (results if isinstance(results, tuple) else (results,))]
     for i, (before, after) in enumerate(zip(untouched, arguments, strict=True)):
         if before is not None and i not in IN_PLACE.get(case.kernel, ()):
             assert np.array_equal(before, back(after), equal_nan=True), f"argument {i} was changed"
@@ -93,7 +98,7 @@ def judge(case: Case, results: list[Any]) -> None:
     if case.kernel not in IN_PLACE:
         check_protocol(KERNELS[case.kernel], case, results)
     assert len(results) == len(expect)
-    sizes = (np.max(np.abs(a[np.isfinite(a)]), initial=0.0) for a in floats(case))
+    sizes = (np.max(np.abs(a[np.isfinite(a)]), initial=0.0) for a in floats(case) if a.size)
     terms = TERMS.get(case.kernel, 1.0) * min([1.0, *sizes])
     for i, (result, right, rough) in enumerate(zip(results, expect, plain, strict=True)):
         if right is None:
@@ -102,19 +107,20 @@ def judge(case: Case, results: list[Any]) -> None:
         if np.asarray(right).dtype.kind == "i":
             assert np.array_equal(result, right), f"result {i}: {result} is not {right}"
         else:
-            compare(f"result {i}", np.asarray(result), np.asarray(right), np.asarray(rough), case.dtype, terms)
+            compare(f"result {i}", np.asarray(result), np.asarray(right), np.asarray(rough), case.dtype,
+                    terms)
 
 
 def floats(case: Case) -> list[np.ndarray]:
-    return [a for a in case.arguments if isinstance(a, np.ndarray) and a.dtype.kind not in "iub" and a.size]
+    return [a for a in case.arguments if isinstance(a, np.ndarray) and a.dtype.kind not in "iub"]
 
 
 _VALUES: dict[tuple[str, str, str], tuple[list[Any], list[Any]]] = {}
 
 
 def values(case: Case) -> tuple[list[Any], list[Any]]:
-    """naive.py's results in float64, and with everything computed in the case's type: where the protocol says `float`, in
-    float32 at least.  Kept, since a case in another layout has the same."""
+    """naive.py's results in float64, and with everything computed in the case's type: where the protocol says
+    `float`, in float32 at least.  Kept, since a case in another layout has the same."""
     key = (case.kernel, case.name, case.dtype)
     if key not in _VALUES:
         plain = run_naive(case, DTYPES[case.dtype])
@@ -127,13 +133,14 @@ def values(case: Case) -> tuple[list[Any], list[Any]]:
 
 
 def run_naive(case: Case, dtype: Any) -> list[Any]:
-    inputs = (a.astype(dtype) if isinstance(a, np.ndarray) and a.dtype.kind not in "iub" else a for a in case.arguments)
+    inputs = [a.astype(dtype) if any(a is x for x in floats(case)) else a for a in case.arguments]
     with np.errstate(all="ignore"):
         results = getattr(naive, case.kernel)(*inputs, **case.options)
     return list(results) if isinstance(results, tuple) else [results]
 
 
-def compare(what: str, result: np.ndarray, right: np.ndarray, rough: np.ndarray, dtype: str, scale: float = 0.0) -> None:
+def compare(what: str, result: np.ndarray, right: np.ndarray, rough: np.ndarray, dtype: str,
+            scale: float = 0.0) -> None:
     """scale: size of the terms that the result is a sum of, where they may cancel"""
     assert result.shape == right.shape, f"{what}: shape {result.shape}, expected {right.shape}"
     result, rough = result.astype(np.float64), rough.astype(np.float64)
@@ -144,7 +151,8 @@ def compare(what: str, result: np.ndarray, right: np.ndarray, rough: np.ndarray,
     error, known = np.abs(result[finite] - right[finite]), np.abs(rough[finite] - right[finite])
     largest = max(scale, np.max(np.abs(right[finite])))
     limit = 2.0 * np.max(known[np.isfinite(known)], initial=0.0) + UNITS[dtype] * _unit(dtype) * largest
-    assert np.all(error <= limit), f"{what}: error {np.max(error):.3g}, allowed {limit:.3g} (plain {np.max(known):.3g})"
+    assert np.all(error <= limit), (
+        f"{what}: error {np.max(error):.3g}, allowed {limit:.3g} (plain {np.max(known):.3g})")
 
 
 def _unit(dtype: str) -> float:
@@ -157,7 +165,8 @@ ITEM = re.compile(r"(?P<name>\w+)(?:\[(?P<axes>[^\]]*)\])?(?::(?P<kind>\w+))?")
 
 
 def positional(kernel: Kernel) -> list[re.Match[str]]:
-    return [match for match in (ITEM.fullmatch(text) for text in kernel.arguments.split(";")[0].split()) if match]
+    matches = (ITEM.fullmatch(text) for text in kernel.arguments.split(";")[0].split())
+    return [match for match in matches if match]
 
 
 def check_protocol(kernel: Kernel, case: Case, results: list[Any]) -> None:
@@ -187,7 +196,8 @@ def bind(axes: str | None, value: Any, sizes: dict[str, Any], name: str) -> None
         shape = shape[len(shape) - len(letters) :]
         lead = value.shape[: value.ndim - len(letters)]
         if name not in ("cos", "sin"):
-            assert sizes.setdefault("...", lead) == lead, f"{name}[{axes}]: leading axes {lead}, expected {sizes['...']}"
+            known = sizes.setdefault("...", lead)
+            assert known == lead, f"{name}[{axes}]: leading axes {lead}, expected {known}"
     assert len(shape) == len(letters), f"{name}[{axes}] has shape {value.shape}"
     for letter, size in zip(letters, shape, strict=True):
         known = int(letter) if letter.isdigit() else sizes.setdefault(letter, size)
@@ -202,7 +212,7 @@ def check_type(match: re.Match[str], named: dict[str, Any], result: Any, case: C
     elif kind == "int":
         assert result.dtype.kind == "i"
     else:
-        source = named[kind] if kind in named else first
+        source = named.get(kind, first)
         expected = np.dtype(np.float32) if kind == "float" and case.dtype in HALF else source.dtype
         assert result.dtype == expected, f"{match['name']} is {result.dtype}, expected {expected}"
 

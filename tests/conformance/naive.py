@@ -1,8 +1,9 @@
-"""What every kernel of nn.backends.protocol computes, written once more as a reader of the formula would write it.
+"""What every kernel of nn.backends.protocol computes, written once more as a reader of the formula would
+write it.
 
-Nothing here imports nn.  In float64 these functions are the exact answer; called on arrays of another type, they are the
-plain implementation in that type whose error FlashAttention's rule doubles: every intermediate result is rounded to the
-type, only sums are formed wider (float32 for half precision)."""
+Nothing here imports nn.  In float64 these functions are the exact answer; called on arrays of another type,
+they are the plain implementation in that type whose error FlashAttention's rule doubles: every intermediate
+result is rounded to the type, only sums are formed wider (float32 for half precision)."""
 
 import math
 from functools import cache
@@ -129,7 +130,8 @@ def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> tuple[Array,
     return centred * rstd * weight + bias, mean, rstd
 
 
-def layer_norm_backward(dy: Array, x: Array, weight: Array, mean: Array, rstd: Array) -> tuple[Array, Array, Array]:
+def layer_norm_backward(dy: Array, x: Array, weight: Array, mean: Array,
+                        rstd: Array) -> tuple[Array, Array, Array]:
     rstd = rstd.astype(x.dtype)
     a, x_hat = dy * weight, (x - mean.astype(x.dtype)) * rstd
     dx = rstd * (a - _mean(a) - x_hat * _mean(a * x_hat))
@@ -192,7 +194,8 @@ def attention(q: Array, k: Array, v: Array, *, scale: float, causal: bool = True
 
 
 def attention_backward(do: Array, q: Array, k: Array, v: Array, o: Array, lse: Array, *, scale: float,
-                       causal: bool = True, window: int = 0, mask: Array | None = None) -> tuple[Array, Array, Array]:
+                       causal: bool = True, window: int = 0,
+                       mask: Array | None = None) -> tuple[Array, Array, Array]:
     see, repeat = visible(q, k, causal, window, mask), q.shape[1] // k.shape[1]
     wide = accumulator(q.dtype)
     dq, dk, dv = np.zeros_like(q), np.zeros(k.shape, wide), np.zeros(v.shape, wide)
@@ -217,7 +220,8 @@ def _row_loss(z: Array, target: int, smoothing: float, z_loss: float, cap: float
     largest = np.max(capped)
     e = np.exp(capped - largest)
     lse = largest + np.log(total(e)[0])
-    loss = lse - c(1 - smoothing) * capped[target] - c(smoothing / len(z)) * total(capped)[0] + c(z_loss) * lse * lse
+    loss = (lse - c(1 - smoothing) * capped[target] - c(smoothing / len(z)) * total(capped)[0]
+            + c(z_loss) * lse * lse)
     grad = e / total(e) * (c(1) + c(2 * z_loss) * lse) - c(smoothing / len(z))
     grad[target] -= c(1 - smoothing)
     return loss, lse, grad * (c(1) - (capped / c(cap)) ** 2).astype(z.dtype) if cap else grad
@@ -233,16 +237,19 @@ def cross_entropy(logits: Array, targets: Array, *, ignore_index: int = -100, la
     return loss, lse
 
 
-def cross_entropy_backward(dloss: Array, logits: Array, targets: Array, lse: Array, *, ignore_index: int = -100,
+def cross_entropy_backward(dloss: Array, logits: Array, targets: Array, lse: Array, *,
+                           ignore_index: int = -100,
                            label_smoothing: float = 0.0, z_loss: float = 0.0, softcap: float = 0.0) -> Array:
     dlogits = np.zeros_like(logits)
     for r, target in enumerate(targets):
         if target != ignore_index:
-            dlogits[r] = _row_loss(logits[r], target, label_smoothing, z_loss, softcap)[2] * dloss[r].astype(logits.dtype)
+            gradient = _row_loss(logits[r], target, label_smoothing, z_loss, softcap)[2]
+            dlogits[r] = gradient * dloss[r].astype(logits.dtype)
     return dlogits
 
 
-def linear_cross_entropy(x: Array, weight: Array, targets: Array, *, gradient: bool = True, **options: Any) -> Any:
+def linear_cross_entropy(x: Array, weight: Array, targets: Array, *, gradient: bool = True,
+                         **options: Any) -> Any:
     logits = product(x, weight.T)
     loss, lse = cross_entropy(logits, targets, **options)
     if not gradient:
@@ -255,7 +262,8 @@ def linear_cross_entropy(x: Array, weight: Array, targets: Array, *, gradient: b
 
 def router_topk(logits: Array, k: int, *, renormalize: bool = True) -> tuple[Array, Array, Array]:
     probs = softmax(logits)
-    experts = np.array([sorted(range(len(row)), key=lambda e: (-float(row[e]), e))[:k] for row in logits], np.int64)
+    experts = np.array([sorted(range(len(row)), key=lambda e: (-float(row[e]), e))[:k] for row in logits],
+                       np.int64)
     experts = experts.reshape(len(logits), k)
     weights = np.array([row[chosen] for row, chosen in zip(probs, experts, strict=True)], logits.dtype)
     weights = weights.reshape(experts.shape)

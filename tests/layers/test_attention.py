@@ -40,7 +40,8 @@ def by_hand(attention: GroupedAttention, x: np.ndarray) -> np.ndarray:
             z = np.concatenate([a * c - b * s, b * c + a * s], axis=-1)
         return z
 
-    q, k, v = project("q_proj", heads, True), project("k_proj", groups, True), project("v_proj", groups, False)
+    q = project("q_proj", heads, True)
+    k, v = project("k_proj", groups, True), project("v_proj", groups, False)
     out = np.zeros((*x.shape[:2], heads * width))
     for b, t, h in np.ndindex(*x.shape[:2], heads):
         g = h // (heads // groups)
@@ -122,7 +123,8 @@ def test_a_window_cache_needs_only_the_window() -> None:
 
 def test_a_cache_refuses_gradients() -> None:
     """Keys in a cache are constants: a gradient past them would be wrong without a word."""
-    with pytest.raises(RuntimeError, match=r"attention: a cache keeps no gradients; call with state= under no_grad\(\)"):
+    with pytest.raises(RuntimeError,
+                       match=r"attention: a cache keeps no gradients; call with state= under no_grad\(\)"):
         layer()(Tensor(inputs()), state=LayerCache())
 
 

@@ -9,8 +9,21 @@ import numpy as np
 import pytest
 
 from nn import ops
-from nn.layers import (DecoderBlock, Embedding, Experts, FeedForward, GroupedAttention, LayerNorm, Linear, Module, MoELayer,
-                       RMSNorm, Rotary, Router, auxiliary)
+from nn.layers import (
+    DecoderBlock,
+    Embedding,
+    Experts,
+    FeedForward,
+    GroupedAttention,
+    LayerNorm,
+    Linear,
+    Module,
+    MoELayer,
+    RMSNorm,
+    Rotary,
+    Router,
+    auxiliary,
+)
 from nn.layers.feed_forward import KINDS
 from nn.layers.moe import Routing
 from nn.layers.moe.capacity import POLICIES, keep_within_capacity
@@ -24,7 +37,8 @@ def scattered(module: Module, seed: int = 0) -> Any:
     """Every parameter Normal(0, ½), norms' weights around 1"""
     random = np.random.default_rng(seed)
     for parameter in module.parameters():
-        parameter.data = 0.5 * random.standard_normal(parameter.shape) + (1.0 if parameter.fill == 1.0 else 0.0)
+        centre = 1.0 if parameter.fill == 1.0 else 0.0
+        parameter.data = 0.5 * random.standard_normal(parameter.shape) + centre
     return module
 
 
@@ -52,10 +66,12 @@ def test_norms(kind: Callable[..., Module], shape: tuple[int, ...]) -> None:
     check(layer, normal(*shape), parameters=layer.parameters())
 
 
-ATTENTION: dict[str, tuple[tuple[int, int, int], dict[str, Any]]] = {        # (heads, key/value heads, length)
-    "multi-head": ((2, 2, 4), {}), "grouped": ((4, 2, 5), {}), "multi-query": ((3, 1, 4), {}), "one token": ((2, 1, 1), {}),
+ATTENTION: dict[str, tuple[tuple[int, int, int], dict[str, Any]]] = {    # (heads, key/value heads, length)
+    "multi-head": ((2, 2, 4), {}), "grouped": ((4, 2, 5), {}), "multi-query": ((3, 1, 4), {}),
+    "one token": ((2, 1, 1), {}),
     "qk-norm": ((2, 1, 4), {"qk_norm": True, "eps": 1e-2}), "biases": ((2, 1, 4), {"bias": True}),
-    "window": ((2, 1, 7), {"window": 3}), "everything": ((4, 2, 5), {"qk_norm": True, "eps": 1e-2, "bias": True, "window": 2})}
+    "window": ((2, 1, 7), {"window": 3}),
+    "everything": ((4, 2, 5), {"qk_norm": True, "eps": 1e-2, "bias": True, "window": 2})}
 
 
 @pytest.mark.parametrize("pairing", ["none", "half-split", "interleaved"])
@@ -77,7 +93,8 @@ def test_attention_with_left_padding() -> None:
 def test_feed_forward(kind: str) -> None:
     layer = scattered(FeedForward(5, 7, kind, **F64))
     if kind == "relu":                                            # keep every unit away from its kink
-        layer.up_proj.weight.data = np.abs(layer.up_proj.weight.data) * np.array([1, -1, 1, -1, 1, -1, 1])[:, None]
+        signs = np.array([1, -1, 1, -1, 1, -1, 1])[:, None]
+        layer.up_proj.weight.data = np.abs(layer.up_proj.weight.data) * signs
     check(layer, np.abs(normal(2, 3, 5)), parameters=layer.parameters())
 
 
@@ -97,7 +114,8 @@ def choices() -> Iterator[list[float]]:
         yield margins
 
 
-def steady(make: Callable[[int], tuple[Any, np.ndarray]], run: Callable[[Any, np.ndarray], Any]) -> tuple[Any, np.ndarray]:
+def steady(make: Callable[[int], tuple[Any, np.ndarray]],
+           run: Callable[[Any, np.ndarray], Any]) -> tuple[Any, np.ndarray]:
     """The first seed whose routing no finite difference can change"""
     for seed in range(200):
         layer, x = make(seed)
@@ -123,7 +141,8 @@ def with_losses(layer: Any) -> Callable[[Tensor], tuple[Tensor, ...]]:
 @pytest.mark.parametrize("renormalize", [True, False])
 @pytest.mark.parametrize(("jitter", "k"), [(0.0, 2), (0.1, 2), (0.0, 1), (0.0, 4)])
 def test_router(renormalize: bool, jitter: float, k: int) -> None:
-    """Weights, balance loss and z-loss; the jitter is drawn from a counter, so it is the same at every evaluation."""
+    """Weights, balance loss and z-loss; the jitter is drawn from a counter, so it is the same at every
+    evaluation."""
     def make(seed: int) -> tuple[Router, np.ndarray]:
         router = Router(5, 4, k, renormalize=renormalize, jitter=jitter, balance_coef=0.7, z_coef=0.3, **F64)
         return scattered(router, seed), 2.0 * normal(6, 5, seed=seed)
@@ -132,12 +151,15 @@ def test_router(renormalize: bool, jitter: float, k: int) -> None:
     check(with_losses(router), x, parameters=router.parameters())
 
 
-@pytest.mark.parametrize("chosen", [[[0, 2], [1, 2], [2, 0]], [[1, 1], [1, 1], [1, 1]], [[0, 3], [3, 3], [2, 3]]],
+@pytest.mark.parametrize("chosen", [[[0, 2], [1, 2], [2, 0]],
+                                    [[1, 1], [1, 1], [1, 1]],
+                                    [[0, 3], [3, 3], [2, 3]]],
                          ids=["mixed", "one expert", "dropped"])
 def test_experts(chosen: list[list[int]]) -> None:
     layer = scattered(Experts(3, 4, 5, **F64))
     experts = np.array(chosen)
-    check(lambda x, w: layer(x, Routing(w, experts)), normal(3, 4), normal(3, 2, seed=2), parameters=layer.parameters())
+    check(lambda x, w: layer(x, Routing(w, experts)), normal(3, 4), normal(3, 2, seed=2),
+          parameters=layer.parameters())
 
 
 @pytest.mark.parametrize("renormalize", [True, False])
@@ -145,7 +167,8 @@ def test_experts(chosen: list[list[int]]) -> None:
 def test_mixture(experts: int, k: int, renormalize: bool) -> None:
     def make(seed: int) -> tuple[MoELayer, np.ndarray]:
         router = Router(4, experts, k, renormalize=renormalize, balance_coef=0.5, z_coef=0.2, **F64)
-        return scattered(MoELayer(router, Experts(experts, 4, 3, **F64)), seed), 2.0 * normal(2, 3, 4, seed=seed)
+        layer = scattered(MoELayer(router, Experts(experts, 4, 3, **F64)), seed)
+        return layer, 2.0 * normal(2, 3, 4, seed=seed)
 
     layer, x = steady(make, lambda layer, x: layer(Tensor(x)))
     check(with_losses(layer), x, parameters=layer.parameters(), entries=12)

@@ -21,7 +21,8 @@ class Two(Module):
 
 
 def test_names_are_paths_in_the_order_of_definition() -> None:
-    assert list(Two().named_parameters()) == ["first.weight", "first.bias", "items.0.weight", "items.1.weight", "own"]
+    assert list(Two().named_parameters()) == [
+        "first.weight", "first.bias", "items.0.weight", "items.1.weight", "own"]
 
 
 def test_a_shared_parameter_counts_once() -> None:
@@ -97,7 +98,8 @@ class TestInitialize:
                 self.before = Linear(5, 5)
                 super().__init__()
 
-        np.testing.assert_array_equal(Two().initialize(0).first.weight.data, Three().initialize(0).first.weight.data)
+        np.testing.assert_array_equal(Two().initialize(0).first.weight.data,
+                                      Three().initialize(0).first.weight.data)
 
     def test_negative_seed(self) -> None:
         with pytest.raises(InputError, match="seed: -1 is out of range"):
@@ -126,8 +128,10 @@ class TestStateDict:
     @pytest.mark.parametrize(("change", "message"), [
         (lambda d: d.pop("own"), "weights do not fit the model: own: missing"),
         (lambda d: d.update(extra=np.ones(1)), "weights do not fit the model: extra: unexpected"),
-        (lambda d: d.update(own=np.ones(3)), r"weights do not fit the model: own: shape \[3\], expected \[4\]"),
-        (lambda d: d.clear(), r"first.weight: missing; first.bias: missing; items.0.weight: missing \(and 2 more\)")])
+        (lambda d: d.update(own=np.ones(3)),
+         r"weights do not fit the model: own: shape \[3\], expected \[4\]"),
+        (lambda d: d.clear(),
+         r"first.weight: missing; first.bias: missing; items.0.weight: missing \(and 2 more\)")])
     def test_what_does_not_fit_is_named_and_nothing_changes(self, change: Any, message: str) -> None:
         model = Two().initialize(3)
         before = {name: values.copy() for name, values in model.state_dict().items()}
@@ -149,4 +153,5 @@ def test_a_module_without_forward_says_so() -> None:
 
 def test_decay_is_for_matrices_only() -> None:
     model = Two()
-    assert {name for name, p in model.named_parameters().items() if p.decay} == {"first.weight", "items.1.weight", "own"}
+    decayed = {name for name, p in model.named_parameters().items() if p.decay}
+    assert decayed == {"first.weight", "items.1.weight", "own"}

@@ -16,7 +16,8 @@ from nn.tensor import Tensor
 KINDS = ("none", "linear", "ntk", "dynamic", "yarn")
 
 
-def frequencies(kind: str, factor: float, dim: int = 8, theta: float = 1e4, trained: int = 32, length: int = 128,
+def frequencies(kind: str, factor: float, dim: int = 8, theta: float = 1e4, trained: int = 32,
+                length: int = 128,
                 **options: Any) -> np.ndarray:
     return inverse_frequencies(dim, theta, RopeScaling(kind, factor, trained, **options), length)[0]
 
@@ -39,10 +40,11 @@ class TestScalings:
         np.testing.assert_allclose(found, [1.0, 0.06299605, 0.0039685, 0.00025], rtol=1e-6)
         assert base(found) == pytest.approx(63496.04207873, abs=1e-7)
         assert found[0] == 1.0
-        assert found[-1] == pytest.approx(0.001 / 4.0, rel=1e-14)               # slowed down by exactly the factor
+        assert found[-1] == pytest.approx(0.001 / 4.0, rel=1e-14)    # slowed down by exactly the factor
 
     def test_ntk_from_32k_to_256k(self) -> None:
-        assert base(frequencies("ntk", 8.0, dim=64, trained=32768, length=262144)) == pytest.approx(85550.3759, abs=5e-5)
+        stretched = frequencies("ntk", 8.0, dim=64, trained=32768, length=262144)
+        assert base(stretched) == pytest.approx(85550.3759, abs=5e-5)
 
     def test_dynamic(self) -> None:
         assert base(frequencies("dynamic", 4.0, length=48)) == pytest.approx(43267.48710922, abs=1e-7)
@@ -50,7 +52,7 @@ class TestScalings:
         np.testing.assert_array_equal(frequencies("dynamic", 4.0, length=5), frequencies("none", 1.0))
         bases = [base(frequencies("dynamic", 4.0, length=n)) for n in range(32, 128, 8)]
         assert bases == sorted(bases)
-        assert base(frequencies("dynamic", 4.0, length=33)) == pytest.approx(1e4, rel=0.2)         # no jump at L0
+        assert base(frequencies("dynamic", 4.0, length=33)) == pytest.approx(1e4, rel=0.2)    # no jump at L0
 
     def test_yarn(self) -> None:
         found, factor = inverse_frequencies(8, 1e4, RopeScaling("yarn", 4.0, 32), 128)
@@ -68,7 +70,8 @@ class TestScalings:
 
     def test_yarn_options(self) -> None:
         assert inverse_frequencies(8, 1e4, RopeScaling("yarn", 4.0, 32, attention_factor=1.0), 128)[1] == 1.0
-        step = frequencies("yarn", 16.0, dim=64, trained=4096, beta_fast=8.0, beta_slow=8.0)      # channel 15.3 turns 8 times
+        # channel 15.3 turns 8 times
+        step = frequencies("yarn", 16.0, dim=64, trained=4096, beta_fast=8.0, beta_slow=8.0)
         ratio = step / frequencies("none", 1.0, dim=64)
         np.testing.assert_allclose(ratio, [1.0] * 16 + [1 / 16] * 16, rtol=1e-14)
 
@@ -92,10 +95,14 @@ class TestScalings:
         np.testing.assert_allclose(scaled(0, 40, np.float64)[0][::4], plain(0, 10, np.float64)[0], atol=1e-14)
 
     @pytest.mark.parametrize(("make", "message"), [
-        (lambda: RopeScaling("nkt", 2.0), "rope_scaling.type: 'nkt'"), (lambda: RopeScaling("ntk", 0.5), "rope_scaling.factor: 0.5 is below 1"),
-        (lambda: Rotary(7), "rotary width: 7 is not an even number of channels"), (lambda: Rotary(0), "rotary width: 0"),
-        (lambda: Rotary(2, scaling=RopeScaling("ntk", 2.0)), "rope_scaling.type: ntk needs a rotary width above 2"),
-        (lambda: Rotary(2, scaling=RopeScaling("dynamic", 2.0)), "rope_scaling.type: dynamic needs a rotary width above 2")])
+        (lambda: RopeScaling("nkt", 2.0), "rope_scaling.type: 'nkt'"),
+        (lambda: RopeScaling("ntk", 0.5), "rope_scaling.factor: 0.5 is below 1"),
+        (lambda: Rotary(7), "rotary width: 7 is not an even number of channels"),
+        (lambda: Rotary(0), "rotary width: 0"),
+        (lambda: Rotary(2, scaling=RopeScaling("ntk", 2.0)),
+         "rope_scaling.type: ntk needs a rotary width above 2"),
+        (lambda: Rotary(2, scaling=RopeScaling("dynamic", 2.0)),
+         "rope_scaling.type: dynamic needs a rotary width above 2")])
     def test_refusals(self, make: Any, message: str) -> None:
         with pytest.raises(InputError, match=message):
             make()
@@ -150,7 +157,8 @@ class TestTables:
     def test_yarn_scales_cos_and_sin(self) -> None:
         plain, yarn = Rotary(8), Rotary(8, scaling=RopeScaling("yarn", 4.0, 32))
         assert yarn(0, 1, np.float64)[0][0, 0] == pytest.approx(0.1 * math.log(4.0) + 1.0)
-        np.testing.assert_allclose(yarn(0, 9, np.float64)[0][:, 0], 1.13862944 * plain(0, 9, np.float64)[0][:, 0], rtol=1e-8)
+        np.testing.assert_allclose(yarn(0, 9, np.float64)[0][:, 0],
+                                   1.13862944 * plain(0, 9, np.float64)[0][:, 0], rtol=1e-8)
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
@@ -169,23 +177,26 @@ class TestRotation:
         q, k = np.random.default_rng(0).standard_normal((2, 1, 1, 1, 8))
         scores = {(m, n): float(np.sum(self.turn(q, m, interleaved) * self.turn(k, n, interleaved)))
                   for m, n in ((5, 2), (6, 3), (103, 100), (2, 5), (0, 3))}
-        assert scores[5, 2] == pytest.approx(scores[6, 3], abs=1e-12) == pytest.approx(scores[103, 100], abs=1e-12)
+        assert (scores[5, 2] == pytest.approx(scores[6, 3], abs=1e-12)
+                == pytest.approx(scores[103, 100], abs=1e-12))
         assert scores[2, 5] == pytest.approx(scores[0, 3], abs=1e-12)
         assert abs(scores[5, 2] - scores[2, 5]) > 1e-3
 
     def test_turns_add_up(self, interleaved: bool) -> None:
         x = np.random.default_rng(0).standard_normal((1, 1, 1, 8))
-        np.testing.assert_allclose(self.turn(self.turn(x, 3, interleaved), 4, interleaved), self.turn(x, 7, interleaved), atol=1e-14)
+        np.testing.assert_allclose(self.turn(self.turn(x, 3, interleaved), 4, interleaved),
+                                   self.turn(x, 7, interleaved), atol=1e-14)
 
     def test_an_offset_equals_a_slice(self, interleaved: bool) -> None:
         x = np.random.default_rng(0).standard_normal((1, 2, 9, 8))
-        np.testing.assert_array_equal(self.turn(x[:, :, 4:], 4, interleaved), self.turn(x, 0, interleaved)[:, :, 4:])
+        np.testing.assert_array_equal(self.turn(x[:, :, 4:], 4, interleaved),
+                                      self.turn(x, 0, interleaved)[:, :, 4:])
 
 
 def test_the_two_pairings_are_one_rotation_of_permuted_channels() -> None:
     x = np.random.default_rng(0).standard_normal((1, 2, 5, 8))
     cos, sin = Rotary(8)(3, 5, np.float64)
-    order = [0, 4, 1, 5, 2, 6, 3, 7]                                    # half-split channel of each interleaved one
+    order = [0, 4, 1, 5, 2, 6, 3, 7]    # half-split channel of each interleaved one
     half = ops.rope(Tensor(x), cos, sin).data
     pairs = ops.rope(Tensor(x[..., order]), cos, sin, interleaved=True).data
     np.testing.assert_allclose(pairs, half[..., order], atol=1e-15)

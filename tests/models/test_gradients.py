@@ -1,4 +1,5 @@
-"""Whole models: the loss's gradient by every parameter against finite differences; checkpointing, tying and accumulation."""
+"""Whole models: the loss's gradient by every parameter against finite differences; checkpointing, tying and
+accumulation."""
 
 from typing import Any
 
@@ -15,7 +16,8 @@ SMALL = {"vocab_size": 11, "hidden_size": 8, "head_dim": 2, "intermediate_size":
          "balance_coef": 0.3, "router_z_coef": 0.1}
 MORE: dict[str, dict[str, Any]] = {
     "jitter": {"router_jitter": 0.1}, "capacity": {"capacity_factor": 0.6, "drop_policy": "position"},
-    "everything": {"qk_norm": True, "attention_bias": True, "norm": "layernorm", "tie_embeddings": True, "sliding_window": 3,
+    "everything": {"qk_norm": True, "attention_bias": True, "norm": "layernorm", "tie_embeddings": True,
+                   "sliding_window": 3,
                    "rope_interleaved": True, "router_jitter": 0.1}}
 
 
@@ -48,7 +50,8 @@ def gradients(made: MoETransformer, batch: np.ndarray, **options: Any) -> dict[s
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["as it is", "dense", "tied", "jitter", "capacity", "everything"])
 def test_checkpointing_changes_no_bit(name: str, dtype: str) -> None:
-    """Not the loss, not the figures, not a gradient: auxiliary losses and jitter inside the recomputed blocks included."""
+    """Not the loss, not the figures, not a gradient: auxiliary losses and jitter inside the recomputed blocks
+    included."""
     made, batch = model(dtype, **(VARIANTS | MORE)[name]), ids(2, 7)
     made.set_noise(1, 2, 3)
     plain_loss, plain_figures = made.loss(batch[:, :-1], batch[:, 1:])
@@ -84,7 +87,8 @@ def test_a_tied_gradient_is_the_sum_of_both_uses(recomputed: bool) -> None:
     untied.load_state_dict(values | {"lm_head.weight": values["embed_tokens.weight"]})
     tied.gradient_checkpointing = untied.gradient_checkpointing = recomputed
     one, two = gradients(tied, batch), gradients(untied, batch)
-    np.testing.assert_allclose(one["embed_tokens.weight"], two["embed_tokens.weight"] + two["lm_head.weight"], rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(one["embed_tokens.weight"], two["embed_tokens.weight"] + two["lm_head.weight"],
+                               rtol=1e-12, atol=1e-15)
     for name in one.keys() - {"embed_tokens.weight"}:
         np.testing.assert_allclose(one[name], two[name], rtol=1e-12, atol=1e-15)
     assert "lm_head.weight" not in one
@@ -100,18 +104,21 @@ def test_the_loss_is_that_of_the_logits() -> None:
     fused = {name: p.grad for name, p in made.named_parameters().items()}
     made.zero_grad()
     logits, extra = made(batch[:, :-1], return_aux=True)
-    loss = ops.sum(ops.cross_entropy(logits.reshape(-1, 31), targets.reshape(-1))) * (1.0 / (targets != -100).sum())
+    losses = ops.cross_entropy(logits.reshape(-1, 31), targets.reshape(-1))
+    loss = ops.sum(losses) * (1.0 / (targets != -100).sum())
     for term in extra.values():
         loss = loss + term
     loss.backward()
     assert total.item() == pytest.approx(loss.item(), rel=1e-14)
-    assert figures["loss"] + sum(term.item() for term in extra.values()) == pytest.approx(total.item(), rel=1e-14)
+    parts = figures["loss"] + sum(term.item() for term in extra.values())
+    assert parts == pytest.approx(total.item(), rel=1e-14)
     for name, parameter in made.named_parameters().items():
         np.testing.assert_allclose(parameter.grad, fused[name], rtol=1e-10, atol=1e-14, err_msg=name)
 
 
 def test_micro_batches_equal_one_batch() -> None:
-    """Cross-entropy over unequal numbers of targets; auxiliary losses off, as they are means over their own batch."""
+    """Cross-entropy over unequal numbers of targets; auxiliary losses off, as they are means over their own
+    batch."""
     made, batch = model(balance_coef=0.0, router_z_coef=0.0), ids(4, 9)
     targets = batch[:, 1:].copy()
     targets[0, :5] = -100
@@ -135,7 +142,8 @@ def test_auxiliary_losses_are_scaled_by_the_caller() -> None:
     plain, figures = made.loss(batch[:, :-1], batch[:, 1:], aux_scale=0.0)
     half, _ = made.loss(batch[:, :-1], batch[:, 1:], aux_scale=0.5)
     assert plain.item() == figures["loss"]
-    assert half.item() == pytest.approx(figures["loss"] + 0.5 * (figures["moe/load_balance"] + figures["moe/router_z"]), rel=1e-14)
+    auxiliary = figures["moe/load_balance"] + figures["moe/router_z"]
+    assert half.item() == pytest.approx(figures["loss"] + 0.5 * auxiliary, rel=1e-14)
     assert figures["moe/load"].shape == (2, 4)
     np.testing.assert_allclose(figures["moe/load"].sum(axis=1), 1.0)
 
@@ -149,7 +157,8 @@ def test_the_router_learns() -> None:
 
 @pytest.mark.parametrize("name", ["as it is", "dense", "layernorm", "tied", "qk-norm"])
 def test_bfloat16_is_finite_and_close(name: str) -> None:
-    half, full, batch = model("bfloat16", init_std=0.1, **VARIANTS[name]), model(init_std=0.1, **VARIANTS[name]), ids(2, 33)
+    half, full = model("bfloat16", init_std=0.1, **VARIANTS[name]), model(init_std=0.1, **VARIANTS[name])
+    batch = ids(2, 33)
     full.load_state_dict({key: values.astype(np.float64) for key, values in half.state_dict().items()})
     loss, right = half.loss(batch[:, :-1], batch[:, 1:])[0], full.loss(batch[:, :-1], batch[:, 1:])[0]
     assert loss.dtype == np.float32
@@ -158,8 +167,8 @@ def test_bfloat16_is_finite_and_close(name: str) -> None:
     for key, gradient in found.items():
         assert gradient.dtype == np.float32
         assert np.isfinite(gradient).all()
-        cosine = float(np.sum(gradient * exact[key])) / float(np.linalg.norm(gradient) * np.linalg.norm(exact[key]))
-        assert cosine > 0.97, key                             # a router's near ties may fall the other way
+        lengths = float(np.linalg.norm(gradient) * np.linalg.norm(exact[key]))
+        assert float(np.sum(gradient * exact[key])) > 0.97 * lengths, key       # near ties of a router may turn over
 
 
 def test_float32_is_close_to_float64() -> None:
@@ -167,7 +176,8 @@ def test_float32_is_close_to_float64() -> None:
     double.load_state_dict({key: values.astype(np.float64) for key, values in single.state_dict().items()})
     found, exact = gradients(single, batch), gradients(double, batch)
     for key, gradient in found.items():
-        np.testing.assert_allclose(gradient, exact[key], rtol=1e-3, atol=2e-5 * np.abs(exact[key]).max(), err_msg=key)
+        np.testing.assert_allclose(gradient, exact[key], rtol=1e-3, atol=2e-5 * np.abs(exact[key]).max(),
+                                   err_msg=key)
 
 
 def test_a_repeated_batch_is_learned() -> None:
@@ -185,10 +195,12 @@ def test_find_nonfinite_names_the_layer() -> None:
     made.layers[1].mlp.experts.down_proj.data[2, 0, 0] = np.nan
     assert np.isnan(made.loss(batch[:, :-1], batch[:, 1:])[0].item())
     with find_nonfinite(), np.errstate(all="ignore"), pytest.raises(
-            NonFiniteError, match=r"^GroupedLinear in layers\.1\.mlp\.experts: first non-finite result \(input shapes "):
+            NonFiniteError,
+            match=r"^GroupedLinear in layers\.1\.mlp\.experts: first non-finite result \(input shapes "):
         made.loss(batch[:, :-1], batch[:, 1:])
     with find_nonfinite(), np.errstate(all="ignore"), pytest.raises(
-            NonFiniteError, match=r"^GroupedLinear in MoETransformer\.layers\.1\.mlp\.experts: first non-finite result"):
+            NonFiniteError,
+            match=r"^GroupedLinear in MoETransformer\.layers\.1\.mlp\.experts: first non-finite result"):
         made(batch)
 
 

@@ -1,4 +1,5 @@
-"""What holds for every model: it does not see the future, rows of a batch are strangers, a seed is a model."""
+"""What holds for every model: it does not see the future, rows of a batch are strangers, a seed is a
+model."""
 
 import math
 from typing import Any
@@ -37,13 +38,15 @@ def test_a_longer_text_leaves_the_bits_of_its_beginning_close() -> None:
     made, tokens = model(), ids(2, 40)
     whole = logits(made, tokens)
     for length in (1, 2, 13, 39):
-        np.testing.assert_allclose(logits(made, tokens[:, :length]), whole[:, :length], rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(logits(made, tokens[:, :length]), whole[:, :length],
+                                   rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_permuting_a_batch_permutes_the_result(name: str) -> None:
     made, tokens, order = model(**VARIANTS[name]), ids(5, 9), [3, 0, 4, 1, 2]
-    np.testing.assert_allclose(logits(made, tokens[order]), logits(made, tokens)[order], rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(logits(made, tokens[order]), logits(made, tokens)[order],
+                               rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -75,7 +78,8 @@ def test_left_padding_changes_nothing(name: str) -> None:
 
 def test_a_full_mask_is_no_mask() -> None:
     made, tokens = model(), ids()
-    np.testing.assert_allclose(logits(made, tokens, mask=np.ones((2, 9), bool)), logits(made, tokens), rtol=1e-13, atol=1e-13)
+    np.testing.assert_allclose(logits(made, tokens, mask=np.ones((2, 9), bool)), logits(made, tokens),
+                               rtol=1e-13, atol=1e-13)
 
 
 def test_mixture_of_one_expert_equals_the_dense_model() -> None:
@@ -84,7 +88,8 @@ def test_mixture_of_one_expert_equals_the_dense_model() -> None:
     for i in range(2):
         gate, up = np.split(mixture.state_dict()[f"layers.{i}.mlp.experts.gate_up_proj"][0], 2)
         values |= {f"layers.{i}.mlp.gate_proj.weight": gate, f"layers.{i}.mlp.up_proj.weight": up,
-                   f"layers.{i}.mlp.down_proj.weight": mixture.state_dict()[f"layers.{i}.mlp.experts.down_proj"][0]}
+                   f"layers.{i}.mlp.down_proj.weight":
+                   mixture.state_dict()[f"layers.{i}.mlp.experts.down_proj"][0]}
     dense.load_state_dict(values)
     np.testing.assert_allclose(logits(mixture, ids()), logits(dense, ids()), rtol=1e-12, atol=1e-12)
 
@@ -158,9 +163,11 @@ class TestInitialisation:
         assert not any(array.any() for array in biases)
 
     def test_no_decay_for_norms_biases_and_embeddings(self) -> None:
-        kept = {name for name, p in model(attention_bias=True, qk_norm=True).named_parameters().items() if p.decay}
+        parameters = model(attention_bias=True, qk_norm=True).named_parameters()
+        kept = {name for name, p in parameters.items() if p.decay}
         assert {name.split(".", 2)[-1] for name in kept} == {
-            "self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight", "self_attn.o_proj.weight",
+            "self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight",
+            "self_attn.o_proj.weight",
             "mlp.router.weight", "mlp.experts.gate_up_proj", "mlp.experts.down_proj"}
 
 
@@ -170,7 +177,8 @@ def test_types_and_shapes_of_the_results(dtype: str) -> None:
     assert made(ids()).shape == (2, 9, 31)
     assert made(ids()).dtype.name == dtype
     assert made(ids(), last_only=True).shape == (2, 1, 31)
-    np.testing.assert_allclose(logits(made, ids(), last_only=True).astype(float), logits(made, ids())[:, -1:].astype(float), rtol=2e-2, atol=2e-2)
+    np.testing.assert_allclose(logits(made, ids(), last_only=True).astype(float),
+                               logits(made, ids())[:, -1:].astype(float), rtol=2e-2, atol=2e-2)
     assert made(np.zeros((0, 4), np.int64)).shape == (0, 4, 31)
     assert made(np.zeros((2, 0), np.int64)).shape == (2, 0, 31)
     assert made.loss(ids(), np.full((2, 9), -100))[1]["loss"] == 0.0
@@ -192,5 +200,6 @@ def test_auxiliary_losses_only_on_request() -> None:
 def test_forward_ids() -> None:
     made = MoETransformer.tiny()
     assert made.forward_ids([1, 2, 3, 4], batch=1, seq_len=4).shape == (1, 4, 1000)
-    np.testing.assert_array_equal(made.forward_ids([1, 2, 3, 4, 5, 6], batch=2).data, made([[1, 2, 3], [4, 5, 6]]).data)
+    np.testing.assert_array_equal(made.forward_ids([1, 2, 3, 4, 5, 6], batch=2).data,
+                                  made([[1, 2, 3], [4, 5, 6]]).data)
     assert made.forward_ids([1, 2, 3, 4]).shape == (1, 4, 1000)

@@ -1,4 +1,5 @@
-"""Every operation of nn.ops on many inputs: one table, which the tests of gradients, layouts and mutants share."""
+"""Every operation of nn.ops on many inputs: one table, which the tests of gradients, layouts and mutants
+share."""
 
 import zlib
 from collections.abc import Callable, Iterator
@@ -40,7 +41,8 @@ def integers(seed: str, high: int, *shape: int) -> np.ndarray:
 def distinct(seed: str, *shape: int) -> np.ndarray:
     """Random order of values at least 0.1 apart: no ties for maximum and top-k"""
     count = int(np.prod(shape))
-    return (np.random.default_rng(zlib.crc32(seed.encode())).permutation(count).reshape(shape) - count / 2) * 0.1
+    order = np.random.default_rng(zlib.crc32(seed.encode())).permutation(count)
+    return (order.reshape(shape) - count / 2) * 0.1
 
 
 def label(*shapes: tuple[int, ...]) -> str:
@@ -48,14 +50,18 @@ def label(*shapes: tuple[int, ...]) -> str:
 
 
 SHAPES = ((), (0,), (1,), (5,), (3, 4), (2, 0, 3), (1, 1, 1), (2, 1, 3))
-PAIRS = (((3, 4), (3, 4)), ((), (3, 4)), ((3, 4), ()), ((4,), (3, 4)), ((3, 4), (4,)), ((3, 1), (1, 4)), ((1, 4), (3, 4)),
-         ((2, 1, 3), (4, 1)), ((4, 1), (2, 1, 3)), ((1, 1), (2, 3, 4)), ((0, 3), (1, 3)), ((1, 3), (0, 3)), ((1,), (5,)), ((), ()))
+PAIRS = (((3, 4), (3, 4)), ((), (3, 4)), ((3, 4), ()), ((4,), (3, 4)), ((3, 4), (4,)), ((3, 1), (1, 4)),
+         ((1, 4), (3, 4)),
+         ((2, 1, 3), (4, 1)), ((4, 1), (2, 1, 3)), ((1, 1), (2, 3, 4)), ((0, 3), (1, 3)), ((1, 3), (0, 3)),
+         ((1,), (5,)), ((), ()))
 
 SMOOTH: dict[str, Function] = {
-    "exp": ops.exp, "tanh": ops.tanh, "sigmoid": ops.sigmoid, "silu": ops.silu, "gelu": ops.gelu, "neg": ops.neg,
+    "exp": ops.exp, "tanh": ops.tanh, "sigmoid": ops.sigmoid, "silu": ops.silu, "gelu": ops.gelu,
+    "neg": ops.neg,
     "cast": lambda x: ops.cast(x, np.float64)}
 POSITIVE: dict[str, Function] = {"log": ops.log, "sqrt": ops.sqrt, "power": lambda x: ops.power(x, -1.5)}
-KINKED: dict[str, Function] = {"absolute": ops.absolute, "relu": ops.relu, "clip": lambda x: ops.clip(x, -0.7, 0.1)}
+KINKED: dict[str, Function] = {"absolute": ops.absolute, "relu": ops.relu,
+                               "clip": lambda x: ops.clip(x, -0.7, 0.1)}
 BINARY: dict[str, Function] = {"add": ops.add, "sub": ops.sub, "mul": ops.mul, "maximum": ops.maximum}
 
 
@@ -67,9 +73,11 @@ def elementwise() -> Iterator[Row]:
             yield Row(name, label(shape), function, (np.abs(away(normal(f"{name}{shape}", *shape), 0.5)),))
         for name, function in KINKED.items():
             yield Row(name, label(shape), function, (away(normal(f"{name}{shape}", *shape)),))
-        yield Row("gelu", f"tanh-{label(shape)}", lambda x: ops.gelu(x, approximate=True), (normal(f"gelu{shape}", *shape),))
+        yield Row("gelu", f"tanh-{label(shape)}", lambda x: ops.gelu(x, approximate=True),
+                  (normal(f"gelu{shape}", *shape),))
     for exponent in (0, 1, 2, 3):
-        yield Row("power", f"{exponent}-of-negative", lambda x, p=exponent: ops.power(x, p), (normal("power", 7),))
+        yield Row("power", f"{exponent}-of-negative", lambda x, p=exponent: ops.power(x, p),
+                  (normal("power", 7),))
     yield Row("silu", "large", ops.silu, (np.array([-30.0, -8.0, 8.0, 30.0]),))
     yield Row("gelu", "large", ops.gelu, (np.array([-8.0, -4.0, 4.0, 8.0]),))
 
@@ -96,7 +104,8 @@ def broadcasting() -> Iterator[Row]:
     yield Row("where", "number-left", lambda t: ops.where(x > 0, 0.0, t), (x,))
 
 
-AXES = (((), None), ((4,), 0), ((0,), None), ((3, 4), None), ((3, 4), 0), ((3, 4), -1), ((3, 4), (0, 1)), ((2, 3, 4), (0, 2)),
+AXES = (((), None), ((4,), 0), ((0,), None), ((3, 4), None), ((3, 4), 0), ((3, 4), -1), ((3, 4), (0, 1)),
+        ((2, 3, 4), (0, 2)),
         ((2, 3, 4), (-1,)), ((2, 3, 4), 1), ((2, 0, 3), 1), ((2, 0, 3), 0), ((1, 1, 1), (0, 2)))
 
 
@@ -106,11 +115,13 @@ def reductions() -> Iterator[Row]:
             case = f"{label(shape)}-{axis}" + "-kept" * keepdims
             options = {"axis": axis, "keepdims": keepdims}
             for name in ("sum", "mean"):
-                yield Row(name, case, lambda x, f=getattr(ops, name), o=options: f(x, **o), (normal(case, *shape),))
+                function = getattr(ops, name)
+                yield Row(name, case, lambda x, f=function, o=options: f(x, **o), (normal(case, *shape),))
             if 0 not in shape:
                 yield Row("max", case, lambda x, o=options: ops.max(x, **o), (distinct(case, *shape),))
     for shape, axis in (((4,), 0), ((3, 4), 0), ((3, 4), -1), ((2, 3, 4), 1), ((0, 3), 0), ((1, 1), 1)):
-        yield Row("cumsum", f"{label(shape)}-{axis}", lambda x, a=axis: ops.cumsum(x, a), (normal("cumsum", *shape),))
+        yield Row("cumsum", f"{label(shape)}-{axis}", lambda x, a=axis: ops.cumsum(x, a),
+                  (normal("cumsum", *shape),))
     for shape in ((1,), (5,), (3, 4), (0, 4), (2, 1, 7)):
         x = 3.0 * normal(f"softmax{shape}", *shape)
         yield Row("logsumexp", label(shape), ops.logsumexp, (x,))
@@ -119,22 +130,28 @@ def reductions() -> Iterator[Row]:
 
 
 INDICES: dict[str, Any] = {
-    "0": 0, "-1": -1, "1:3": slice(1, 3), "::2": slice(None, None, 2), "::-1": slice(None, None, -1), "empty": slice(2, 2),
-    "...,1": (..., 1), "1,...": (1, ...), ":,1": (slice(None), 1), ":,None": (slice(None), None), "None": None, "...": ...,
+    "0": 0, "-1": -1, "1:3": slice(1, 3), "::2": slice(None, None, 2), "::-1": slice(None, None, -1),
+    "empty": slice(2, 2),
+    "...,1": (..., 1), "1,...": (1, ...), ":,1": (slice(None), 1), ":,None": (slice(None), None),
+    "None": None, "...": ...,
     "-1,-2": (-1, -2), "1:,...,::-2": (slice(1, None), ..., slice(None, None, -2)), "0,1,2": (0, 1, 2)}
 
 
 def views() -> Iterator[Row]:
     x = normal("views", 3, 4, 5)
-    for shapes in (((3, 4), (4, 3)), ((3, 4), (12,)), ((3, 4), (2, -1)), ((), (1, 1)), ((1,), ()), ((2, 0), (0, 5)), ((6,), (1, 2, 3))):
-        yield Row("reshape", label(*shapes), lambda t, s=shapes[1]: ops.reshape(t, s), (normal("reshape", *shapes[0]),))
+    for shapes in (((3, 4), (4, 3)), ((3, 4), (12,)), ((3, 4), (2, -1)), ((), (1, 1)), ((1,), ()),
+                   ((2, 0), (0, 5)), ((6,), (1, 2, 3))):
+        yield Row("reshape", label(*shapes), lambda t, s=shapes[1]: ops.reshape(t, s),
+                  (normal("reshape", *shapes[0]),))
     yield Row("reshape", "numbers", lambda t: ops.reshape(t, 4, 15), (x,))
     for axes in ((0, 1, 2), (2, 0, 1), (1, 2, 0), (-1, 0, -2)):
         yield Row("permute", label(axes), lambda t, a=axes: ops.permute(t, *a), (x,))
     for shape in ((3, 4), (2, 3, 4), (1, 0), (2, 1, 1)):
         yield Row("transpose", label(shape), ops.transpose, (normal("transpose", *shape),))
-    for a, b in (((), (3,)), ((4,), (3, 4)), ((3, 1), (3, 4)), ((1, 1), (2, 3, 4)), ((1, 3), (0, 3)), ((3,), (3,))):
-        yield Row("broadcast_to", label(a, b), lambda t, s=b: ops.broadcast_to(t, s), (normal("broadcast", *a),))
+    for a, b in (((), (3,)), ((4,), (3, 4)), ((3, 1), (3, 4)), ((1, 1), (2, 3, 4)), ((1, 3), (0, 3)),
+                 ((3,), (3,))):
+        yield Row("broadcast_to", label(a, b), lambda t, s=b: ops.broadcast_to(t, s),
+                  (normal("broadcast", *a),))
     for name, index in INDICES.items():
         yield Row("getitem", name, lambda t, i=index: ops.getitem(t, i), (x,))
     for axis in (0, 1, -1):
@@ -151,26 +168,35 @@ def views() -> Iterator[Row]:
 
 def gathers() -> Iterator[Row]:
     table = normal("take", 5, 3)
-    for name, index in {"repeats": [2, 0, 2, 2], "two-axes": [[1, 1], [4, 0]], "none": [], "all-the-same": [3] * 6}.items():
+    for name, index in {"repeats": [2, 0, 2, 2], "two-axes": [[1, 1], [4, 0]], "none": [],
+                        "all-the-same": [3] * 6}.items():
         places = np.array(index, dtype=np.int64)
         yield Row("take", name, lambda x, i=places: ops.take(x, i), (table,))
     yield Row("take", "scalar-index", lambda x: ops.take(x, np.array(1)), (table,))
     yield Row("take", "of-a-vector", lambda x: ops.take(x, np.array([1, 1, 0])), (normal("vector", 4),))
-    yield Row("take", "of-three-axes", lambda x: ops.take(x, np.array([1, 0, 1])), (normal("three", 2, 3, 2),))
+    yield Row("take", "of-three-axes", lambda x: ops.take(x, np.array([1, 0, 1])),
+              (normal("three", 2, 3, 2),))
     yield Row("take", "small-integers", lambda x: ops.take(x, np.array([4, 4, 0], np.uint8)), (table,))
     for name, index in {"repeats": [2, 0, 2, 2], "all-the-same": [1] * 4, "reversed": [3, 2, 1, 0]}.items():
-        yield Row("scatter_add", name, lambda x, i=np.array(index): ops.scatter_add(x, i, 4), (normal("scatter", 4, 3),))
-    yield Row("scatter_add", "none", lambda x: ops.scatter_add(x, np.zeros(0, np.int64), 3), (normal("scatter", 0, 2),))
+        places = np.array(index)
+        yield Row("scatter_add", name, lambda x, i=places: ops.scatter_add(x, i, 4),
+                  (normal("scatter", 4, 3),))
+    yield Row("scatter_add", "none", lambda x: ops.scatter_add(x, np.zeros(0, np.int64), 3),
+              (normal("scatter", 0, 2),))
     for name, index in {"repeats": [[0, 0, 3], [2, 2, 2]], "none": [[], []], "once": [[1], [0]]}.items():
         places = np.array(index, dtype=np.int64)
-        yield Row("take_along_axis", name, lambda x, i=places: ops.take_along_axis(x, i), (normal("along", 2, 4),))
+        yield Row("take_along_axis", name, lambda x, i=places: ops.take_along_axis(x, i),
+                  (normal("along", 2, 4),))
     deep = integers("deep", 5, 2, 3, 2)
-    yield Row("take_along_axis", "three-axes", lambda x: ops.take_along_axis(x, deep), (normal("along", 2, 3, 5),))
+    yield Row("take_along_axis", "three-axes", lambda x: ops.take_along_axis(x, deep),
+              (normal("along", 2, 3, 5),))
 
 
 def products() -> Iterator[Row]:
-    for a, b in (((3, 4), (4, 5)), ((1, 1), (1, 1)), ((2, 3, 4), (4, 5)), ((3, 4), (2, 4, 5)), ((2, 1, 3, 4), (5, 4, 2)),
-                 ((0, 4), (4, 5)), ((3, 0), (0, 5)), ((3, 4), (4, 0)), ((0, 3, 4), (4, 2)), ((1, 3, 4), (2, 4, 1))):
+    for a, b in (((3, 4), (4, 5)), ((1, 1), (1, 1)), ((2, 3, 4), (4, 5)), ((3, 4), (2, 4, 5)),
+                 ((2, 1, 3, 4), (5, 4, 2)),
+                 ((0, 4), (4, 5)), ((3, 0), (0, 5)), ((3, 4), (4, 0)), ((0, 3, 4), (4, 2)),
+                 ((1, 3, 4), (2, 4, 1))):
         yield Row("matmul", label(a, b), ops.matmul, (normal(f"a{a}", *a), normal(f"b{b}", *b)))
     yield Row("matmul", "array-left", lambda x: ops.matmul(np.ones((2, 3)), x), (normal("right", 3, 4),))
     yield Row("matmul", "array-right", lambda x: ops.matmul(x, np.ones((4, 2))), (normal("left", 3, 4),))
@@ -189,7 +215,8 @@ def norms() -> Iterator[Row]:
         yield Row("layer_norm", label(shape), lambda x, w, b: ops.layer_norm(x, w, b, 0.05), (x, w, b))
     zero = np.array([[0.0, 0.0, 0.0], [1.0, -2.0, 0.5]])
     yield Row("rms_norm", "zero-row", lambda x, w: ops.rms_norm(x, w, 0.5), (zero, normal("nw", 3)))
-    yield Row("layer_norm", "zero-row", lambda x, w, b: ops.layer_norm(x, w, b, 0.5), (zero, normal("nw", 3), normal("nb", 3)))
+    yield Row("layer_norm", "zero-row", lambda x, w, b: ops.layer_norm(x, w, b, 0.5),
+              (zero, normal("nw", 3), normal("nb", 3)))
 
 
 def _angles(*shape: int) -> dict[str, np.ndarray]:
@@ -199,14 +226,19 @@ def _angles(*shape: int) -> dict[str, np.ndarray]:
 
 
 ATTENTION: dict[str, tuple[tuple[int, int, int, int, int], dict[str, Any]]] = {       # (B, H, G, T, S)
-    "multi-head": ((2, 2, 2, 4, 4), {}), "grouped": ((1, 4, 2, 5, 5), {}), "multi-query": ((2, 3, 1, 3, 3), {}),
-    "one-token": ((1, 1, 1, 1, 1), {}), "continued": ((1, 2, 1, 3, 7), {}), "more-queries": ((1, 2, 1, 5, 3), {}),
+    "multi-head": ((2, 2, 2, 4, 4), {}), "grouped": ((1, 4, 2, 5, 5), {}),
+    "multi-query": ((2, 3, 1, 3, 3), {}),
+    "one-token": ((1, 1, 1, 1, 1), {}), "continued": ((1, 2, 1, 3, 7), {}),
+    "more-queries": ((1, 2, 1, 5, 3), {}),
     "bidirectional": ((1, 2, 2, 3, 5), {"causal": False}), "window": ((1, 2, 1, 7, 7), {"window": 3}),
-    "window-1": ((1, 1, 1, 4, 4), {"window": 1}), "two-sided-window": ((1, 1, 1, 6, 6), {"window": 2, "causal": False}),
-    "scale": ((1, 1, 1, 3, 3), {"scale": 1.7}), "no-key": ((1, 1, 1, 2, 0), {}), "no-query": ((1, 2, 1, 0, 3), {}),
+    "window-1": ((1, 1, 1, 4, 4), {"window": 1}),
+    "two-sided-window": ((1, 1, 1, 6, 6), {"window": 2, "causal": False}),
+    "scale": ((1, 1, 1, 3, 3), {"scale": 1.7}), "no-key": ((1, 1, 1, 2, 0), {}),
+    "no-query": ((1, 2, 1, 0, 3), {}),
     "padding": ((2, 2, 1, 4, 4), {"mask": np.array([[False, True, True, True], [True] * 4])[:, None, None]}),
     "blind-query": ((1, 2, 1, 3, 3), {"mask": np.array([[True] * 3, [False] * 3, [True] * 3])}),
-    "beyond-a-block": ((1, 1, 1, 130, 130), {}), "beyond-a-block-window": ((1, 1, 1, 130, 131), {"window": 9})}
+    "beyond-a-block": ((1, 1, 1, 130, 130), {}),
+    "beyond-a-block-window": ((1, 1, 1, 130, 131), {"window": 9})}
 
 
 def attentions() -> Iterator[Row]:
@@ -214,32 +246,41 @@ def attentions() -> Iterator[Row]:
         for shape, half in (((2, 3, 5, 8), 4), ((1, 2, 3, 8), 2), ((1, 1, 1, 2), 1), ((2, 1, 0, 4), 2)):
             tables = _angles(shape[2], half)
             yield Row("rope", f"{label(shape)}-{half}" + "-interleaved" * interleaved,
-                      lambda x, t=tables, i=interleaved: ops.rope(x, **t, interleaved=i), (normal("rope", *shape),))
+                      lambda x, t=tables, i=interleaved: ops.rope(x, **t, interleaved=i),
+                      (normal("rope", *shape),))
         tables = _angles(2, 1, 3, 2)
         yield Row("rope", "per-row" + "-interleaved" * interleaved,
-                  lambda x, t=tables, i=interleaved: ops.rope(x, **t, interleaved=i), (normal("rope", 2, 3, 3, 4),))
+                  lambda x, t=tables, i=interleaved: ops.rope(x, **t, interleaved=i),
+                  (normal("rope", 2, 3, 3, 4),))
     for name, ((b, h, g, t, s), options) in ATTENTION.items():
-        inputs = normal(f"q{name}", b, h, t, 4), normal(f"k{name}", b, g, s, 4), normal(f"v{name}", b, g, s, 3)
+        inputs = (normal(f"q{name}", b, h, t, 4), normal(f"k{name}", b, g, s, 4),
+                  normal(f"v{name}", b, g, s, 3))
         yield Row("attention", name, lambda q, k, v, o=options: ops.attention(q, k, v, **o), inputs)
 
 
 def losses() -> Iterator[Row]:
-    for name, options in {"": {}, "smoothing": {"label_smoothing": 0.1}, "z-loss": {"z_loss": 0.02}, "softcap": {"softcap": 3.0},
+    for name, options in {"": {}, "smoothing": {"label_smoothing": 0.1}, "z-loss": {"z_loss": 0.02},
+                          "softcap": {"softcap": 3.0},
                           "all": {"label_smoothing": 0.1, "z_loss": 0.02, "softcap": 3.0}}.items():
         targets = np.array([3, 0, -100, 10, 3, -100, 5])
-        yield Row("cross_entropy", f"7x11-{name}", lambda z, t=targets, o=options: ops.cross_entropy(z, t, **o),
+        yield Row("cross_entropy", f"7x11-{name}",
+                  lambda z, t=targets, o=options: ops.cross_entropy(z, t, **o),
                   (2.0 * normal("logits", 7, 11),))
         yield Row("linear_cross_entropy", f"7x5x11-{name}",
                   lambda x, w, t=targets, o=options: ops.linear_cross_entropy(x, w, t, scale=0.3, **o),
                   (normal("hidden", 7, 5), normal("head", 11, 5)))
     for rows, vocabulary in ((0, 4), (1, 1), (3, 1)):
         targets = np.zeros(rows, np.int64)
-        yield Row("cross_entropy", f"{rows}x{vocabulary}", lambda z, t=targets: ops.cross_entropy(z, t), (normal("z", rows, vocabulary),))
-        yield Row("linear_cross_entropy", f"{rows}x2x{vocabulary}", lambda x, w, t=targets: ops.linear_cross_entropy(x, w, t),
+        yield Row("cross_entropy", f"{rows}x{vocabulary}", lambda z, t=targets: ops.cross_entropy(z, t),
+                  (normal("z", rows, vocabulary),))
+        yield Row("linear_cross_entropy", f"{rows}x2x{vocabulary}",
+                  lambda x, w, t=targets: ops.linear_cross_entropy(x, w, t),
                   (normal("x", rows, 2), normal("w", vocabulary, 2)))
     ignored = np.full(3, -1)
-    yield Row("cross_entropy", "all-ignored", lambda z: ops.cross_entropy(z, ignored, ignore_index=-1), (normal("z", 3, 4),))
-    yield Row("linear_cross_entropy", "all-ignored", lambda x, w: ops.linear_cross_entropy(x, w, ignored, ignore_index=-1),
+    yield Row("cross_entropy", "all-ignored", lambda z: ops.cross_entropy(z, ignored, ignore_index=-1),
+              (normal("z", 3, 4),))
+    yield Row("linear_cross_entropy", "all-ignored",
+              lambda x, w: ops.linear_cross_entropy(x, w, ignored, ignore_index=-1),
               (normal("x", 3, 2), normal("w", 4, 2)))
     shaped = np.array([1, 0, 3, 2, 2, 1])
     yield Row("linear_cross_entropy", "two-leading-axes", lambda x, w: ops.linear_cross_entropy(x, w, shaped),
@@ -253,12 +294,15 @@ def _route(logits: Any, k: int, renormalize: bool) -> Any:
 
 def experts() -> Iterator[Row]:
     for tokens, count, k in ((5, 4, 2), (1, 1, 1), (0, 4, 2), (6, 3, 3), (7, 5, 1)):
-        logits = np.stack([distinct(f"route{n}", count) * 4.0 for n in range(tokens)]) if tokens else np.zeros((0, count))
+        rows = [distinct(f"route{n}", count) * 4.0 for n in range(tokens)]
+        logits = np.stack(rows) if tokens else np.zeros((0, count))
         for renormalize in (True, False):
             case = label((tokens, count, k)) + ("" if renormalize else "-raw")
             yield Row("router_topk", case, lambda z, k=k, r=renormalize: _route(z, k, r), (logits,))
-            yield Row("router_topk", f"{case}-weights-only", lambda z, k=k, r=renormalize: _route(z, k, r)[0], (logits,))
-        yield Row("router_topk", label((tokens, count, k)) + "-probs-only", lambda z, k=k: _route(z, k, True)[1], (logits,))
+            yield Row("router_topk", f"{case}-weights-only", lambda z, k=k, r=renormalize: _route(z, k, r)[0],
+                      (logits,))
+        yield Row("router_topk", label((tokens, count, k)) + "-probs-only",
+                  lambda z, k=k: _route(z, k, True)[1], (logits,))
     choices: dict[str, tuple[list[list[int]], int]] = {
         "mixed": ([[2, 0], [1, 2], [0, 1], [2, 1]], 3), "one-expert": ([[1, 1], [1, 1]], 3), "none": ([], 3),
         "dropped": ([[0, 2], [2, 1], [2, 2]], 2), "single-choice": ([[3], [0], [3]], 4)}
@@ -266,25 +310,34 @@ def experts() -> Iterator[Row]:
         placed = np.array(chosen, dtype=np.int64).reshape(len(chosen), len(chosen[0]) if chosen else 2)
         plan = ops.plan(placed, count)
         tokens, rows, k = len(placed), placed.size, placed.shape[1]
-        yield Row("plan", name, lambda x, c=placed, e=count: ops.dispatch(x, ops.plan(c, e)), (normal("tokens", tokens, 3),))
+        yield Row("plan", name, lambda x, c=placed, e=count: ops.dispatch(x, ops.plan(c, e)),
+                  (normal("tokens", tokens, 3),))
         yield Row("dispatch", name, lambda x, p=plan: ops.dispatch(x, p), (normal("tokens", tokens, 3),))
-        yield Row("combine", name, lambda y, w, p=plan: ops.combine(y, w, p), (normal("ys", rows, 3), normal("weights", tokens, k)))
+        yield Row("combine", name, lambda y, w, p=plan: ops.combine(y, w, p),
+                  (normal("ys", rows, 3), normal("weights", tokens, k)))
         yield Row("grouped_linear", name, lambda x, w, p=plan: ops.grouped_linear(x, w, p.offsets),
                   (normal("rows", rows, 3), normal("matrices", count, 2, 3)))
-        yield Row("grouped_linear", f"{name}-as-it-is", lambda x, w, p=plan: ops.grouped_linear(x, w, p.offsets, False),
+        yield Row("grouped_linear", f"{name}-as-it-is",
+                  lambda x, w, p=plan: ops.grouped_linear(x, w, p.offsets, False),
                   (normal("rows", rows, 3), normal("matrices", count, 2, 3)))
     yield Row("swiglu", "scalar", ops.swiglu, (normal("g"), normal("u")))
     for shape in SHAPES[1:]:
-        yield Row("swiglu", label(shape), ops.swiglu, (normal(f"g{shape}", *shape), normal(f"u{shape}", *shape)))
+        yield Row("swiglu", label(shape), ops.swiglu,
+                  (normal(f"g{shape}", *shape), normal(f"u{shape}", *shape)))
 
 
 def checkpoints() -> Iterator[Row]:
-    yield Row("checkpoint", "one", lambda x: ops.checkpoint(lambda t: ops.tanh(t) * t, x), (normal("c", 3, 4),))
-    yield Row("checkpoint", "two-results", lambda x, y: ops.checkpoint(lambda a, b: (ops.tanh(a @ b), a * 2.0), x, y),
+    yield Row("checkpoint", "one", lambda x: ops.checkpoint(lambda t: ops.tanh(t) * t, x),
+              (normal("c", 3, 4),))
+    yield Row("checkpoint", "two-results",
+              lambda x, y: ops.checkpoint(lambda a, b: (ops.tanh(a @ b), a * 2.0), x, y),
               (normal("c1", 2, 3), normal("c2", 3, 2)))
-    yield Row("checkpoint", "nested", lambda x: ops.checkpoint(lambda t: ops.checkpoint(ops.silu, t) * t, x), (normal("c", 4),))
-    yield Row("checkpoint", "second-result-only", lambda x: ops.checkpoint(lambda t: (t * 2.0, ops.exp(t)), x)[1], (normal("c", 4),))
+    yield Row("checkpoint", "nested", lambda x: ops.checkpoint(lambda t: ops.checkpoint(ops.silu, t) * t, x),
+              (normal("c", 4),))
+    yield Row("checkpoint", "second-result-only",
+              lambda x: ops.checkpoint(lambda t: (t * 2.0, ops.exp(t)), x)[1], (normal("c", 4),))
 
 
-ROWS = [row for part in (elementwise, broadcasting, reductions, views, gathers, products, norms, attentions, losses, experts, checkpoints)
+ROWS = [row for part in (elementwise, broadcasting, reductions, views, gathers, products, norms,
+                         attentions, losses, experts, checkpoints)
         for row in part()]

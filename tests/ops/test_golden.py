@@ -42,7 +42,8 @@ def test_layer_norm() -> None:
 
 
 @pytest.mark.parametrize(("interleaved", "right"), [
-    (False, [-1.41335252, 1.87911807, -2.82885748, 4.05819114]), (True, [-1.27223251, -1.83886499, 2.8786681, 4.08818664])])
+    (False, [-1.41335252, 1.87911807, -2.82885748, 4.05819114]),
+    (True, [-1.27223251, -1.83886499, 2.8786681, 4.08818664])])
 def test_rope(interleaved: bool, right: list[float]) -> None:
     angles = 3.0 * np.array([[1.0, 0.01]])                     # position 3, d = 4, base 10000
     y = ops.rope(leaf([[[[1.0, 2.0, 3.0, 4.0]]]]), np.cos(angles), np.sin(angles), interleaved)
@@ -82,7 +83,8 @@ def test_cross_entropy() -> None:
 def test_routing() -> None:
     z = leaf([[0.1, 0.9, -0.3, 0.5], [1.0, -1.0, 0.2, 0.4]])
     weights, experts, probs = ops.router_topk(z, 2)
-    near(probs.data, [[0.18560845, 0.41307921, 0.12441707, 0.27689527], [0.46871868, 0.06343418, 0.21060888, 0.25723827]])
+    near(probs.data, [[0.18560845, 0.41307921, 0.12441707, 0.27689527],
+                      [0.46871868, 0.06343418, 0.21060888, 0.25723827]])
     assert experts.tolist() == [[1, 3], [0, 3]]
     near(weights.data[0], [0.59868766, 0.40131234])
     load = np.array([0.25, 0.25, 0.0, 0.5])
@@ -92,7 +94,8 @@ def test_routing() -> None:
 
 
 @pytest.mark.parametrize(("policy", "kept"), [
-    ("probs", [[True, True], [True, False], [True, True]]), ("position", [[True, True], [True, True], [False, True]]),
+    ("probs", [[True, True], [True, False], [True, True]]),
+    ("position", [[True, True], [True, True], [False, True]]),
     ("slot", [[True, True], [True, False], [True, True]])])
 def test_capacity(policy: str, kept: list[list[bool]]) -> None:
     """Three tokens, two choices, room for two: expert 1 is asked by all three."""
@@ -104,6 +107,7 @@ def test_adamw() -> None:
     theta, m, v = np.array([1.0]), np.zeros(1), np.zeros(1)
     seen = []
     for step, gradient in enumerate((0.5, -0.25), start=1):
-        kernels.adamw(theta, np.array([gradient]), m, v, lr=0.1, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, step=step)
+        kernels.adamw(theta, np.array([gradient]), m, v, lr=0.1, beta1=0.9, beta2=0.95, eps=1e-8,
+                      weight_decay=0.1, step=step)
         seen.append(float(theta[0]))
     near(seen, [0.890000002, 0.85426306])

@@ -1,4 +1,5 @@
-"""bfloat16 and float16 through every operation: types stay, sums are formed wider, errors stay within a few units."""
+"""bfloat16 and float16 through every operation: types stay, sums are formed wider, errors stay within a few
+units."""
 
 import ml_dtypes
 import numpy as np
@@ -9,11 +10,13 @@ from nn.tensor import Tensor
 from tests.gradients import as_tuple
 from tests.ops.table import ROWS, Row, normal
 
-TYPES = {"bfloat16": (np.dtype(ml_dtypes.bfloat16), 2.0**-8), "float16": (np.dtype(np.float16), 2.0**-11)}     # and unit roundoff
+TYPES = {"bfloat16": (np.dtype(ml_dtypes.bfloat16), 2.0**-8),     # and unit roundoff
+         "float16": (np.dtype(np.float16), 2.0**-11)}
 # results that the protocol keeps in float32: losses, routing weights and probabilities, scatter-add
 FLOAT = {"cross_entropy", "linear_cross_entropy", "router_topk", "scatter_add"}
 UNITS = 3          # unit roundoffs of the largest value, for results and for gradients
-LEFT_OUT = {row.id for row in ROWS if row.op == "cast" or "array-" in row.case}      # these bring float64 with them
+# these bring float64 with them
+LEFT_OUT = {row.id for row in ROWS if row.op == "cast" or "array-" in row.case}
 
 
 def run(row: Row, inputs: list[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -95,7 +98,8 @@ class TestLongSums:
     def test_weight_gradients(self, dtype: str) -> None:
         x, w, b = self.ones(dtype, 4099, 2), self.ones(dtype, 3, 2), self.ones(dtype, 3)
         ops.sum(ops.linear(x, w, b)).backward()
-        np.testing.assert_array_equal(w.grad, np.full((3, 2), 4099.0))        # 4099 itself has no half-precision number
+        # 4099 itself has no half-precision number
+        np.testing.assert_array_equal(w.grad, np.full((3, 2), 4099.0))
         np.testing.assert_array_equal(b.grad, np.full(3, 4099.0))
 
     def test_repeated_rows(self, dtype: str) -> None:
@@ -133,7 +137,8 @@ def test_numbers_take_the_type_of_the_tensor(dtype: str) -> None:
     kind = TYPES[dtype][0] if dtype in TYPES else np.dtype(np.float32)
     x = Tensor(np.array([0.5, 2.0]).astype(kind))
     for number in (2, 0.3, np.float64(0.3), np.sqrt(2.0)):
-        for y in (x + number, number - x, x * number, number / x, ops.maximum(x, number), x**float(number), -x,
+        for y in (x + number, number - x, x * number, number / x, ops.maximum(x, number), x**float(number),
+                  -x,
                   ops.where(np.array([True, False]), x, number), ops.clip(x, -1.0, number)):
             assert y.dtype == kind
     assert (Tensor(np.array([1, 2])) * 0.5).data.tolist() == [0.5, 1.0]

@@ -1,5 +1,5 @@
-"""What operations refuse, by name: shapes that would broadcast into a wrong answer, integers where results are
-fractions, gradients of the wrong shape."""
+"""What operations refuse, by name: shapes that would broadcast into a wrong answer, integers where results
+are fractions, gradients of the wrong shape."""
 
 from typing import Any
 
@@ -83,7 +83,8 @@ def test_a_gradient_of_another_shape_is_refused() -> None:
         def backward(self, dy: Any) -> Any:
             return dy.sum()
 
-    with pytest.raises(RuntimeError, match=r"Careless: backward gave input 0 .* shape \[\], the input has \[2, 3\]"):
+    with pytest.raises(RuntimeError,
+                       match=r"Careless: backward gave input 0 .* shape \[\], the input has \[2, 3\]"):
         Careless.apply(draw(2, 3)).sum().backward()
 
 

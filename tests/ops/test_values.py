@@ -19,9 +19,11 @@ def leaf(values: Any) -> Tensor:
 
 class TestNonFiniteInputs:
     def test_nan_is_not_swallowed(self) -> None:
-        for y in (ops.relu(leaf([NAN])), ops.maximum(leaf([NAN]), 1.0), ops.maximum(1.0, leaf([NAN])), ops.max(leaf([NAN, 1.0])),
+        for y in (ops.relu(leaf([NAN])), ops.maximum(leaf([NAN]), 1.0), ops.maximum(1.0, leaf([NAN])),
+                  ops.max(leaf([NAN, 1.0])),
                   ops.clip(leaf([NAN]), -1.0, 1.0), ops.softmax(leaf([NAN, 1.0])), ops.absolute(leaf([NAN])),
-                  ops.rms_norm(leaf([NAN, 1.0]), leaf([1.0, 1.0])), ops.cross_entropy(leaf([[NAN, 1.0]]), np.array([1]))):
+                  ops.rms_norm(leaf([NAN, 1.0]), leaf([1.0, 1.0])),
+                  ops.cross_entropy(leaf([[NAN, 1.0]]), np.array([1]))):
             assert np.isnan(y.data).any()
 
     def test_rows_of_minus_infinity(self) -> None:
@@ -66,17 +68,22 @@ class TestTies:
         assert experts.tolist() == [[1, 2], [0, 1]]
 
     def test_router_compares_logits_not_underflown_probabilities(self) -> None:
-        weights, experts, _ = ops.router_topk(Tensor(np.array([[-900.0, 0.0, -500.0, -400.0]], np.float32)), 3)
+        logits = Tensor(np.array([[-900.0, 0.0, -500.0, -400.0]], np.float32))
+        weights, experts, _ = ops.router_topk(logits, 3)
         assert experts.tolist() == [[1, 3, 2]]
         assert weights.data.tolist() == [[1.0, 0.0, 0.0]]
 
 
 class TestRefusals:
     @pytest.mark.parametrize(("call", "message"), [
-        (lambda: ops.take(leaf(np.ones((5, 2))), np.array([[0, 1], [7, 2]])), r"index\[1, 0\]: 7 is outside 0 \.\.\. 4"),
-        (lambda: ops.take(leaf(np.ones((5, 2))), np.array([3, -1]), "ids"), r"ids\[1\]: -1 is outside 0 \.\.\. 4"),
-        (lambda: ops.scatter_add(leaf(np.ones((2, 2))), np.array([0, 4]), 4), r"index\[1\]: 4 is outside 0 \.\.\. 3"),
-        (lambda: ops.take_along_axis(leaf(np.ones((2, 2))), np.array([[0], [-1]])), r"index\[1, 0\]: -1 is outside 0 \.\.\. 1"),
+        (lambda: ops.take(leaf(np.ones((5, 2))), np.array([[0, 1], [7, 2]])),
+         r"index\[1, 0\]: 7 is outside 0 \.\.\. 4"),
+        (lambda: ops.take(leaf(np.ones((5, 2))), np.array([3, -1]), "ids"),
+         r"ids\[1\]: -1 is outside 0 \.\.\. 4"),
+        (lambda: ops.scatter_add(leaf(np.ones((2, 2))), np.array([0, 4]), 4),
+         r"index\[1\]: 4 is outside 0 \.\.\. 3"),
+        (lambda: ops.take_along_axis(leaf(np.ones((2, 2))), np.array([[0], [-1]])),
+         r"index\[1, 0\]: -1 is outside 0 \.\.\. 1"),
         (lambda: ops.cross_entropy(leaf(np.ones((3, 4))), np.array([0, 4, 1])),
          r"targets\[1\]: 4 is outside 0 \.\.\. 3; use -100 for positions without a target"),
         (lambda: ops.linear_cross_entropy(leaf(np.ones((2, 3))), leaf(np.ones((4, 3))), np.array([0, -1])),
@@ -89,14 +96,18 @@ class TestRefusals:
     @pytest.mark.parametrize(("call", "message"), [
         (lambda: ops.linear(leaf(np.ones((2, 3))), leaf(np.ones((4, 5)))),
          r"linear: x is \[\.\.\., in\] = \[2, 3\], weight \[out, in\] = \[4, 5\]: in differs"),
-        (lambda: ops.matmul(leaf(np.ones(3)), leaf(np.ones((3, 2)))), r"matmul: two axes or more are needed: a \[3\], b \[3, 2\]"),
-        (lambda: ops.split(leaf(np.ones((2, 5))), 2, 2), r"split: widths \[2, 2\] do not add up to the last axis of \[2, 5\]"),
+        (lambda: ops.matmul(leaf(np.ones(3)), leaf(np.ones((3, 2)))),
+         r"matmul: two axes or more are needed: a \[3\], b \[3, 2\]"),
+        (lambda: ops.split(leaf(np.ones((2, 5))), 2, 2),
+         r"split: widths \[2, 2\] do not add up to the last axis of \[2, 5\]"),
         (lambda: ops.attention(*(leaf(np.ones(s)) for s in ((1, 3, 2, 4), (1, 2, 2, 4), (1, 2, 2, 4)))),
          r"attention: H = 3 is not a multiple of G = 2: q \[B,H,T,D\] = \[1, 3, 2, 4\]"),
         (lambda: ops.attention(*(leaf(np.ones(s)) for s in ((1, 2, 2, 4), (1, 2, 2, 3), (1, 2, 2, 4)))),
          r"attention: B, G, S or D disagree: q \[B,H,T,D\] = \[1, 2, 2, 4\], k \[B,G,S,D\] = \[1, 2, 2, 3\]"),
-        (lambda: ops.attention(*(leaf(np.ones(s)) for s in ((1, 2, 2, 4), (1, 2, 3, 4), (1, 2, 2, 4)))), "attention: B, G, S or D disagree"),
-        (lambda: ops.attention(*(leaf(np.ones((2, 4))) for _ in range(3))), "attention: four axes each are needed"),
+        (lambda: ops.attention(*(leaf(np.ones(s)) for s in ((1, 2, 2, 4), (1, 2, 3, 4), (1, 2, 2, 4)))),
+         "attention: B, G, S or D disagree"),
+        (lambda: ops.attention(*(leaf(np.ones((2, 4))) for _ in range(3))),
+         "attention: four axes each are needed"),
     ])
     def test_shapes(self, call: Any, message: str) -> None:
         with pytest.raises(ValueError, match=message):
@@ -120,7 +131,8 @@ class TestMemory:
     def test_linear_cross_entropy_does_not_hold_all_logits(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from nn.backends.reference import loss
         monkeypatch.setattr(loss, "LOGITS_AT_ONCE", 50_000)
-        x, w = Tensor(np.ones((2000, 4), np.float32), requires_grad=True), Tensor(np.ones((500, 4), np.float32), requires_grad=True)
+        x = Tensor(np.ones((2000, 4), np.float32), requires_grad=True)
+        w = Tensor(np.ones((500, 4), np.float32), requires_grad=True)
         tracemalloc.start()
         ops.linear_cross_entropy(x, w, np.zeros(2000, np.int64)).backward()
         peak = tracemalloc.get_traced_memory()[1]
