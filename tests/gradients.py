@@ -61,10 +61,9 @@ def gradients(function: Function, inputs: Sequence[Tensor],
 
 
 def check(function: Function, *inputs: Any, parameters: Sequence[Tensor] = (),
-          entries: int = 40, tolerance: float = 1e-6,
-          seed: int = 0) -> None:
-    """AssertionError where a gradient and the difference quotient differ by more than tolerance × the largest
-    entry.
+          entries: int = 40, tolerance: float = 1e-6, seed: int = 0) -> None:
+    """AssertionError where a gradient and the difference quotient differ
+    by more than tolerance × the largest entry.
 
     inputs: float64 arrays; parameters: tensors that the function closes over."""
     leaves = [leaf(x) for x in inputs]
@@ -82,8 +81,7 @@ def check(function: Function, *inputs: Any, parameters: Sequence[Tensor] = (),
 
 
 def compare(what: str, loss: Callable[[], float], x: np.ndarray, gradient: np.ndarray,
-            random: np.random.Generator,
-            entries: int, tolerance: float) -> None:
+            random: np.random.Generator, entries: int, tolerance: float) -> None:
     assert np.all(np.isfinite(gradient)), f"{what}: the gradient is not finite"
     picked = random.permutation(x.size)[:entries]
     numeric = np.array([quotient(loss, x, unit(x, i)) for i in picked])

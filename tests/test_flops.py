@@ -13,14 +13,12 @@ from nn.models import PRESETS
 from nn.models.presets import MOE_6_9B, TINY
 
 SMALL = MoETransformerConfig(vocab_size=31, hidden_size=16, num_layers=3, num_heads=4, num_kv_heads=2,
-                             head_dim=6,
-                             intermediate_size=10, num_experts=4, top_k=2, max_seq_len=64)
+                             head_dim=6, intermediate_size=10, num_experts=4, top_k=2, max_seq_len=64)
 VARIANTS: dict[str, dict[str, Any]] = {
     "as it is": {}, "multi-head": {"num_kv_heads": 4}, "multi-query": {"num_kv_heads": 1},
-    "qk-norm": {"qk_norm": True},
-    "biases": {"attention_bias": True}, "layernorm": {"norm": "layernorm"}, "tied": {"tie_embeddings": True},
-    "dense": {"num_experts": 0}, "dense gelu": {"num_experts": 0, "ffn": "gelu"},
-    "one expert": {"num_experts": 1, "top_k": 1},
+    "qk-norm": {"qk_norm": True}, "biases": {"attention_bias": True}, "layernorm": {"norm": "layernorm"},
+    "tied": {"tie_embeddings": True}, "dense": {"num_experts": 0},
+    "dense gelu": {"num_experts": 0, "ffn": "gelu"}, "one expert": {"num_experts": 1, "top_k": 1},
     "every expert": {"top_k": 4}, "window": {"sliding_window": 5}, "one layer": {"num_layers": 1},
     "everything": {"qk_norm": True, "attention_bias": True, "norm": "layernorm", "tie_embeddings": True,
                    "num_kv_heads": 1}}
@@ -69,8 +67,8 @@ COUNTED = {name: changes for name, changes in VARIANTS.items() if name != "windo
 @pytest.mark.parametrize("name", COUNTED)
 @pytest.mark.parametrize("length", [1, 7])
 def test_flops_are_those_of_the_products(name: str, length: int) -> None:
-    """The reference forms the scores of a whole block: T² instead of the T (T + 1) / 2 that the formula
-    counts."""
+    """The reference forms the scores of a whole block:
+    T² instead of the T (T + 1) / 2 that the formula counts."""
     config = SMALL.replace(**COUNTED[name])
     model = MoETransformer(config, dtype="float64")
     ids = np.arange(2 * length).reshape(2, length)
@@ -145,8 +143,8 @@ def test_the_large_model_in_parts() -> None:
       "head_dim": 128, "intermediate_size": 3072, "num_experts": 0, "qk_norm": True, "tie_embeddings": True},
      596_049_920, 596_049_920),
     ({"vocab_size": 32000, "hidden_size": 4096, "num_layers": 32, "num_heads": 32, "num_kv_heads": 8,
-      "head_dim": 128,
-      "intermediate_size": 14336, "num_experts": 8, "top_k": 2}, 46_702_792_704, 12_879_925_248),
+      "head_dim": 128, "intermediate_size": 14336, "num_experts": 8, "top_k": 2},
+     46_702_792_704, 12_879_925_248),
     ({"vocab_size": 151936, "hidden_size": 2048, "num_layers": 48, "num_heads": 32, "num_kv_heads": 4,
       "head_dim": 128, "intermediate_size": 768, "num_experts": 128, "top_k": 8, "qk_norm": True},
      30_532_122_624, 3_353_032_704)],
@@ -159,8 +157,8 @@ def test_published_models(changes: dict[str, Any], total: int, active: int) -> N
 
 def test_flops_of_a_published_model() -> None:
     config = MoETransformerConfig(vocab_size=151936, hidden_size=1024, num_layers=28, num_heads=16,
-                                  num_kv_heads=8, head_dim=128,
-                                  intermediate_size=3072, num_experts=0, qk_norm=True, tie_embeddings=True)
+                                  num_kv_heads=8, head_dim=128, intermediate_size=3072, num_experts=0,
+                                  qk_norm=True, tie_embeddings=True)
     parts = flops.breakdown(config, 2048)
     assert [parts[name] / 28 for name in ("attention_projections", "attention_core", "feed_forward")] == [
         12_582_912, 8_392_704, 18_874_368]

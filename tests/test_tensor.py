@@ -76,11 +76,10 @@ class TestOperators:
                 np.testing.assert_array_equal(found.data, right)
         x = Tensor(a)
         for found, right in ((2 - x, 2 - a), (2 / x, 2 / a), (2 + x, 2 + a), (2 * x, 2 * a), (-x, -a),
-                             (x**2, a**2), (abs(x), abs(a)),
-                             (x[1, ::-1], a[1, ::-1]), (x.sum(axis=0), a.sum(axis=0)), (x.mean(), a.mean()),
-                             (x.max(axis=1), a.max(axis=1)),
-                             (x.reshape(4), a.reshape(4)), (x.permute(1, 0), a.T),
-                             (x.cast(np.float32), a.astype(np.float32)),
+                             (x**2, a**2), (abs(x), abs(a)), (x[1, ::-1], a[1, ::-1]),
+                             (x.sum(axis=0), a.sum(axis=0)), (x.mean(), a.mean()),
+                             (x.max(axis=1), a.max(axis=1)), (x.reshape(4), a.reshape(4)),
+                             (x.permute(1, 0), a.T), (x.cast(np.float32), a.astype(np.float32)),
                              (x.exp(), np.exp(a)), (x.tanh(), np.tanh(a)), (abs(x).log(), np.log(abs(a))),
                              (abs(x).sqrt(), np.sqrt(abs(a)))):
             np.testing.assert_array_equal(found.data, right)
@@ -266,8 +265,9 @@ class TestFreedBuffers:
         x = leaf([1.0])
         y = x * x
         y.backward()
-        with pytest.raises(RuntimeError, match="backward: what Mul saved is already freed, because backward ran "
-                                               "through it once; run the forward pass again"):
+        message = ("backward: what Mul saved is already freed, because backward ran through it once; "
+                   "run the forward pass again")
+        with pytest.raises(RuntimeError, match=message):
             y.backward()
         assert x.grad.tolist() == [2.0]
 
@@ -337,7 +337,8 @@ class TestFindNonfinite:
         layer = FeedForward(3, 4, "silu", dtype="float64")
         layer.down_proj.weight.data[1, 2] = np.inf
         message = "Linear in FeedForward.down_proj: first non-finite result (input shapes [[2, 4], [3, 4]])"
-        with np.errstate(all="ignore"), find_nonfinite(), pytest.raises(NonFiniteError, match=f"^{re.escape(message)}$"):
+        expected = pytest.raises(NonFiniteError, match=f"^{re.escape(message)}$")
+        with np.errstate(all="ignore"), find_nonfinite(), expected:
             layer(Tensor(np.ones((2, 3))))
 
     def test_names_operation_and_layer_in_backward(self) -> None:

@@ -204,9 +204,8 @@ class Heads:
 
 ATTENTION = {
     "plain": Heads(), "multi-head": Heads(groups=4), "multi-query": Heads(groups=1),
-    "one-token": Heads(queries=1, keys=1),
-    "decode": Heads(queries=1, keys=17), "continued": Heads(queries=5, keys=8),
-    "17": Heads(queries=17, keys=17),
+    "one-token": Heads(queries=1, keys=1), "decode": Heads(queries=1, keys=17),
+    "continued": Heads(queries=5, keys=8), "17": Heads(queries=17, keys=17),
     "17+3": Heads(queries=17, keys=20, groups=1), "more-queries-than-keys": Heads(queries=6, keys=3),
     "no-query": Heads(queries=0, keys=4), "no-key": Heads(queries=3, keys=0), "no-batch": Heads(batch=0),
     "bidirectional": Heads(causal=False, queries=4, keys=7), "window-1": Heads(window=1, queries=7, keys=7),
@@ -223,10 +222,10 @@ ATTENTION = {
     "128": Heads(batch=1, heads=2, groups=1, queries=128, keys=128, width=16, value_width=16),
     "129": Heads(batch=1, heads=2, groups=1, queries=129, keys=129, width=4, value_width=3),
     "131+2": Heads(batch=1, heads=2, groups=2, queries=131, keys=133, width=4, value_width=3),
-    "long-window": Heads(batch=1, heads=1, groups=1, queries=130, keys=150, width=4, value_width=3,
-                         window=20),
-    "long-masked": Heads(batch=1, heads=1, groups=1, queries=130, keys=130, width=4, value_width=3,
-                         mask=(1, 1, 130, 130)),
+    "long-window": Heads(batch=1, heads=1, groups=1, queries=130, keys=150,
+                         width=4, value_width=3, window=20),
+    "long-masked": Heads(batch=1, heads=1, groups=1, queries=130, keys=130,
+                         width=4, value_width=3, mask=(1, 1, 130, 130)),
 }
 
 
@@ -254,8 +253,7 @@ def attention(kernel: str) -> Table:
 
 
 LOSS_OPTIONS = {"": {}, "smoothing": {"label_smoothing": 0.1}, "z-loss": {"z_loss": 0.01},
-                "softcap": {"softcap": 5.0},
-                "all": {"label_smoothing": 0.1, "z_loss": 0.01, "softcap": 5.0}}
+                "softcap": {"softcap": 5.0}, "all": {"label_smoothing": 0.1, "z_loss": 0.01, "softcap": 5.0}}
 LOSS_SHAPES = ((0, 3), (1, 1), (3, 1), (7, 11), (5, 130))
 
 

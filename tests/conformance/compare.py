@@ -16,9 +16,9 @@ from nn.backends.protocol import KERNELS, Kernel
 from tests.conformance import naive
 from tests.conformance.cases import DTYPES, HALF, Case
 
-IN_PLACE = {"adamw": (0, 2, 3)}                              # arguments that are the results
-SYMBOLS = {"k": "K", "num_experts": "E"}                     # plain integers that stand for an axis
-TERMS = {"attention_backward": 8.0}    # dP and its row mean are sums of products; they may cancel
+IN_PLACE = {"adamw": (0, 2, 3)}           # arguments that are the results
+SYMBOLS = {"k": "K", "num_experts": "E"}  # plain integers that stand for an axis
+TERMS = {"attention_backward": 8.0}       # dP and its row mean are sums of products; they may cancel
 UNITS = {"float64": 64, "float32": 8, "bfloat16": 1, "float16": 1}
 Function = Callable[..., Any]
 
@@ -58,8 +58,8 @@ def to_numpy(result: Any) -> Any:
 
 def check(function: Function, case: Case, into: Function = lambda array: array,
           back: Function = lambda array: array) -> None:
-    """Run function on the case's arguments, converted by `into`; judge its results, converted back by
-    `back`."""
+    """Run function on the case's arguments, converted by `into`; judge its results,
+    converted back by `back`."""
     arguments = tuple(into(fresh(a)) if isinstance(a, np.ndarray) else a for a in case.arguments)
     options = {name: into(value) if isinstance(value, np.ndarray) else value
                for name, value in case.options.items()}

@@ -1,5 +1,5 @@
-"""What every kernel of nn.backends.protocol computes, written once more as a reader of the formula would
-write it.
+"""What every kernel of nn.backends.protocol computes,
+written once more as a reader of the formula would write it.
 
 Nothing here imports nn.  In float64 these functions are the exact answer; called on arrays of another type,
 they are the plain implementation in that type whose error FlashAttention's rule doubles: every intermediate

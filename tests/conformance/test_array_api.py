@@ -1,5 +1,5 @@
-"""The reference uses nothing but the Python array API standard: it runs on array_api_strict, which offers
-nothing else."""
+"""The reference uses nothing but the Python array API standard: it runs on array_api_strict,
+which offers nothing else."""
 
 from typing import Any
 

@@ -1,8 +1,8 @@
-"""The error function of nn.backends.array_api, against Python's, and its coefficients, worked out anew with
-60 digits.
+"""The error function of nn.backends.array_api, against Python's,
+and its coefficients, worked out anew with 60 digits.
 
-erfc(x) = t exp(−x² + f(2t − 1)) with t = 2/(2 + x);  f is smooth on [−1, 1], its Chebyshev coefficients are
-the table."""
+erfc(x) = t exp(−x² + f(2t − 1)) with t = 2/(2 + x);  f is smooth on [−1, 1],
+its Chebyshev coefficients are the table."""
 
 import math
 from decimal import Decimal, getcontext, localcontext

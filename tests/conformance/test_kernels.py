@@ -1,7 +1,7 @@
 """One table, kernel x backend x case: every backend that can run here, on every kernel it serves.
 
-A new backend is tested by its entry in nn.backends.BACKENDS, a new kernel fails until cases.py has cases for
-it."""
+A new backend is tested by its entry in nn.backends.BACKENDS,
+a new kernel fails until cases.py has cases for it."""
 
 import inspect
 
@@ -72,8 +72,8 @@ def test_arguments_are_called_as_in_the_protocol(backend: Backend, kernel: str) 
 
 
 def test_a_wrong_result_fails() -> None:
-    """The judge itself: a value off by one part in a thousand, a wrong type and a wrong shape are all
-    seen."""
+    """The judge itself: a value off by one part in a thousand,
+    a wrong type and a wrong shape are all seen."""
     from tests.conformance.compare import judge
     case = next(iter(cases("rms_norm", "float32")))
     case = next(c for c in cases("rms_norm", "float32") if c.name == "3x5")

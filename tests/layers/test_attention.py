@@ -11,6 +11,8 @@ from nn.errors import InputError
 from nn.layers import GroupedAttention, RopeScaling, Rotary
 from nn.tensor import Tensor, no_grad
 
+STRETCHED = Rotary(6, scaling=RopeScaling("dynamic", 4.0, 4), length=16)
+
 
 def layer(heads: int = 4, groups: int = 2, rotary: Rotary | None = None, **options: Any) -> GroupedAttention:
     made = GroupedAttention(12, heads, groups, 6, rotary or Rotary(6), std=0.4, dtype="float64", **options)
@@ -100,7 +102,7 @@ def test_qk_norm_comes_before_the_rotation() -> None:
 
 @pytest.mark.parametrize("pieces", [(7,), (4, 1, 1, 1), (1,) * 7, (2, 5), (1, 6)])
 @pytest.mark.parametrize("options", [{}, {"window": 3}, {"qk_norm": True, "bias": True},
-                                     {"rotary": Rotary(6, scaling=RopeScaling("dynamic", 4.0, 4), length=16)}],
+                                     {"rotary": STRETCHED}],
                          ids=["plain", "window", "qk-norm and biases", "dynamic"])
 def test_cached_equals_uncached(pieces: tuple[int, ...], options: dict[str, Any]) -> None:
     attention, x, state, start = layer(**options), inputs(), LayerCache(), 0

@@ -141,8 +141,8 @@ def with_losses(layer: Any) -> Callable[[Tensor], tuple[Tensor, ...]]:
 @pytest.mark.parametrize("renormalize", [True, False])
 @pytest.mark.parametrize(("jitter", "k"), [(0.0, 2), (0.1, 2), (0.0, 1), (0.0, 4)])
 def test_router(renormalize: bool, jitter: float, k: int) -> None:
-    """Weights, balance loss and z-loss; the jitter is drawn from a counter, so it is the same at every
-    evaluation."""
+    """Weights, balance loss and z-loss; the jitter is drawn from a counter,
+    so it is the same at every evaluation."""
     def make(seed: int) -> tuple[Router, np.ndarray]:
         router = Router(5, 4, k, renormalize=renormalize, jitter=jitter, balance_coef=0.7, z_coef=0.3, **F64)
         return scattered(router, seed), 2.0 * normal(6, 5, seed=seed)

@@ -133,8 +133,7 @@ class TestRouter:
         assert np.all(sums < 1.0)
 
     @pytest.mark.parametrize(("stored", "formed"), [("float64", "float64"), ("float32", "float32"),
-                                                    ("bfloat16", "float32"),
-                                                    ("float16", "float32")])
+                                                    ("bfloat16", "float32"), ("float16", "float32")])
     def test_routes_in_float32_at_least(self, stored: str, formed: str) -> None:
         layer = mixture(dtype=stored)
         routing = layer.router(Tensor(inputs().reshape(14, 6).astype(layer.router.weight.dtype)))
@@ -232,8 +231,7 @@ class TestLosses:
 class TestCapacity:
     @pytest.mark.parametrize(("tokens", "k", "experts", "factor", "room"), [
         (100, 2, 4, 1.0, 50), (100, 2, 4, 1.25, 63), (10, 2, 8, 1.0, 4), (3, 2, 8, 1.0, 3),
-        (100, 2, 4, 9.0, 100), (7, 1, 3, 1.0, 4),
-        (0, 2, 4, 1.0, 0)])
+        (100, 2, 4, 9.0, 100), (7, 1, 3, 1.0, 4), (0, 2, 4, 1.0, 0)])
     def test_room(self, tokens: int, k: int, experts: int, factor: float, room: int) -> None:
         assert capacity(tokens, k, experts, factor) == room
 

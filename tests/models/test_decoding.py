@@ -98,8 +98,8 @@ def test_reordered_rows() -> None:
 @pytest.mark.parametrize("trimmed", [None, 3])
 @pytest.mark.parametrize("masked", [True, False])
 def test_rows_of_unequal_length_decode_as_if_alone(trimmed: int | None, masked: bool) -> None:
-    """Left padding, then more tokens; also where the padding has been trimmed away, and then without a
-    mask."""
+    """Left padding, then more tokens; also where the padding has been trimmed away,
+    and then without a mask."""
     made = model()
     rows = [ids(1, n, seed=n)[0] for n in (9, 5, 7)]
     tokens, mask = padded(rows)
@@ -126,7 +126,8 @@ def test_rows_of_unequal_length_decode_as_if_alone(trimmed: int | None, masked: 
 class TestRefusals:
     def test_more_than_the_context(self) -> None:
         made, cache = model(max_seq_len=8), KVCache(2)
-        message = "ids: 0 cached + 9 new tokens exceed the context of 8; shorten the input, or trim() the cache"
+        message = ("ids: 0 cached + 9 new tokens exceed the context of 8; "
+                   "shorten the input, or trim() the cache")
         with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
             made(ids(1, 9))
         made(ids(1, 8), cache=cache)

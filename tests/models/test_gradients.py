@@ -1,5 +1,5 @@
-"""Whole models: the loss's gradient by every parameter against finite differences; checkpointing, tying and
-accumulation."""
+"""Whole models: the loss's gradient by every parameter against finite differences; checkpointing,
+tying and accumulation."""
 
 from typing import Any
 
@@ -17,8 +17,7 @@ SMALL = {"vocab_size": 11, "hidden_size": 8, "head_dim": 2, "intermediate_size":
 MORE: dict[str, dict[str, Any]] = {
     "jitter": {"router_jitter": 0.1}, "capacity": {"capacity_factor": 0.6, "drop_policy": "position"},
     "everything": {"qk_norm": True, "attention_bias": True, "norm": "layernorm", "tie_embeddings": True,
-                   "sliding_window": 3,
-                   "rope_interleaved": True, "router_jitter": 0.1}}
+                   "sliding_window": 3, "rope_interleaved": True, "router_jitter": 0.1}}
 
 
 def steady(batch: np.ndarray, **changes: Any) -> MoETransformer:
@@ -50,8 +49,8 @@ def gradients(made: MoETransformer, batch: np.ndarray, **options: Any) -> dict[s
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["as it is", "dense", "tied", "jitter", "capacity", "everything"])
 def test_checkpointing_changes_no_bit(name: str, dtype: str) -> None:
-    """Not the loss, not the figures, not a gradient: auxiliary losses and jitter inside the recomputed blocks
-    included."""
+    """Not the loss, not the figures, not a gradient:
+    auxiliary losses and jitter inside the recomputed blocks included."""
     made, batch = model(dtype, **(VARIANTS | MORE)[name]), ids(2, 7)
     made.set_noise(1, 2, 3)
     plain_loss, plain_figures = made.loss(batch[:, :-1], batch[:, 1:])
@@ -117,8 +116,8 @@ def test_the_loss_is_that_of_the_logits() -> None:
 
 
 def test_micro_batches_equal_one_batch() -> None:
-    """Cross-entropy over unequal numbers of targets; auxiliary losses off, as they are means over their own
-    batch."""
+    """Cross-entropy over unequal numbers of targets; auxiliary losses off,
+    as they are means over their own batch."""
     made, batch = model(balance_coef=0.0, router_z_coef=0.0), ids(4, 9)
     targets = batch[:, 1:].copy()
     targets[0, :5] = -100
@@ -168,7 +167,7 @@ def test_bfloat16_is_finite_and_close(name: str) -> None:
         assert gradient.dtype == np.float32
         assert np.isfinite(gradient).all()
         lengths = float(np.linalg.norm(gradient) * np.linalg.norm(exact[key]))
-        assert float(np.sum(gradient * exact[key])) > 0.97 * lengths, key       # near ties of a router may turn over
+        assert float(np.sum(gradient * exact[key])) > 0.97 * lengths, key    # near ties of a router may turn
 
 
 def test_float32_is_close_to_float64() -> None:

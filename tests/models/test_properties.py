@@ -1,5 +1,5 @@
-"""What holds for every model: it does not see the future, rows of a batch are strangers, a seed is a
-model."""
+"""What holds for every model: it does not see the future, rows of a batch are strangers,
+a seed is a model."""
 
 import math
 from typing import Any
@@ -87,9 +87,9 @@ def test_mixture_of_one_expert_equals_the_dense_model() -> None:
     values = {name: array for name, array in mixture.state_dict().items() if "mlp" not in name}
     for i in range(2):
         gate, up = np.split(mixture.state_dict()[f"layers.{i}.mlp.experts.gate_up_proj"][0], 2)
+        down = mixture.state_dict()[f"layers.{i}.mlp.experts.down_proj"][0]
         values |= {f"layers.{i}.mlp.gate_proj.weight": gate, f"layers.{i}.mlp.up_proj.weight": up,
-                   f"layers.{i}.mlp.down_proj.weight":
-                   mixture.state_dict()[f"layers.{i}.mlp.experts.down_proj"][0]}
+                   f"layers.{i}.mlp.down_proj.weight": down}
     dense.load_state_dict(values)
     np.testing.assert_allclose(logits(mixture, ids()), logits(dense, ids()), rtol=1e-12, atol=1e-12)
 
@@ -167,8 +167,8 @@ class TestInitialisation:
         kept = {name for name, p in parameters.items() if p.decay}
         assert {name.split(".", 2)[-1] for name in kept} == {
             "self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight",
-            "self_attn.o_proj.weight",
-            "mlp.router.weight", "mlp.experts.gate_up_proj", "mlp.experts.down_proj"}
+            "self_attn.o_proj.weight", "mlp.router.weight",
+            "mlp.experts.gate_up_proj", "mlp.experts.down_proj"}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])

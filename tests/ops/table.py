@@ -1,5 +1,5 @@
-"""Every operation of nn.ops on many inputs: one table, which the tests of gradients, layouts and mutants
-share."""
+"""Every operation of nn.ops on many inputs: one table, which the tests of gradients,
+layouts and mutants share."""
 
 import zlib
 from collections.abc import Callable, Iterator
@@ -51,14 +51,12 @@ def label(*shapes: tuple[int, ...]) -> str:
 
 SHAPES = ((), (0,), (1,), (5,), (3, 4), (2, 0, 3), (1, 1, 1), (2, 1, 3))
 PAIRS = (((3, 4), (3, 4)), ((), (3, 4)), ((3, 4), ()), ((4,), (3, 4)), ((3, 4), (4,)), ((3, 1), (1, 4)),
-         ((1, 4), (3, 4)),
-         ((2, 1, 3), (4, 1)), ((4, 1), (2, 1, 3)), ((1, 1), (2, 3, 4)), ((0, 3), (1, 3)), ((1, 3), (0, 3)),
-         ((1,), (5,)), ((), ()))
+         ((1, 4), (3, 4)), ((2, 1, 3), (4, 1)), ((4, 1), (2, 1, 3)), ((1, 1), (2, 3, 4)),
+         ((0, 3), (1, 3)), ((1, 3), (0, 3)), ((1,), (5,)), ((), ()))
 
 SMOOTH: dict[str, Function] = {
     "exp": ops.exp, "tanh": ops.tanh, "sigmoid": ops.sigmoid, "silu": ops.silu, "gelu": ops.gelu,
-    "neg": ops.neg,
-    "cast": lambda x: ops.cast(x, np.float64)}
+    "neg": ops.neg, "cast": lambda x: ops.cast(x, np.float64)}
 POSITIVE: dict[str, Function] = {"log": ops.log, "sqrt": ops.sqrt, "power": lambda x: ops.power(x, -1.5)}
 KINKED: dict[str, Function] = {"absolute": ops.absolute, "relu": ops.relu,
                                "clip": lambda x: ops.clip(x, -0.7, 0.1)}
@@ -105,8 +103,8 @@ def broadcasting() -> Iterator[Row]:
 
 
 AXES = (((), None), ((4,), 0), ((0,), None), ((3, 4), None), ((3, 4), 0), ((3, 4), -1), ((3, 4), (0, 1)),
-        ((2, 3, 4), (0, 2)),
-        ((2, 3, 4), (-1,)), ((2, 3, 4), 1), ((2, 0, 3), 1), ((2, 0, 3), 0), ((1, 1, 1), (0, 2)))
+        ((2, 3, 4), (0, 2)), ((2, 3, 4), (-1,)), ((2, 3, 4), 1), ((2, 0, 3), 1), ((2, 0, 3), 0),
+        ((1, 1, 1), (0, 2)))
 
 
 def reductions() -> Iterator[Row]:
@@ -131,9 +129,8 @@ def reductions() -> Iterator[Row]:
 
 INDICES: dict[str, Any] = {
     "0": 0, "-1": -1, "1:3": slice(1, 3), "::2": slice(None, None, 2), "::-1": slice(None, None, -1),
-    "empty": slice(2, 2),
-    "...,1": (..., 1), "1,...": (1, ...), ":,1": (slice(None), 1), ":,None": (slice(None), None),
-    "None": None, "...": ...,
+    "empty": slice(2, 2), "...,1": (..., 1), "1,...": (1, ...), ":,1": (slice(None), 1),
+    ":,None": (slice(None), None), "None": None, "...": ...,
     "-1,-2": (-1, -2), "1:,...,::-2": (slice(1, None), ..., slice(None, None, -2)), "0,1,2": (0, 1, 2)}
 
 
@@ -194,9 +191,8 @@ def gathers() -> Iterator[Row]:
 
 def products() -> Iterator[Row]:
     for a, b in (((3, 4), (4, 5)), ((1, 1), (1, 1)), ((2, 3, 4), (4, 5)), ((3, 4), (2, 4, 5)),
-                 ((2, 1, 3, 4), (5, 4, 2)),
-                 ((0, 4), (4, 5)), ((3, 0), (0, 5)), ((3, 4), (4, 0)), ((0, 3, 4), (4, 2)),
-                 ((1, 3, 4), (2, 4, 1))):
+                 ((2, 1, 3, 4), (5, 4, 2)), ((0, 4), (4, 5)), ((3, 0), (0, 5)), ((3, 4), (4, 0)),
+                 ((0, 3, 4), (4, 2)), ((1, 3, 4), (2, 4, 1))):
         yield Row("matmul", label(a, b), ops.matmul, (normal(f"a{a}", *a), normal(f"b{b}", *b)))
     yield Row("matmul", "array-left", lambda x: ops.matmul(np.ones((2, 3)), x), (normal("right", 3, 4),))
     yield Row("matmul", "array-right", lambda x: ops.matmul(x, np.ones((4, 2))), (normal("left", 3, 4),))
@@ -227,14 +223,13 @@ def _angles(*shape: int) -> dict[str, np.ndarray]:
 
 ATTENTION: dict[str, tuple[tuple[int, int, int, int, int], dict[str, Any]]] = {       # (B, H, G, T, S)
     "multi-head": ((2, 2, 2, 4, 4), {}), "grouped": ((1, 4, 2, 5, 5), {}),
-    "multi-query": ((2, 3, 1, 3, 3), {}),
-    "one-token": ((1, 1, 1, 1, 1), {}), "continued": ((1, 2, 1, 3, 7), {}),
-    "more-queries": ((1, 2, 1, 5, 3), {}),
+    "multi-query": ((2, 3, 1, 3, 3), {}), "one-token": ((1, 1, 1, 1, 1), {}),
+    "continued": ((1, 2, 1, 3, 7), {}), "more-queries": ((1, 2, 1, 5, 3), {}),
     "bidirectional": ((1, 2, 2, 3, 5), {"causal": False}), "window": ((1, 2, 1, 7, 7), {"window": 3}),
     "window-1": ((1, 1, 1, 4, 4), {"window": 1}),
     "two-sided-window": ((1, 1, 1, 6, 6), {"window": 2, "causal": False}),
-    "scale": ((1, 1, 1, 3, 3), {"scale": 1.7}), "no-key": ((1, 1, 1, 2, 0), {}),
-    "no-query": ((1, 2, 1, 0, 3), {}),
+    "scale": ((1, 1, 1, 3, 3), {"scale": 1.7}),
+    "no-key": ((1, 1, 1, 2, 0), {}), "no-query": ((1, 2, 1, 0, 3), {}),
     "padding": ((2, 2, 1, 4, 4), {"mask": np.array([[False, True, True, True], [True] * 4])[:, None, None]}),
     "blind-query": ((1, 2, 1, 3, 3), {"mask": np.array([[True] * 3, [False] * 3, [True] * 3])}),
     "beyond-a-block": ((1, 1, 1, 130, 130), {}),

@@ -1,5 +1,5 @@
-"""Operations, forward and backward, on array_api_strict: what they do around the kernels is in the standard
-too."""
+"""Operations, forward and backward, on array_api_strict:
+what they do around the kernels is in the standard too."""
 
 from typing import Any
 
@@ -14,8 +14,7 @@ strict = pytest.importorskip("array_api_strict")
 # their rows bring NumPy arrays with them (indices, masks, tables, plans, targets), or NumPy's types and
 # short indices
 BOUND_TO_NUMPY = {"cast", "combine", "cross_entropy", "dispatch", "getitem", "linear_cross_entropy", "plan",
-                  "rope", "scatter_add",
-                  "take", "take_along_axis", "where"}
+                  "rope", "scatter_add", "take", "take_along_axis", "where"}
 FREE = [row for row in ROWS if row.op not in BOUND_TO_NUMPY and "array-" not in row.case
         and row.id not in ("attention-padding", "attention-blind-query") and row.op != "grouped_linear"]
 

@@ -28,8 +28,8 @@ def run(layer: FeedForward, x: Tensor, wrap: bool) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
 @pytest.mark.parametrize("input_learns", [True, False])
 def test_gradients_have_the_same_bits(dtype: str, input_learns: bool) -> None:
-    """Of the input and of parameters that the function only closes over, also where the input is a
-    constant."""
+    """Of the input and of parameters that the function only closes over,
+    also where the input is a constant."""
     layer = FeedForward(4, 8, std=0.5, dtype=dtype)
     x = Tensor(np.random.default_rng(0).standard_normal((2, 3, 4)).astype(layer.up_proj.weight.dtype),
                requires_grad=input_learns)

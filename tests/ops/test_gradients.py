@@ -1,5 +1,5 @@
-"""Every operation's gradient against finite differences; on strided memory; with some inputs constant; with
-inputs used twice."""
+"""Every operation's gradient against finite differences; on strided memory; with some inputs constant;
+with inputs used twice."""
 
 import numpy as np
 import pytest
@@ -28,8 +28,8 @@ def test_finite_differences(row: Row) -> None:
 
 @rows
 def test_memory_layout_changes_nothing(row: Row) -> None:
-    """Transposed, strided and reversed inputs, all read-only: the same results and gradients, and nobody
-    writes to them."""
+    """Transposed, strided and reversed inputs, all read-only: the same results and gradients,
+    and nobody writes to them."""
     expected = gradients(row.function, [leaf(x) for x in row.inputs])
     for change in LAYOUTS.values():
         inputs = [change(x) if x.ndim else np.array(x) for x in row.inputs]

@@ -1,5 +1,5 @@
-"""bfloat16 and float16 through every operation: types stay, sums are formed wider, errors stay within a few
-units."""
+"""bfloat16 and float16 through every operation: types stay, sums are formed wider,
+errors stay within a few units."""
 
 import ml_dtypes
 import numpy as np
@@ -138,7 +138,6 @@ def test_numbers_take_the_type_of_the_tensor(dtype: str) -> None:
     x = Tensor(np.array([0.5, 2.0]).astype(kind))
     for number in (2, 0.3, np.float64(0.3), np.sqrt(2.0)):
         for y in (x + number, number - x, x * number, number / x, ops.maximum(x, number), x**float(number),
-                  -x,
-                  ops.where(np.array([True, False]), x, number), ops.clip(x, -1.0, number)):
+                  -x, ops.where(np.array([True, False]), x, number), ops.clip(x, -1.0, number)):
             assert y.dtype == kind
     assert (Tensor(np.array([1, 2])) * 0.5).data.tolist() == [0.5, 1.0]
