@@ -61,7 +61,7 @@ def gradients(function: Function, inputs: Sequence[Tensor],
 
 
 def check(function: Function, *inputs: Any, parameters: Sequence[Tensor] = (),
-          entries: int = 40, tolerance: float = 1e-6, seed: int = 0) -> None:
+          entries: int = 20, tolerance: float = 1e-6, seed: int = 0) -> None:
     """AssertionError where a gradient and the difference quotient differ
     by more than tolerance × the largest entry.
 

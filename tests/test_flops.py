@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from nn import MoETransformer, MoETransformerConfig, flops
+from nn.backends.reference import moe
 from nn.layers.rotary import RopeScaling
 from nn.models import PRESETS
 from nn.models.presets import MOE_6_9B, TINY
@@ -66,9 +67,10 @@ COUNTED = {name: changes for name, changes in VARIANTS.items() if name != "windo
 
 @pytest.mark.parametrize("name", COUNTED)
 @pytest.mark.parametrize("length", [1, 7])
-def test_flops_are_those_of_the_products(name: str, length: int) -> None:
-    """The reference forms the scores of a whole block:
-    T² instead of the T (T + 1) / 2 that the formula counts."""
+def test_flops_are_those_of_the_products(name: str, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference forms all scores of a block, T² instead of the T (T + 1) / 2 that the formula counts, and
+    fills experts' groups up to whole tiles, here of one row."""
+    monkeypatch.setattr(moe, "TILE", 1)
     config = SMALL.replace(**COUNTED[name])
     model = MoETransformer(config, dtype="float64")
     ids = np.arange(2 * length).reshape(2, length)

@@ -289,8 +289,8 @@ def _route(logits: Any, k: int, renormalize: bool) -> Any:
 
 def experts() -> Iterator[Row]:
     for tokens, count, k in ((5, 4, 2), (1, 1, 1), (0, 4, 2), (6, 3, 3), (7, 5, 1)):
-        rows = [distinct(f"route{n}", count) * 4.0 for n in range(tokens)]
-        logits = np.stack(rows) if tokens else np.zeros((0, count))
+        drawn = [distinct(f"route{n}", count) * 4.0 for n in range(tokens)]
+        logits = np.stack(drawn) if tokens else np.zeros((0, count))
         for renormalize in (True, False):
             case = label((tokens, count, k)) + ("" if renormalize else "-raw")
             yield Row("router_topk", case, lambda z, k=k, r=renormalize: _route(z, k, r), (logits,))
