@@ -96,7 +96,7 @@ def sum(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
 
 
 def mean(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    check_floating("mean", (x.data,))
+    check_floating("mean", [x.data])
     axes = range(x.ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
     return Sum.apply(x, axis=axis, keepdims=keepdims, scale=1.0 / (math.prod(x.shape[a] for a in axes) or 1))
 
