@@ -7,7 +7,8 @@ The loss is Σ result ⊙ C with fixed random C for every result.  Four evaluati
 leave an error of order h⁴; large tensors are tried in some entries and along one random direction, which
 meets all the others."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -117,3 +118,12 @@ def quotient(loss: Callable[[], float], x: np.ndarray, direction: np.ndarray) ->
     slope = (8.0 * (at(STEP) - at(-STEP)) - (at(2.0 * STEP) - at(-2.0 * STEP))) / (12.0 * STEP)
     x[...] = before
     return slope
+
+
+@contextmanager
+def about(name: str) -> Iterator[None]:
+    """What goes wrong inside the block is said of `name`: for tests that go through many cases."""
+    try:
+        yield
+    except Exception as error:
+        raise AssertionError(f"{name}: {type(error).__name__}: {error}") from error

@@ -13,6 +13,7 @@ from nn.backends.protocol import KERNELS
 from tests.conformance import naive
 from tests.conformance.cases import DTYPES, Case, cases, kernels_with_cases
 from tests.conformance.compare import LAYOUTS, check_on, in_layout, positional, served
+from tests.gradients import about
 
 READY = [backend for backend in BACKENDS if not backend.missing()]
 EVERY_CASE = [case for kernel in KERNELS for dtype in DTYPES for case in cases(kernel, dtype)]
@@ -28,11 +29,15 @@ def test_matches_the_formula(backend: Backend, case: Case) -> None:
     check_on(backend, case)
 
 
-@pytest.mark.parametrize(("backend", "case"),
-                         [p for p in EVERY_PAIR if p[1].dtype in ("float32", "bfloat16")], ids=name)
-def test_matches_the_formula_on_strided_arrays(backend: Backend, case: Case) -> None:
-    for layout in LAYOUTS:
-        check_on(backend, in_layout(case, layout))
+@pytest.mark.parametrize("backend", READY, ids=name)
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_strided_arrays(backend: Backend, kernel: str, dtype: str) -> None:
+    for ready, case in EVERY_PAIR:
+        if (ready, case.kernel, case.dtype) == (backend, kernel, dtype):
+            for layout in LAYOUTS:
+                with about(f"{case.name}-{layout}"):
+                    check_on(backend, in_layout(case, layout))
 
 
 def test_every_kernel_has_cases_and_a_formula() -> None:

@@ -336,3 +336,8 @@ def checkpoints() -> Iterator[Row]:
 ROWS = [row for part in (elementwise, broadcasting, reductions, views, gathers, products, norms,
                          attentions, losses, experts, checkpoints)
         for row in part()]
+OPS = list(dict.fromkeys(row.op for row in ROWS))
+
+
+def rows_of(op: str) -> list[Row]:
+    return [row for row in ROWS if row.op == op]
