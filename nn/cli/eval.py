@@ -38,6 +38,12 @@ class Options:
     overlap: int = 1                         # tokens of the window before to see; more is slower and better
     batch_size: int = 16                     # windows at a time
 
+    def __post_init__(self) -> None:
+        for name in ("seq_len", "overlap", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"--{name.replace('_', '-')}: {value}; give 1 or more")
+
 
 class Text(NamedTuple):
     """What is measured."""
@@ -53,8 +59,11 @@ def run(argv: list[str]) -> int:
     model, tokenizer, folder = open_model(options.checkpoint)
     if options.config:
         _check_same(run_settings(options.config), model.config, options.config)
+    context = model.config.max_seq_len
+    if options.seq_len and options.seq_len > context:
+        raise InputError(f"--seq-len: {options.seq_len} is longer than the model's context of {context}")
     text = _text(options.data, options.held_out_fraction, tokenizer) if options.data else _held_out(folder)
-    seq_len = options.seq_len or min(model.config.max_seq_len, max(1, len(text.tokens)))
+    seq_len = options.seq_len or min(context, max(1, len(text.tokens)))
     size = f"{text.num_bytes:,} bytes, {len(text.tokens):,} tokens, read {seq_len} at a time"
     facts([("model", f"{folder}: {model.num_parameters():,} parameters"), ("text", f"{text.name}: {size}")])
     nats = negative_log_likelihood(model, text.tokens, seq_len=seq_len, batch_size=options.batch_size,

@@ -2,11 +2,14 @@
 
 0 done, 1 the computation failed, 2 the input is at fault, 130 stopped by Ctrl-C.      Try: cuda-nn --help"""
 
+import contextlib
 import errno
 import importlib
+import io
 import logging
 import os
 import sys
+import typing
 from collections.abc import Callable, Sequence
 
 from nn import __version__
@@ -52,6 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _guarded(name: str, action: Callable[[], int | None]) -> int:
     """Run a verb.  What a user can cause ends in one line; all else is our defect and keeps its traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError):       # closed, or not a text stream
+            typing.cast(io.TextIOWrapper, stream).reconfigure(errors="replace")   # no é there: ?
     logging.basicConfig(format=f"{name}: %(levelname)s: %(message)s", level=logging.WARNING)
     try:
         status = action() or 0

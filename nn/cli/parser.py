@@ -6,6 +6,7 @@
 `--batch-size` and `--batch_size` are one option; `--flag`, `--no-flag` and `--flag=false` set a boolean."""
 
 import argparse
+import re
 import shutil
 import textwrap
 import typing
@@ -54,7 +55,7 @@ class Parser(argparse.ArgumentParser):
     def _spelling(self, word: str) -> str:
         """A word of the command line, options in the one spelling argparse knows."""
         name, equals, value = word.partition("=")
-        if not name.startswith("--"):
+        if not re.fullmatch(r"--[\w.-]+", name):                  # a value, such as the prompt "-- a_b"
             return word
         name = flag(name[2:])
         name = self.aliases.get(name, name)

@@ -25,7 +25,7 @@ def model_config(path: Path) -> MoETransformerConfig:
 
 def open_model(path: Path | None) -> tuple[Any, Any, Path]:
     """Model, tokenizer, folder: of a run, one of its checkpoints, a Hugging Face folder or the newest run."""
-    folder = newest_run() if path is None else path
+    folder = newest_run(trained=True) if path is None else path
     if (folder / "config.yaml").is_file() or (folder / "state.json").is_file():
         return (*load_trained(folder), folder)
     if (folder / "config.json").is_file():

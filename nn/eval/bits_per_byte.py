@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nn.errors import InputError
+from nn.errors import InputError, NonFiniteError
 
 IGNORED = -100      # a target that is not scored
 
@@ -54,9 +54,14 @@ def negative_log_likelihood(model: Any, tokens: np.ndarray, *, seq_len: int, bat
                             overlap: int = 1, chosen: Sequence[Window] | None = None) -> float:
     """−Σ log p(token | before it), nats, over all tokens or over those that the `chosen` windows score."""
     chosen = windows(len(tokens), seq_len, overlap) if chosen is None else chosen
-    with _evaluating(model):
-        return math.fsum(_score(model, tokens, chosen[i:i + batch_size], prefix_id)
+    if batch_size < 1:
+        raise InputError(f"batch_size: {batch_size}; give 1 or more")
+    with _evaluating(model), np.errstate(all="ignore"):
+        nats = math.fsum(_score(model, tokens, chosen[i:i + batch_size], prefix_id)
                          for i in range(0, len(chosen), batch_size))
+    if not math.isfinite(nats):
+        raise NonFiniteError("evaluation: the loss is not finite; the weights are too large or broken")
+    return nats
 
 
 def bits_per_byte(model: Any, tokens: np.ndarray, num_bytes: int, seq_len: int, batch_size: int, *,

@@ -68,6 +68,10 @@ class TrainConfig:
             _check(name, getattr(self, name), getattr(self, name) > 0, "greater than 0")
         for name in ("warmup", "weight_decay", "eval_tokens", "sample_tokens", "seed"):
             _check(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
+        for name in ("beta1", "beta2"):
+            _check(name, getattr(self, name), 0 <= getattr(self, name) < 1, "in [0, 1)")
+        _check("seed", self.seed, self.seed < 2**64, "below 2**64")
+        _check("data", repr(self.data), bool(self.data), "a file, a folder or stdlib")
         _check("held_out_fraction", self.held_out_fraction, 0 < self.held_out_fraction < 1, "between 0 and 1")
         _check("lr_floor", self.lr_floor, 0 <= self.lr_floor <= 1, "between 0 and 1")
         check_name("optimizer", self.optimizer, OPTIMIZERS)

@@ -76,8 +76,10 @@ def load(folder: Path) -> Corpus:
     """The corpus of an existing run folder."""
     tokens = folder / "tokens"
     info = json.loads((tokens / "info.json").read_text(encoding="utf-8"))
-    return Corpus(load_tokenizer(folder / "tokenizer.json"), TokenShard(tokens / "train.tokens"),
-                  TokenShard(tokens / "held_out.tokens"), info)
+    train, held_out = (TokenShard(tokens / f"{name}.tokens") for name in ("train", "held_out"))
+    for shard in (train, held_out):
+        shard.verify()
+    return Corpus(load_tokenizer(folder / "tokenizer.json"), train, held_out, info)
 
 
 def _tokenizer(config: TrainConfig, documents: list[Document]) -> Tokenizer:

@@ -13,9 +13,17 @@ from typing import Any
 
 import numpy as np
 
+from nn.dtypes import widen
 from nn.errors import NonFiniteError
 
 Batch = tuple[np.ndarray, np.ndarray]      # inputs [B,T], targets [B,T]; target -100 is not scored
+
+
+@np.errstate(all="ignore")
+def broken_weights(model: Any) -> list[str]:
+    """Names of the parameters that hold a NaN, an infinity, or numbers near it (their squares overflow)."""
+    wide = ((name, widen(parameter.data).reshape(-1)) for name, parameter in model.named_parameters().items())
+    return [name for name, flat in wide if not np.isfinite(np.dot(flat, flat))]
 
 
 def scored_tokens(batches: Sequence[Batch]) -> int:

@@ -29,20 +29,26 @@ def train(config: TrainConfig | None = None, *, resume: str | Path | None = None
     from threadpoolctl import threadpool_limits
     with (RunFolder.open(resume) if resume else RunFolder.create(config or TrainConfig())) as run:
         try:
-            corpus = prepare(run.config, run.path)
-        except InputError:
+            trainer = _prepared(run, callbacks)
+        except BaseException:
             if not resume:
-                run.discard()           # else the next --resume would find a run without a text
+                run.discard()           # else the next --resume would find a run that cannot begin
             raise
-        resolved = run.config.with_vocab(corpus.tokenizer.vocab_size)
-        if resolved != run.config:
-            run.save_config(resolved)
-        trainer = Trainer(run, build_model(resolved), corpus, callbacks)
-        run.record_start(trainer.resume(), corpus.info["data_hash"])
         with threadpool_limits(run.config.threads, user_api="blas"):
             result = trainer.fit()
         _draw(run.path)
         return result
+
+
+def _prepared(run: RunFolder, callbacks: Sequence[Callback]) -> Trainer:
+    """The trainer of a run, its text read and its newest checkpoint loaded."""
+    corpus = prepare(run.config, run.path)
+    resolved = run.config.with_vocab(corpus.tokenizer.vocab_size)
+    if resolved != run.config:
+        run.save_config(resolved)
+    trainer = Trainer(run, build_model(resolved), corpus, callbacks)
+    run.record_start(trainer.resume(), corpus.info["data_hash"])
+    return trainer
 
 
 def build_model(config: TrainConfig) -> MoETransformer:
@@ -76,5 +82,5 @@ def _draw(run: Path) -> None:
     without."""
     try:
         draw_loss(run)
-    except InputError as error:
+    except (InputError, OSError) as error:
         log.warning("%s", error)

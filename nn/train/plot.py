@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nn.errors import InputError
+from nn.files import replacing
 from nn.train.metrics import read_metrics
 
 BLUE, RED, GREY = "#3b6fb6", "#c8443c", "#6b7280"
@@ -22,7 +23,8 @@ def draw_loss(folder: str | Path) -> Path:
         raise InputError(f"run: {folder} has no finished step to draw yet")
     info = json.loads((folder / "tokens" / "info.json").read_text(encoding="utf-8"))
     figure = _figure(records, {name: info[name] for name in ("gzip", "xz")}, folder.name)
-    figure.savefig(folder / "loss.png", dpi=150)
+    with replacing(folder / "loss.png") as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
     return folder / "loss.png"
 
 

@@ -83,8 +83,9 @@ class RunFolder:
     def discard(self) -> None:
         """Delete what `create` made: for a run that could not begin.  Files of others stay, and so does their
         folder."""
-        for path in (self.path / "config.yaml", self.path / "manifest.json", self.path / LOCK):
-            remove(path)
+        for name in ("config.yaml", "manifest.json", "tokenizer.json", "tokens", LOCK):
+            remove(self.path / name)
+        remove_leftovers(self.path)
         if not any(self.path.iterdir()):
             self.path.rmdir()
 
@@ -101,9 +102,11 @@ class RunFolder:
         self.close()
 
 
-def newest_run(runs: str | Path = "runs") -> Path:
-    """The run that was started or resumed last; its lock file's time says which."""
-    locks = [lock for lock in Path(runs).glob(f"*/{LOCK}") if (lock.parent / "config.yaml").is_file()]
+def newest_run(runs: str | Path = "runs", *, trained: bool = False) -> Path:
+    """The run that was started or resumed last; its lock file's time says which.  `trained`: of those with a
+    checkpoint."""
+    locks = [lock for lock in Path(runs).glob(f"*/{LOCK}") if (lock.parent / "config.yaml").is_file()
+             and (not trained or any(lock.parent.glob("checkpoints/step_*")))]
     if not locks:
         raise InputError(f"run: there is no run in {runs}/; train one first, or give the run's folder")
     return max(locks, key=lambda lock: lock.stat().st_mtime_ns).parent

@@ -22,7 +22,7 @@ from nn.optim import clip_scale, create_optimizer, create_schedule, grad_norm
 from nn.train.callbacks import Callback
 from nn.train.checkpoint import checkpoints, latest_valid, save_checkpoint
 from nn.train.corpus import Corpus
-from nn.train.gradients import accumulate, explain_nonfinite, scored_tokens
+from nn.train.gradients import accumulate, broken_weights, explain_nonfinite, scored_tokens
 from nn.train.metrics import MetricsLog
 from nn.train.run_folder import RunFolder
 from nn.train.signals import StopSignal
@@ -118,8 +118,12 @@ class Trainer:
         if not math.isfinite(norm):
             self._stop_nonfinite(batches, "loss" if math.isnan(metrics["loss"]) else "gradient norm")
         lr = self.schedule(self.step)
-        self.optimizer.step(lr=lr, grad_scale=clip_scale(norm, config.clip))
+        with np.errstate(all="ignore"):                 # what NumPy warns of makes weights not finite
+            self.optimizer.step(lr=lr, grad_scale=clip_scale(norm, config.clip))
         self.model.zero_grad()
+        if broken := broken_weights(self.model):
+            raise NonFiniteError(f"step {step}: the update made {broken[0]} (and {len(broken) - 1} more) not "
+                                 f"finite; lower lr, which was {lr:g}; {self._last_good()}")
         bits = metrics["loss"] / math.log(2.0) / self.corpus.bytes_per_token
         return {"step": step, "loss": metrics.pop("loss"), "bits_per_byte": bits, "lr": lr, "grad_norm": norm,
                 "tokens": self.tokens + scored_tokens(batches)} | _plain(metrics)
@@ -128,20 +132,25 @@ class Trainer:
         """The weights are still those of the step before: no update is made of such a gradient."""
         step = self.step + 1
         cause = explain_nonfinite(self.model, batches, seed=self.config.seed, step=step)
+        raise NonFiniteError(f"step {step}: the {what} is not finite; {cause}; {self._last_good()}")
+
+    def _last_good(self) -> str:
         saved = checkpoints(self.run.checkpoints)
-        last = f"last good checkpoint: {saved[max(saved)]}" if saved else "no checkpoint was written yet"
-        raise NonFiniteError(f"step {step}: the {what} is not finite; {cause}; {last}")
+        return f"last good checkpoint: {saved[max(saved)]}" if saved else "no checkpoint was written yet"
 
     def _evaluate(self, record: dict[str, Any]) -> bool:
         """Measure held-out text (all of it after the last step); whether it is the best so far."""
         found = windows(len(self.corpus.held_out), self.config.seq_len)
-        last = self.step == self.config.steps
-        bits = self._bits_per_byte(found if last else spread(found, self.config.eval_tokens))
+        sample = spread(found, self.config.eval_tokens)
+        bits = sampled = self._bits_per_byte(sample)
+        if self.step == self.config.steps and len(sample) < len(found):
+            bits = self._bits_per_byte(found)
         self.evaluation = {"step": self.step, "bits_per_byte": bits}
         record["held_out_bits_per_byte"] = bits
         self._tell("on_eval", self.step, bits)
-        is_best = self.best is None or bits < self.best["bits_per_byte"]
-        self.best = self.evaluation if is_best else self.best
+        is_best = self.best is None or sampled < self.best["bits_per_byte"]       # always on the same text
+        if is_best:
+            self.best = {"step": self.step, "bits_per_byte": sampled}
         return is_best
 
     def _bits_per_byte(self, chosen: list[Window]) -> float:

@@ -87,3 +87,11 @@ def test_a_folder_outside_a_run_needs_text(cuda_nn, trained: Path, tmp_path: Pat
     status, _, err = cuda_nn("eval", "--checkpoint", tmp_path)
     assert status == 2
     assert "--data" in err
+
+
+@pytest.mark.parametrize(("option", "value"), [("--batch-size", 0), ("--batch-size", -1), ("--seq-len", 0),
+                                               ("--overlap", 0)])
+def test_numbers_that_would_measure_nothing(cuda_nn, trained: Path, option: str, value: int) -> None:
+    status, out, err = cuda_nn("eval", "--run", trained, option, value)
+    assert (status, out) == (2, "")
+    assert f"{option}: {value}; give 1 or more" in err

@@ -88,3 +88,10 @@ def test_a_terminal_gets_no_control_characters(
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     stream(["a\tb\n", "\x1b[2J\x07\r\x9b"])
     assert capsys.readouterr().out == "a\tb\n\ufffd[2J\ufffd\ufffd\ufffd\n"
+
+
+def test_a_prompt_that_looks_like_an_option_is_kept(cuda_nn, trained: Path) -> None:
+    prompt = "-- hello_world the_name = a_b"
+    status, out, _ = cuda_nn("generate", "--run", trained, "--prompt", prompt, "--max-tokens", 1)
+    assert status == 0
+    assert prompt in out
