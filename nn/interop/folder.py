@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from nn import files
 from nn.dtypes import Shape
 from nn.errors import InputError
 from nn.files import replacing
@@ -35,14 +36,9 @@ class Stored:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; InputError if there is none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return files.read_json(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; give a Hugging Face folder ({CONFIG}, {WEIGHTS})") from None
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: holds a {type(value).__name__}; expected a JSON object")
-    return value
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from nn.data import (
     write_tokens,
 )
 from nn.eval import compressed_bits_per_byte
-from nn.files import replacing
+from nn.files import read_json, replacing
 from nn.train.config import TrainConfig
 
 log = logging.getLogger("nn.train")
@@ -75,7 +75,7 @@ def prepare(config: TrainConfig, folder: Path) -> Corpus:
 def load(folder: Path) -> Corpus:
     """The corpus of an existing run folder."""
     tokens = folder / "tokens"
-    info = json.loads((tokens / "info.json").read_text(encoding="utf-8"))
+    info = read_json(tokens / "info.json")
     train, held_out = (TokenShard(tokens / f"{name}.tokens") for name in ("train", "held_out"))
     for shard in (train, held_out):
         shard.verify()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nn.errors import InputError
-from nn.files import replacing
+from nn.files import read_json, replacing
 from nn.train.metrics import read_metrics
 
 BLUE, RED, GREY = "#3b6fb6", "#c8443c", "#6b7280"
@@ -16,12 +16,11 @@ BLUE, RED, GREY = "#3b6fb6", "#c8443c", "#6b7280"
 def draw_loss(folder: str | Path) -> Path:
     """Write loss.png into a run folder, return its path; InputError without matplotlib or before the first
     step."""
-    import json
     folder = Path(folder)
     records = read_metrics(folder / "metrics.jsonl")
     if not records:
         raise InputError(f"run: {folder} has no finished step to draw yet")
-    info = json.loads((folder / "tokens" / "info.json").read_text(encoding="utf-8"))
+    info = read_json(folder / "tokens" / "info.json")
     figure = _figure(records, {name: info[name] for name in ("gzip", "xz")}, folder.name)
     with replacing(folder / "loss.png") as temporary:
         figure.savefig(temporary, dpi=150, format="png")

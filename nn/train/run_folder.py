@@ -4,7 +4,6 @@
 
     with RunFolder.create(config) as run: ...       # or RunFolder.open(newest_run("runs"))"""
 
-import json
 import os
 from dataclasses import replace
 from datetime import datetime
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nn.errors import InputError
-from nn.files import remove, remove_leftovers, write_json
+from nn.files import read_json, remove, remove_leftovers, write_json
 from nn.train.config import TrainConfig
 from nn.train.machine import facts
 
@@ -75,7 +74,7 @@ class RunFolder:
         path = self.path / "manifest.json"
         manifest: dict[str, Any] = {"starts": []}
         if path.exists():
-            manifest = json.loads(path.read_text(encoding="utf-8"))
+            manifest = read_json(path)
         manifest |= {"seed": self.config.seed, "data_hash": data_hash}
         manifest["starts"].append({"step": step} | facts())
         write_json(path, manifest)

@@ -77,3 +77,12 @@ def test_a_picture_that_cannot_be_written_fails_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr("nn.train.job.draw_loss", full)
     assert train(short(tmp_path)).steps == 4
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "tokens/info.json"])
+@pytest.mark.parametrize("content", ["", "{", "[]"])
+def test_a_damaged_file_of_the_run_is_named(tmp_path, name, content):
+    run = train(short(tmp_path)).run
+    (run / name).write_text(content)
+    with pytest.raises(InputError, match=f"{name}: (not JSON|holds a list)"):
+        train(resume=run)
