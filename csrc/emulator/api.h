@@ -10,7 +10,7 @@ extern "C" {
 int emu_abi(void);
 const char* emu_error(void);                       // of this OS thread's last failure
 
-// "key=value;..." with keys arch schedule(forward|reverse|random) seed threads steps check count cp_async(lazy|eager) defer fail_malloc fail_launch stack.
+// "key=value;..." with keys arch schedule(forward|reverse|random) seed threads steps check count cp_async(lazy|eager) defer cooperative fail_malloc fail_launch stack.
 // The same keys are read from the environment variable CUDA_NN_EMULATOR when the library is loaded.
 int emu_configure(const char* options);
 

@@ -7,6 +7,7 @@ namespace emu {
 
 void checker_launch_begin(Launch&);
 void checker_launch_end(Launch&, bool completed);
+void checker_launch_unwatched();                             // instead of both: what it writes is not seen
 void checker_block_begin(Block&);
 void checker_block_end(Block&);                              // every thread has exited (or the block was abandoned)
 
@@ -15,8 +16,9 @@ void checker_barrier_arrive(Thread&, uint32_t id);
 void checker_barrier_release(Block&, uint32_t id, Thread* const* waiting, uint32_t count);
 void checker_cluster_arrive(Thread&);
 void checker_cluster_release(Block* const* blocks, uint32_t count);
+void checker_cluster_wait(Thread&);                          // has passed barrier.cluster.wait: takes the joined clock of the phase
 void checker_warp_sync(Warp&, uint32_t mask);                // __syncwarp: orders the lanes of mask among each other
-void checker_flush(Block&);                                  // a point where lanes meet: group the logged accesses into requests
+void checker_flush(Block&);                                  // after checker_barrier_release: group the logged accesses into requests
 
 // Acquire and release through an object in memory (mbarrier, flags, atomics): what was released there happens before what acquires it.
 void checker_release(Thread&, const void* object);
@@ -26,6 +28,7 @@ void checker_acquire(Thread&, const void* object);
 // The token names the operation; landing makes it a write (or read) by `thread` at that moment.
 uint32_t checker_async_issue(Thread&, const void* address, uint32_t bytes, bool write, uint32_t site);
 void checker_async_land(Thread&, uint32_t token);
+void checker_async_drop(Thread& issuer, uint32_t token);     // it is over and leaves no access behind: others announced that (wgmma)
 
 // Memory events: what the stand-in runtime does to device memory.
 void checker_allocated(const void* begin, size_t bytes);     // never written

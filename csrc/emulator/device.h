@@ -21,6 +21,7 @@ constexpr uint32_t WINDOW = 1u << 18;      // bytes of shared address space per 
 
 struct Warp;      // runtime.h
 struct AsyncState;    // async.cpp: copies in flight of one thread
+struct BlockWatch;    // checker.cpp: what the checker and the counters know of one block
 
 struct Dim { uint32_t x, y, z; };
 
@@ -37,6 +38,8 @@ struct Launch {                  // one kernel launch; translated code reads onl
     bool check, count;           // what the hooks do
     const KernelDescriptor* kernel;
     const ModuleDescriptor* module;
+    uint64_t grid_workspace;     // %envreg1 (high half), %envreg2 (low half): the grid barrier's memory; 0: not a cooperative launch
+    const char* parameters;      // the kernel's parameter buffer, kernel->parameter_bytes long
 };
 
 struct Block {                   // one resident thread block; the runtime's Block state derives from it (runtime.h)
@@ -48,6 +51,7 @@ struct Block {                   // one resident thread block; the runtime's Blo
     char* shared;                // base of the *cluster's* windows
     uint32_t window;             // shared address of this block's own window: rank * WINDOW
     Launch* launch;
+    BlockWatch* watch = nullptr; // owned by checker.cpp; null where nothing is watched
 };
 
 struct Thread {                  // one CUDA thread; the runtime's Fiber derives from it (runtime.h)
@@ -57,7 +61,7 @@ struct Thread {                  // one CUDA thread; the runtime's Fiber derives
     uint32_t linear;             // number within the block
     uint32_t lane;
     uint32_t spins;              // strong loads and atomics since the last switch
-    int64_t* steps;              // what is left of the launch's step budget
+    int64_t* steps;              // what is left of the present slice of the step budget
     uint64_t* executions;        // a counter per basic block; null unless counting
     LocalFrame* frames;          // local-memory frames of the functions now running, innermost first
     Block* block;
@@ -69,7 +73,8 @@ struct Thread {                  // one CUDA thread; the runtime's Fiber derives
 // ---- control -----------------------------------------------------------------------------------------------------
 
 void yield(Thread&);                                       // let another thread run
-[[noreturn]] void out_of_steps(Thread&, uint32_t site);    // reports, abandons the launch
+void out_of_steps(Thread&, uint32_t site);                 // a slice of steps is used up: lets others run; ends the launch when the budget is spent
+[[noreturn]] void exit_thread(Thread&);                    // `exit`, where it is not the end of the kernel itself
 [[noreturn]] void trap(Thread&, uint32_t site);            // trap; also what `unreachable` code reaches
 [[noreturn]] void assert_fail(Thread&, const char* message, const char* file, uint32_t line, const char* function, uint32_t site);
 uint32_t print(Thread&, const char* format, const char* arguments, uint32_t site);     // vprintf
@@ -77,6 +82,7 @@ void* device_malloc(Thread&, uint64_t bytes, uint32_t site);
 void device_free(Thread&, void* pointer, uint32_t site);
 
 // At every backward branch and call: the step budget, without which a kernel that never ends would never end.
+// Steps are handed out in slices, so that threads take turns even in loops that never block.
 inline void step(Thread& t, uint32_t site) { if (__builtin_expect(--*t.steps < 0, 0)) out_of_steps(t, site); }
 // Before a strong load or an atomic: a thread that spins must let the one it waits for run.
 inline void spin(Thread& t) { if (++t.spins & 7) return; *t.steps -= 64; yield(t); }
@@ -94,6 +100,8 @@ void warp_sync(Thread&, uint32_t mask, uint32_t site);
 enum class Shuffle : uint32_t { up, down, butterfly, index };
 uint32_t shuffle(Thread&, Shuffle, uint32_t value, uint32_t b, uint32_t c, uint32_t mask, bool* inside, uint32_t site);
 uint32_t ballot(Thread&, bool value, uint32_t mask, uint32_t site);
+enum class Vote : uint32_t { all, any, uni };
+bool vote(Thread&, Vote, bool value, uint32_t mask, uint32_t site);
 uint32_t match_any(Thread&, uint64_t value, uint32_t mask, uint32_t site);
 uint32_t match_all(Thread&, uint64_t value, uint32_t mask, bool* all, uint32_t site);
 enum class Redux : uint32_t { add, min_u, max_u, min_s, max_s, bit_and, bit_or, bit_xor, min_f, max_f, min_abs_f, max_abs_f, min_nan_f, max_nan_f, min_abs_nan_f, max_abs_nan_f };
@@ -142,6 +150,8 @@ struct LocalFrame {              // the local memory of one running function, fo
 #define EMU_FRAME(thread, begin, bytes) ((void)0)
 #endif
 
+struct b128 { uint64_t low, high; };      // a .b128 register
+
 // ---- loads and stores ------------------------------------------------------------------------------------------------
 
 template <class T> inline T load(const char* address) { T value; std::memcpy(&value, address, sizeof value); return value; }
@@ -155,6 +165,7 @@ template <class To, class From> inline To bits(From from) {
 
 }  // namespace emu
 
+#include "language.h"
 #include "formats.h"
 #include "scalar.h"
 #include "atomics.h"

@@ -29,5 +29,6 @@ const Allocation* memory_near(const void*);          // the nearest one below or
 void memory_register(void* begin, size_t bytes, MemoryKind, std::string label);   // memory not from the arena: module variables, cudaHostRegister
 void memory_unregister(void* begin);
 size_t memory_in_use();
+size_t memory_capacity();       // what may be allocated in all: bounded by the machine's memory and the reserved range
 
 }  // namespace emu

@@ -22,6 +22,8 @@ VERBS = {
     "eval": "measure a trained model on text, beside gzip and xz",
     "flops": "count a model's parameters and floating-point operations",
     "bench": "measure training and generation on this machine",
+    "kernels": "run and check the CUDA kernels of a .cu file, without a GPU",
+    "emulate": "run a program that nvcc built, without a GPU",
     "info": "show versions, processor, backends, and who runs which kernel",
 }
 HELP = f"""usage: cuda-nn VERB [options]

@@ -18,6 +18,9 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 
+_TYPE = re.compile(r"(pred|[bus]\d+|t?f\d+|bf\d+|u?e\dm\d)(x\d)?")
+
+
 class Unsupported(Exception):
     """The opcode, or one of its modifiers, is not in the table.  The caller adds the PTX and the .cu line."""
 
@@ -52,6 +55,26 @@ class Row:
                 return None, at
         return (SimpleNamespace(**found) if at == len(modifiers) else None), at
 
+    def match_shuffled(self, modifiers: Sequence[str]) -> SimpleNamespace | None:
+        """The chosen modifiers where they come in another order: ptxas takes `add.f32.rn` for `add.rn.f32`.
+
+        Each slot takes the first modifier that fits it; types keep their order among each other."""
+        found: dict[str, str | None] = {slot.name: None for slot in self.slots}
+        left = dict(enumerate(modifiers))
+        last_type = -1
+        for slot in self.slots:
+            at = next((i for i, modifier in left.items() if modifier in slot.words), None)
+            if at is None:
+                if slot.optional:
+                    continue
+                return None
+            found[slot.name] = left.pop(at)
+            if _TYPE.fullmatch(modifiers[at]):         # types never change places: cvt.f32.s32 is not cvt.s32.f32
+                if at < last_type:
+                    return None
+                last_type = at
+        return None if left else SimpleNamespace(**found)
+
 
 ROWS: dict[str, list[Row]] = {}
 
@@ -78,6 +101,10 @@ def find(opcode: str, modifiers: Sequence[str]) -> tuple[Row, SimpleNamespace]:
         if chosen is not None:
             return row, chosen
         furthest = max(furthest, understood)
+    for row in rows:
+        chosen = row.match_shuffled(modifiers)
+        if chosen is not None:
+            return row, chosen
     spelling = ".".join((opcode, *modifiers))
     if furthest < len(modifiers):
         raise Unsupported(f"modifier '.{modifiers[furthest]}' of {spelling!r} is not supported")

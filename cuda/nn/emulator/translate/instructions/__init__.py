@@ -1,0 +1,7 @@
+"""The rows of the instruction table, one module per family.  Importing this package enters them all."""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
