@@ -5,6 +5,7 @@ VENV   ?= .venv
 ARGS   ?=
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+NVCC   := $(VENV)/.nvcc
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -19,7 +20,7 @@ setup: $(STAMP)      ## create .venv and install cuda-nn into it, once and whene
 train: setup      ## train on Python's own source, draw the loss, write a sample; ARGS="--steps 50" as for cuda-nn train
 	@$(BIN)/cuda-nn train $(ARGS)
 
-test: setup      ## run the tests; ARGS="-k config" as for pytest
+test: setup $(NVCC)      ## run the tests; ARGS="-k config" as for pytest
 	@$(BIN)/python -m pytest $(ARGS)
 
 lint: setup      ## style and types
@@ -46,4 +47,11 @@ $(STAMP): pyproject.toml setup.py requirements.txt
 	        echo "Python's venv module is incomplete; on Debian and Ubuntu: apt install python3-venv"; exit 1; }; }
 	@echo "installing cuda-nn and its tools into $(VENV) (about half a minute)"
 	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-compile -e ".[plot,dev]"
+	@touch $@
+
+# The tests of the CUDA kernels need nvcc, though no GPU.  Where there is none, it comes from PyPI, in the version that pyproject.toml pins.
+$(NVCC): pyproject.toml $(STAMP)
+	@$(BIN)/python -c 'import sys; from cuda.nn.emulator import toolchain; sys.exit(not toolchain.find("nvcc"))' || { \
+	    echo "no nvcc found: installing version 13.0 into $(VENV) (400 MB)"; \
+	    $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-compile -e ".[toolchain]"; }
 	@touch $@

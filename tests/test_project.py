@@ -13,8 +13,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "nn").rglob("*.py"))
+CUDA_SOURCES = sorted((ROOT / "cuda").rglob("*.py"))
 
-# A module imports from its own line and from those above it.
+# A module imports from its own line and from those above it.  All of cuda.nn stands above the first line.
 RANKS = (
     ("errors", "names", "files", "config", "random", "dtypes", "backends"),
     ("tape", "tensor", "operators", "ops"),
@@ -63,7 +64,7 @@ def test_import_opens_no_file_starts_no_thread_and_leaves_the_environment(import
     assert imported["unchanged"]
 
 
-def imports(path: Path) -> Iterator[str]:
+def imports(path: Path, relative: bool = False) -> Iterator[str]:
     """Every module that a file imports, at its top or in a function; those for type checking do not count."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     hidden = {
@@ -76,7 +77,9 @@ def imports(path: Path) -> Iterator[str]:
         if isinstance(node, ast.Import) and id(node) not in hidden:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and id(node) not in hidden:
-            assert node.level == 0, f"{path}: relative import; write it out"
+            assert relative or node.level == 0, f"{path}: relative import; write it out"
+            if node.level:
+                continue
             yield from (
                 (f"nn.{alias.name}" for alias in node.names) if node.module == "nn" else [node.module or ""]
             )
@@ -98,6 +101,12 @@ def test_imports_point_one_way(path: Path) -> None:
         assert target <= RANK[own], f"nn.{own} must not import {module}, which stands above it (see RANKS)"
 
 
+def test_cuda_nn_imports_nothing_of_nn() -> None:
+    for path in CUDA_SOURCES:
+        for module in imports(path, relative=True):
+            assert module.split(".")[0] != "nn", f"{path} must not import {module}, which stands above it (see RANKS)"
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_framework_is_imported(path: Path) -> None:
     assert not {module.split(".")[0] for module in imports(path)} & {
@@ -109,7 +118,7 @@ def test_no_framework_is_imported(path: Path) -> None:
 
 
 def test_no_bare_package_folder_is_missing_its_init() -> None:
-    for folder in {path.parent for path in SOURCES}:
+    for folder in {path.parent for path in (*SOURCES, *CUDA_SOURCES)}:
         assert (folder / "__init__.py").exists(), folder
 
 

@@ -73,9 +73,10 @@ AsyncState& async_state(Thread& t) {
 
 bool lands_at_issue(const Thread& t) { return launch_of(t).chosen.cp_async_eager; }
 
-// access() takes one thread's access of at most 16 bytes; longer runs and odd sizes go in aligned pieces.
+// A bulk copy's run is one access; others of odd sizes go in aligned pieces, as access() looks at their alignment.
 void watch(Thread& t, const void* address, uint32_t bytes, uint32_t what, uint32_t site) {
     if (!watched(t)) return;
+    if (what & ASYNC_PROXY) return access(t, address, bytes, what, site);
     const char* at = static_cast<const char*>(address);
     for (const char* const end = at + bytes; at < end;) {
         uint32_t piece = 16;
@@ -205,18 +206,21 @@ void report_bulk_left(Thread& t, const BulkOperation& oldest, const char* what, 
                           place.c_str(), what), fix));
 }
 
-void finish_bulk(Thread& t) {
-    AsyncState& state = *t.async;
+const BulkOperation* not_waited_for(const AsyncState& state) {
     for (const BulkGroup& group : state.bulk_groups)
         for (const BulkPointer& operation : group)
-            if (!operation->waited_for) {
-                report_bulk_left(t, *operation, "is still in flight", "Wait with cp.async.bulk.wait_group.read 0 before the thread ends.");
-                return bulk_wait(t, 0, false);
-            }
-    bulk_wait(t, 0, false);
-    if (state.open.empty()) return;
-    report_bulk_left(t, *state.open.front(), "was never committed",
-                     "Call cp.async.bulk.commit_group after the copies and wait_group.read before the thread ends.");
+            if (!operation->waited_for) return operation.get();
+    return nullptr;
+}
+
+void finish_bulk(Thread& t) {
+    const AsyncState& state = *t.async;
+    if (const BulkOperation* operation = not_waited_for(state)) {
+        report_bulk_left(t, *operation, "is still in flight", "Wait with cp.async.bulk.wait_group.read 0 before the thread ends.");
+    } else if (!state.open.empty()) {
+        report_bulk_left(t, *state.open.front(), "was never committed",
+                         "Call cp.async.bulk.commit_group after the copies and wait_group.read before the thread ends.");
+    }
     bulk_commit(t);
     bulk_wait(t, 0, false);
 }
@@ -227,12 +231,14 @@ void report_abandoned(const Thread& last) {
     const char* const window = block.shared + block.window;
     std::vector<Deferred>& all = pool().deferred;
     const auto in_window = [=](const Deferred& d) { return static_cast<size_t>(d.barrier - window) < WINDOW; };
-    for (const Deferred& d : all)
-        if (in_window(d) && d.bulk)
-            report(finding(*d.issuer, "async", d.site,
+    for (Deferred& d : all) {
+        if (!in_window(d) || !d.bulk) continue;
+        d.bulk->drop_tokens();
+        report(finding(*d.issuer, "async", d.site,
                            format("the copy into %s is still in flight when its block ends: nothing waited for its mbarrier",
                                   describe_address(*last.launch, last.block, d.bulk->tile).c_str()),
                            "Some thread must wait for the mbarrier's phase before the block ends."));
+    }
     all.erase(std::remove_if(all.begin(), all.end(), in_window), all.end());
 }
 

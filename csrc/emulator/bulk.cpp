@@ -115,6 +115,12 @@ void BulkOperation::land_run_tokens() {
     if (watched(*issuer)) for (const uint32_t token : run_tokens) checker_async_land(*issuer, token);
 }
 
+void BulkOperation::drop_tokens() {
+    if (!watched(*issuer)) return;
+    checker_async_drop(*issuer, tile_token);
+    for (const uint32_t token : run_tokens) checker_async_drop(*issuer, token);
+}
+
 void BulkOperation::read() {
     if (was_read) return;
     was_read = true;
@@ -228,7 +234,7 @@ std::vector<uint32_t> receivers(Thread& t, const char* destination, uint32_t blo
 
 void watch_barrier(Thread& t, const char* barrier, uint32_t site) {
     require_aligned(t, barrier, 8, "an mbarrier", site);
-    watch(t, barrier, 8, ATOMIC | STRONG | SHARED, site);
+    watch(t, barrier, 8, ATOMIC | STRONG | SHARED | UNORDERED, site);
 }
 
 void bulk_load(Thread& t, char* destination, const char* source, uint32_t bytes, char* barrier, uint32_t blocks, uint32_t site) {

@@ -180,9 +180,10 @@ void access(Thread& t, const void* pointer, uint32_t bytes, uint32_t what, uint3
     Place place;
     if (!locate(t, address, bytes, what, site, place)) return;
     if (b->check) {
-        if (what & (STRONG | ACQUIRE) || (what & KIND) == ATOMIC) import(t, address);
+        const bool orders = !(what & UNORDERED);
+        if (orders && (what & (STRONG | ACQUIRE) || (what & KIND) == ATOMIC)) import(t, address);
         check_access(t, place, address, bytes, what, site);
-        if ((what & KIND) != READ && (what & (STRONG | RELEASE) || (what & KIND) == ATOMIC)) {
+        if (orders && (what & KIND) != READ && (what & (STRONG | RELEASE) || (what & KIND) == ATOMIC)) {
             publish(t, address, what & RELEASE, what & SCOPE_BLOCK);
         }
     }

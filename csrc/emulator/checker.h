@@ -28,7 +28,7 @@ void checker_acquire(Thread&, const void* object);
 // The token names the operation; landing makes it a write (or read) by `thread` at that moment.
 uint32_t checker_async_issue(Thread&, const void* address, uint32_t bytes, bool write, uint32_t site);
 void checker_async_land(Thread&, uint32_t token);
-void checker_async_drop(Thread& issuer, uint32_t token);     // it is over and leaves no access behind: others announced that (wgmma)
+void checker_async_drop(Thread& issuer, uint32_t token);     // it is over and leaves no access behind
 
 // Memory events: what the stand-in runtime does to device memory.
 void checker_allocated(const void* begin, size_t bytes);     // never written

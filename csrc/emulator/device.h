@@ -125,6 +125,7 @@ enum Access : uint32_t {         // `what` of an access: one kind, and flags
     SCOPE_BLOCK = 1 << 9,        // .cta; otherwise cluster, gpu or system
     MATRIX = 1 << 10,            // a row of ldmatrix/stmatrix: 16 bytes, phases of 8 lanes
     ASYNC_PROXY = 1 << 11,       // by the async proxy: wgmma operands, bulk copies
+    UNORDERED = 1 << 12,         // orders nothing by itself: mbarrier operations, which tell the checker when they do
 };
 
 void access(Thread&, const void* address, uint32_t bytes, uint32_t what, uint32_t site);

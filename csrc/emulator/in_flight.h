@@ -60,6 +60,7 @@ struct BulkOperation {
     void read();                         // once: from memory into staged
     void write();                        // once: from staged into memory, and complete_tx
     void land() { read(); write(); }
+    void drop_tokens();                  // it will never land
 
 private:
     void land_tile_token();

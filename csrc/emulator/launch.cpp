@@ -211,7 +211,7 @@ size_t stack_bytes(const RunningLaunch& l) {
 void begin_share(Execution& e, RunningLaunch& l) {
     e.launch = &l;
     e.schedule = l.chosen.schedule;
-    e.random = l.chosen.seed * 0x9e3779b97f4a7c15ull + l.serial + 1;
+    e.random = (l.chosen.seed + 1) * 0x9e3779b97f4a7c15ull;
     e.accesses_left = 0;
     e.stacks.require(stack_bytes(l));
     take_slice(e);
@@ -279,7 +279,7 @@ Dim cluster_of(const LaunchRequest& q) {
 }
 
 void choose_permutation(RunningLaunch& l) {
-    uint64_t seed = l.chosen.seed * 0x9e3779b97f4a7c15ull + l.serial * 0xbf58476d1ce4e5b9ull;
+    uint64_t seed = l.chosen.seed * 0x9e3779b97f4a7c15ull + 0xbf58476d1ce4e5b9ull;
     l.permutation_offset = (seed >> 20) % l.units;
     l.permutation_factor = (seed >> 11) % l.units | 1;
     while (std::gcd(l.permutation_factor, l.units) != 1) ++l.permutation_factor;

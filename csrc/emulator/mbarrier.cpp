@@ -49,7 +49,7 @@ State read_state(Thread& t, const char* barrier, uint32_t site) {
 // The thread's own access to the word: checked, and not a data race with others of its kind.
 State touch(Thread& t, char* barrier, uint32_t site) {
     require_aligned(t, barrier, 8, "an mbarrier", site);
-    watch(t, barrier, 8, ATOMIC | STRONG | SHARED, site);
+    watch(t, barrier, 8, ATOMIC | STRONG | SHARED | UNORDERED, site);
     return read_state(t, barrier, site);
 }
 

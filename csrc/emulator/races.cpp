@@ -274,15 +274,19 @@ inline bool drop_if_behind(const Glance& g, Chunks& chunks, Cell& cell) {
     return true;
 }
 
-inline bool joins_reader(const Glance& g, Chunks& chunks, Cell& cell, uint32_t bytes) {
+// Among the readers of other warps; false: there is no room without a closer look.
+inline bool joins_readers(const Glance& g, Chunks& chunks, Cell& cell, uint32_t bytes) {
+    const uint32_t warp = g.actor / WARP, lane_bit = 1u << g.actor % WARP;
     if (Chunk* c = chunks.first(cell)) {
         for (uint32_t i = 0; i < c->count; ++i) {
             if (!g.same_reader(c->entries[i], bytes)) continue;
-            c->entries[i].lanes |= 1u << g.actor % WARP;
+            c->entries[i].lanes |= lane_bit;
             return true;
         }
+        if (c->count == Chunk::ENTRIES || c->next) return false;
     }
-    return false;
+    chunks.add(cell, Entry{warp, lane_bit, g.epoch, g.info | bytes});
+    return true;
 }
 
 inline bool glance_read(const Glance& g, Chunks& chunks, Cell& cell, uint32_t bytes, const Written* written, size_t offset) {
@@ -293,7 +297,7 @@ inline bool glance_read(const Glance& g, Chunks& chunks, Cell& cell, uint32_t by
         r.lanes |= 1u << g.actor % WARP;
         return true;
     }
-    if ((r.info & BYTES) && !g.behind(r.epoch)) return joins_reader(g, chunks, cell, bytes);
+    if ((r.info & BYTES) && !g.behind(r.epoch)) return joins_readers(g, chunks, cell, bytes);
     drop_if_behind(g, chunks, cell);
     r = {g.actor / WARP, 1u << g.actor % WARP, g.epoch, g.info | bytes};
     return true;
@@ -328,6 +332,15 @@ void check_access(Thread& t, const Place& place, uintptr_t address, uint32_t byt
     const bool local = place.window && block.windows_bytes == WINDOW;
     const Glance g{block, me.actor, me.epoch, (writes ? WROTE : 0u) | site << SITE_SHIFT, place.window ? place.window->first : watcher().first, local};
     Chunks& chunks = place.window ? place.window->shadow.chunks : watcher().global.chunks;
+    if (bytes <= 4 && place.window) {          // the commonest
+        SharedShadow& shadow = place.window->shadow;
+        Cell& cell = shadow.cells[place.offset / 4];
+        const uint32_t mask = ((1u << bytes) - 1) << place.offset % 4;
+        const size_t word = place.offset & ~3u;
+        if (writes ? glance_write(g, chunks, cell, mask, &shadow.written, word) : glance_read(g, chunks, cell, mask, &shadow.written, word)) return;
+        look_closely(t, place, address, bytes, what, site);
+        return;
+    }
     bool all = true;
     for_each_word(place, address, bytes, [&](Cell& cell, uint32_t mask, Written* written, size_t offset) {
         all = all && (writes ? glance_write(g, chunks, cell, mask, written, offset) : glance_read(g, chunks, cell, mask, written, offset));
@@ -360,11 +373,12 @@ void mark_in_flight(Thread& t, const Place& place, const InFlight& f) {
 void unmark_in_flight(Thread& t, const Place& place, const InFlight& f, bool record) {
     const Accessor a = accessor(t, place, f.address, f.bytes, f.write ? WRITE | ASYNC_PROXY : READ | ASYNC_PROXY, f.site);
     const Visit v = visitor(a, f.site);
+    const uint32_t issuer = f.actor / WARP, lane_bit = 1u << f.actor % WARP;      // another thread may land it
     for_each_word(place, f.address, f.bytes, [&](Cell& cell, uint32_t mask, Written* written, size_t offset) {
         for (Chunk* c = a.chunks.first(cell); c; c = a.chunks.next(*c))
             for (uint32_t i = 0; i < c->count; ++i) {
                 Entry& e = c->entries[i];
-                if (e.info & IN_FLIGHT && e.warp == v.warp && e.lanes == v.lane_bit && site_of_info(e.info) == f.site) e.info &= ~mask;
+                if (e.info & IN_FLIGHT && e.warp == issuer && e.lanes == lane_bit && site_of_info(e.info) == f.site) e.info &= ~mask;
             }
         a.chunks.tidy(cell);
         if (!record) return;

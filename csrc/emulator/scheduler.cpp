@@ -17,7 +17,7 @@ namespace {
 
 constexpr int64_t SLICE = 1 << 20;                 // steps between two looks at the clock: about a millisecond
 constexpr int64_t PATIENCE_STEPS = 1 << 26;        // automatic budget: a block is stopped when it has used this many steps
-constexpr double PATIENCE_SECONDS = 6;             // and this much time
+constexpr double PATIENCE_SECONDS = 5;             // and this much time
 
 constexpr uint32_t bit(uint32_t index) { return 1u << index; }
 

@@ -29,7 +29,6 @@ namespace {
 constexpr uint32_t MAX_GROUPS = 1024 / WARPGROUP;
 
 struct Issued {                          // one wgmma that no thread has waited for yet
-    Thread* issuer;                      // in whose name its operands are in flight
     uint64_t group;                      // which commit_group covers it: the how-manieth of each thread, from 1
     uint32_t site;
     std::vector<uint32_t> tokens;
@@ -51,8 +50,9 @@ BlockState& state_of(ResidentBlock& block) {
 }
 Warpgroup& warpgroup_of(Thread& t) { return state_of(block_of(t)).groups[t.linear / WARPGROUP]; }
 
-// Threads learn at their wait that the operands have been read, from whoever issued the reads.  The meeting point is an address
-// of the window that no kernel can use: the last bytes, beyond the largest shared memory.
+// The operands count as read by the issuing threads, and once more by the thread that comes to the wait first.  The other threads
+// of the warpgroup learn of these reads at their own waits, as any one of them may be the one that lets the operands
+// be overwritten.  Where they meet is an address that no kernel can use: the last bytes of the window.
 const void* meeting_point(const Thread& t) {
     return t.shared + t.window + WINDOW - 16 * (1 + t.linear / WARPGROUP);
 }
@@ -120,9 +120,8 @@ void put_in_flight(Thread& t, const SharedMatrix& m, uint32_t lines, Issued& iss
 SharedMatrix matrix_a(const Wgmma& m) { return SharedMatrix(m.a_descriptor, m.shape.transposed_a); }
 SharedMatrix matrix_b(const Wgmma& m) { return SharedMatrix(m.b_descriptor, m.shape.transposed_b); }
 
-// That the operands were read was announced by wgmma_begin(); what follows a wait is ordered after it by the meeting point.
-void land(const Issued& issued) {
-    for (const uint32_t token : issued.tokens) checker_async_drop(*issued.issuer, token);
+void land(Thread& t, const Issued& issued) {
+    for (const uint32_t token : issued.tokens) checker_async_land(t, token);
 }
 
 void check_fence(Warpgroup& group, Thread& t, uint32_t site) {
@@ -149,7 +148,7 @@ void wgmma_issued(Thread* const* threads, void* const* arguments, uint32_t site)
     check_descriptors(threads, arguments, site);
     check_fence(group, t, site);
     const Wgmma& m = of(arguments, 0);
-    Issued issued{&t, group.commits[0] + 1, site, {}};
+    Issued issued{group.commits[0] + 1, site, {}};
     if (!m.shape.a_in_registers) put_in_flight(t, matrix_a(m), 64, issued);
     put_in_flight(t, matrix_b(m), m.shape.n, issued);
     for (uint32_t warp = 0; warp < 4; ++warp) checker_release(*threads[warp * WARP], meeting_point(t));
@@ -164,7 +163,7 @@ void wgmma_commit(Thread& t, uint32_t) {
     if (checked(t)) ++warpgroup_of(t).commits[t.linear % WARPGROUP];
 }
 
-// All groups but the `pending` youngest are complete for this thread; for the memory they read, the first thread counts.
+// All groups but the `pending` youngest are complete for this thread.
 void wgmma_wait(Thread& t, uint32_t pending, uint32_t) {
     if (!checked(t)) return;
     Warpgroup& group = warpgroup_of(t);
@@ -172,7 +171,8 @@ void wgmma_wait(Thread& t, uint32_t pending, uint32_t) {
     const uint64_t complete = committed > pending ? committed - pending : 0;
     auto remaining = std::stable_partition(group.issued.begin(), group.issued.end(),
                                            [&](const Issued& i) { return i.group <= complete; });
-    for (auto i = group.issued.begin(); i != remaining; ++i) land(*i);
+    for (auto i = group.issued.begin(); i != remaining; ++i) land(t, *i);
+    if (remaining != group.issued.begin()) checker_release(t, meeting_point(t));
     group.issued.erase(group.issued.begin(), remaining);
     checker_acquire(t, meeting_point(t));
 }
@@ -190,7 +190,7 @@ void wgmma_block_exit(Block& block) {
         Thread& t = resident.fibers[g * WARPGROUP];
         const Issued& first = group.issued.front();
         const bool committed = first.group <= group.commits[0];
-        for (const Issued& issued : group.issued) land(issued);
+        for (const Issued& issued : group.issued) land(t, issued);
         report(finding(t, "async", first.site,
                        committed ? "the block ended before wgmma.wait_group covered this wgmma"
                                  : "no wgmma.commit_group follows this wgmma: no wait ever covers it",

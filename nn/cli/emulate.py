@@ -72,7 +72,10 @@ def _tell(result: emulate.Result, mode: str, arch: str) -> None:
     if not result.seen:
         print("cuda-nn emulate: the program left no report: it never loaded the CUDA runtime as a shared library, or it was killed. A "
               "library with the runtime linked statically must be linked again, with nvcc -cudart shared", file=sys.stderr)
-    elif mode != "fast" or result.reports:
+        return
+    if mode != "fast" or result.reports:
         render.findings(result.reports, console)
+    if not result.statistics.get("launches"):
+        print("cuda-nn emulate: no kernel was launched through the emulated CUDA runtime", file=sys.stderr)
     if result.counters:
         render.counters({plain_name(name): counts for name, counts in read_counters(result.counters).items()}, console, arch)

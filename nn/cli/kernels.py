@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cuda.nn.emulator import sarif
-from cuda.nn.emulator.check import Outcome, check_file
+from cuda.nn.emulator.check import check_file
 from cuda.nn.emulator.errors import EmulatorError
 from nn import __version__
 from nn.cli.words import Words, refused

@@ -182,7 +182,7 @@ def test_every_element_may_be_changed_alike() -> None:
     [
         ("wmma.mma.sync.aligned.row.col.m16n16k16.f32.f16.satfinite {%r}, {%r}, {%r}, {%r};", "'.satfinite'"),
         ("wmma.load.a.sync.aligned.row.m16n16k4.f16 {%r}, [%r];", "'.m16n16k4'"),
-        ("wmma.load.a.sync.aligned.col.m8n8k32.s4 {%r}, [%r];", "'.col'"),
+        ("wmma.load.a.sync.aligned.col.m8n8k32.s4 {%r}, [%r];", "'.m8n8k32'"),
         ("wmma.load.a.sync.aligned.row.m16n16k16.f16 {%r}, [%r];", "takes 8 registers here, not 1"),
         ("wmma.mma.sync.aligned.row.col.m8n8k4.rz.f64.f64.f64.f64 {%r}, {%r}, {%r}, {%r};", "'.rz'"),
     ],

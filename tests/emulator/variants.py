@@ -40,8 +40,9 @@ def compile_variants(program: Program, sources: Sequence[str], folder: Path, mod
     """Compile the sources together, in a folder where the combined file may be written."""
     parts = [*dict.fromkeys(INCLUDE.findall("\n".join(sources)))]
     for number, source in enumerate(sources):
-        name = f"{program.file.removesuffix('.cu')}.v{number}.cu"
-        parts += [f"namespace v{number} {{", f'#line 1 "{name}"', INCLUDE.sub("", source), "}"]
+        variant = folder / f"{program.file.removesuffix('.cu')}.v{number}.cu"
+        variant.write_text(source, encoding="utf-8")
+        parts += [f"namespace v{number} {{", f'#line 1 "{variant}"', INCLUDE.sub("", source), "}"]
     path = folder / program.file
     path.write_text("\n".join(parts), encoding="utf-8")
     return Variants(emulator.compile(path, arch=program.arch, mode=mode), sources)

@@ -9,7 +9,9 @@
 #include <cstdlib>
 #include <string>
 
-#include "../api.h"
+#include "../counters.h"
+#include "../reports.h"
+#include "statistics.h"
 #include "stream.h"
 
 namespace emu::cudart {
@@ -17,10 +19,8 @@ namespace {
 
 pid_t loaded_by = 0;                         // a forked child that only exits must not write its parent's report
 
-std::string everything() {
-    std::string text = std::string("{\"reports\": ") + emu_reports();
-    text += std::string(",\n \"counters\": ") + emu_counters();
-    return text + ",\n \"statistics\": " + emu_statistics() + "}\n";
+std::string everything() {                   // not by api.h: what is local to a thread is gone by now
+    return "{\"reports\": " + reports_json() + ",\n \"counters\": " + counters_json() + ",\n \"statistics\": " + statistics_json() + "}\n";
 }
 
 bool write_file(const std::string& path, const std::string& text) {

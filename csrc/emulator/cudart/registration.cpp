@@ -2,7 +2,7 @@
 #include "registration.h"
 
 #include <cstring>
-#include <map>
+#include <fstream>
 #include <memory>
 #include <unordered_map>
 #include <vector>
@@ -46,7 +46,11 @@ Registry& registry() {                       // never destroyed: programs unregi
     return *instance;
 }
 
-thread_local std::vector<Configuration> configurations;
+// Of this thread; never destroyed, as destructors of the program may launch kernels.
+std::vector<Configuration>& configurations() {
+    thread_local auto* stack = new std::vector<Configuration>;
+    return *stack;
+}
 
 FatBinary* read_wrapper(const void* given) {
     auto binary = std::make_unique<FatBinary>();
@@ -103,6 +107,16 @@ cudaError_t ensure_symbol(Symbol& symbol) {
     return cudaSuccess;
 }
 
+// Kernels that could not be translated are left out of the module; a file beside it says why.
+cudaError_t report_missing(const Kernel& kernel) {
+    std::string file = kernel.binary->module->path;
+    std::ifstream refused(file.substr(0, file.rfind('/') + 1) + "refused.txt");
+    std::string line, why;
+    while (std::getline(refused, line)) why += (why.empty() ? ": " : "; ") + line;
+    return reject(cudaErrorInvalidDeviceFunction, "unsupported", "kernel " + kernel.name + " is not in the translated module" + why,
+                  "Rewrite what the emulator refuses, or run this kernel on a GPU.");
+}
+
 template <class Map> void forget(Map& map, const FatBinary* binary) {
     for (auto entry = map.begin(); entry != map.end();)
         entry = entry->second->binary == binary ? map.erase(entry) : std::next(entry);
@@ -149,7 +163,7 @@ cudaError_t find_kernel(const void* function, Kernel** kernel) {
     if (k.descriptor) return cudaSuccess;
     if (cudaError_t error = ensure_loaded(*k.binary, "kernel " + k.name)) return error;
     k.descriptor = emu::find_kernel(*k.binary->module, k.name.c_str());
-    return k.descriptor ? cudaSuccess : cudaErrorInvalidDeviceFunction;
+    return k.descriptor ? cudaSuccess : report_missing(k);
 }
 
 cudaError_t find_symbol(const void* host_variable, Symbol** symbol) {
@@ -208,18 +222,18 @@ char CUDARTAPI __cudaInitModule(void** binary) {
 }
 
 unsigned CUDARTAPI __cudaPushCallConfiguration(dim3 grid, dim3 block, size_t shared, cudaStream_t stream) {
-    configurations.push_back({grid, block, shared, stream});
+    configurations().push_back({grid, block, shared, stream});
     return 0;
 }
 
 cudaError_t CUDARTAPI __cudaPopCallConfiguration(dim3* grid, dim3* block, size_t* shared, void* stream) {
-    if (configurations.empty()) return remember(cudaErrorMissingConfiguration);
-    const Configuration& top = configurations.back();
+    if (configurations().empty()) return remember(cudaErrorMissingConfiguration);
+    const Configuration& top = configurations().back();
     *grid = top.grid;
     *block = top.block;
     *shared = top.shared;
     *static_cast<cudaStream_t*>(stream) = top.stream;
-    configurations.pop_back();
+    configurations().pop_back();
     return cudaSuccess;
 }
 

@@ -51,7 +51,7 @@ class Arguments:
                 self._check_pointer(index, size)
                 ADDRESS.pack_into(self._values, place, value.address)
             else:
-                self._values[place:place + size] = self._bytes(index, size, value)
+                struct.pack_into(f"{size}s", self._values, place, self._bytes(index, size, value))
 
     def fetch(self) -> None:
         """Copy what the kernel may have written back into the arrays."""

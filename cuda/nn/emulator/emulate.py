@@ -119,5 +119,5 @@ def _result(status: int, folder: str) -> Result:
     found = [json.loads(path.read_text(encoding="utf-8", errors="replace")) for path in sorted(Path(folder).glob("report.json*")) if path.suffix != ".part"]
     reports = report.merge(report.from_json(one) for part in found for one in part.get("reports", ()))
     counters = {name: value for part in found for name, value in part.get("counters", {}).items()}
-    statistics = next((part["statistics"] for part in found if part.get("statistics")), {})
+    statistics: dict[str, Any] = next((part["statistics"] for part in found if part.get("statistics")), {})
     return Result(status, reports, counters, statistics, bool(found))

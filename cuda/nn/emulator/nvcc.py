@@ -83,7 +83,8 @@ def _still_right(kept: Path) -> str | None:
 
 
 def _keep(kept: Path, ptx: str, dependencies: Iterable[Path]) -> None:
-    found = {"ptx": ptx, "dependencies": {str(path): cache.digest([path.read_bytes()]) for path in dependencies}}
+    files = [path for path in dependencies if path.is_file()]      # a #line directive can name one that is not there
+    found = {"ptx": ptx, "dependencies": {str(path): cache.digest([path.read_bytes()]) for path in files}}
     kept.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=kept.parent, prefix=".making-")
     with os.fdopen(handle, "w", encoding="utf-8") as file:

@@ -58,7 +58,11 @@ def finding(report: Report) -> "Iterator[Text]":
     times = f" ({report.count:,} times)" if report.count > 1 else ""
     where = f" in {report.kernel}" if report.kernel else ""
     yield Text.assemble((report.kind, "bold red"), f"{where}: {report.message}{times}")
-    yield from _excerpt(report.file, report.line, _who(report.thread, report.block))
+    if report.line:
+        yield from _excerpt(report.file, report.line, _who(report.thread, report.block))
+    elif report.thread is not None:
+        unknown = "  (no .cu line: nvcc -lineinfo keeps them)" if report.ptx_line else ""
+        yield Text.assemble("  ", (_who(report.thread, report.block) + unknown, "dim"))
     if report.other_line:
         yield from _excerpt(report.other_file or report.file, report.other_line, "the other side")
     if report.fix:
@@ -74,10 +78,6 @@ def source_line(file: str, line: int) -> str:
 def _excerpt(file: str, line: int, who: str) -> "Iterator[Text]":
     from rich.text import Text
 
-    if not line:
-        if who:
-            yield Text.assemble("  ", (who, "dim"), ("  (no line: the PTX has no line information; nvcc -lineinfo adds it)", "dim"))
-        return
     yield Text.assemble("  ", (f"{short(file)}:{line}", "cyan"), f"  {who}".rstrip())
     width = len(str(line))
     for number in range(max(line - AROUND, 1), line + 1):

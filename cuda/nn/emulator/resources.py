@@ -56,7 +56,7 @@ def assemble(ptx: str, arch: str) -> tuple[Path, str]:
     def make(made: Path) -> None:
         source = made / "kernels.ptx"
         source.write_text(ptx, encoding="utf-8")
-        command = [ptxas, "-v", "-lineinfo", f"-arch={arch}", source.name, "-o", "kernels.cubin"]
+        command = [str(ptxas), "-v", "-lineinfo", f"-arch={arch}", source.name, "-o", "kernels.cubin"]
         done = subprocess.run(command, cwd=made, capture_output=True, text=True, check=False)
         if done.returncode:
             raise EmulatorError(f"ptxas refuses it for {arch}", done.stderr or done.stdout)

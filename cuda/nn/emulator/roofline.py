@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from cuda.nn.emulator.errors import EmulatorError
 
 if TYPE_CHECKING:
-    from cuda.nn.emulator.counters import Counts
+    from cuda.nn.emulator.counters import KernelCounters
 
 TERA, GIGA = 1e12, 1e9
 
@@ -77,7 +77,7 @@ def gpu_of(name: str) -> Gpu:
     return GPUS[name]
 
 
-def bound(counts: "Counts", gpu: Gpu) -> Bound:
+def bound(counts: "KernelCounters", gpu: Gpu) -> Bound:
     """For one launch: the mean of those counted.  EmulatorError for operations that the part does not have."""
     launches = max(counts.launches, 1)
     moved = (counts.distinct_bytes_read + counts.distinct_bytes_written) / launches

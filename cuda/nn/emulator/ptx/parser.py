@@ -21,7 +21,7 @@ from .syntax import (
     Statement,
     TargetList,
 )
-from .tokens import tokenize
+from .tokens import PtxError, tokenize
 
 _LINKAGE = {".extern": "extern", ".visible": "visible", ".weak": "weak", ".common": "common"}
 _SPACES = frozenset({".reg", ".local", ".shared", ".global", ".const", ".param", ".tex"})
@@ -35,8 +35,11 @@ def parse(text: str) -> Module:
     """The module that a PTX text describes."""
     reader = Reader(tokenize(text.rstrip("\0")))
     module = Module()
-    while reader.token.kind != "end":
-        _module_statement(reader, module)
+    try:
+        while reader.token.kind != "end":
+            _module_statement(reader, module)
+    except RecursionError:
+        raise reader.error("nested too deeply") from None
     if not module.target:
         raise reader.error("no .target: this is not a PTX module")
     return module
@@ -185,15 +188,9 @@ def _add_function(module: Module, function: Function) -> None:
             if known.body is None:
                 module.functions[index] = function
             elif function.body is not None:
-                raise_twice(function)
+                raise PtxError(f"PTX line {function.line}: function {function.name} is defined twice")
             return
     module.functions.append(function)
-
-
-def raise_twice(function: Function) -> None:
-    from .tokens import PtxError
-
-    raise PtxError(f"PTX line {function.line}: function {function.name} is defined twice")
 
 
 # ---- statements --------------------------------------------------------------------------------------------------------

@@ -12,6 +12,9 @@ from ..ptx.types import SCALARS, Scalar
 from .table import Unsupported
 
 
+MAX_REGISTERS = 1 << 20       # of one function: hundreds of times what nvcc writes
+MAX_LOCAL = 512 << 10         # bytes of local memory per thread, as on the hardware
+MAX_GLOBAL = 1 << 30          # bytes of variables of a module: what the host's compiler can address with ease
 SYSTEM = "(system)"      # owner of shared memory that the program did not declare
 
 
@@ -125,6 +128,7 @@ class Symbols:
     names: Names = field(default_factory=Names)
     variables: list[Variable] = field(default_factory=list)      # global and const
     shared: list[Variable] = field(default_factory=list)
+    global_bytes: int = 0
     _reserved: SharedPlace | None = None
 
     def reserved(self) -> SharedPlace:
@@ -149,6 +153,9 @@ class Symbols:
             raise Unsupported(f"variable {declaration.name}: .{space} variables are not supported")
         if declaration.linkage == "extern":
             return Undefined(declaration.name)
+        self.global_bytes += scalar_bytes(declaration)
+        if self.global_bytes > MAX_GLOBAL:
+            raise Unsupported(f"variable {declaration.name}: more than {MAX_GLOBAL:,} bytes of variables in a module")
         cpp = f"G{len(self.variables)}"
         self.variables.append(Variable(declaration, cpp, owner))
         return GlobalPlace(cpp, space)
@@ -218,6 +225,8 @@ class Collector:
     def _registers(self, declaration: Declaration, names: Names, suffix: str) -> None:
         scalar = SCALARS[declaration.type]
         count = declaration.range
+        if count + self.registers > MAX_REGISTERS:
+            raise Unsupported(f"{declaration.name}<{count}>: more than {MAX_REGISTERS:,} registers in one function")
         spelled = [f"{declaration.name}{i}" for i in range(count)] if count else [declaration.name]
         self.registers += len(spelled) * declaration.vector
         for name in spelled:
@@ -232,6 +241,8 @@ class Collector:
         alignment = natural_alignment(declaration)
         begin = -(-self.frame_bytes // alignment) * alignment
         self.frame_bytes = begin + scalar_bytes(declaration)
+        if self.frame_bytes > MAX_LOCAL:
+            raise Unsupported(f"{declaration.name}: more than {MAX_LOCAL:,} bytes of local memory per thread")
         return LocalPlace(begin)
 
     def _unique(self, cpp: str) -> str:

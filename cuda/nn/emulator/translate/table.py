@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 
+# What never changes places with its like: cvt.f32.s32 is not cvt.s32.f32, cp.async from global to shared is not from shared to global.
 _TYPE = re.compile(r"(pred|[bus]\d+|t?f\d+|bf\d+|u?e\dm\d)(x\d)?")
+_SPACE = re.compile(r"(global|local|const|param|shared)(::\w+)?")
 
 
 class Unsupported(Exception):
@@ -58,10 +60,10 @@ class Row:
     def match_shuffled(self, modifiers: Sequence[str]) -> SimpleNamespace | None:
         """The chosen modifiers where they come in another order: ptxas takes `add.f32.rn` for `add.rn.f32`.
 
-        Each slot takes the first modifier that fits it; types keep their order among each other."""
+        Each slot takes the first modifier that fits it; types and spaces keep their order among each other."""
         found: dict[str, str | None] = {slot.name: None for slot in self.slots}
         left = dict(enumerate(modifiers))
-        last_type = -1
+        last = {_TYPE: -1, _SPACE: -1}
         for slot in self.slots:
             at = next((i for i, modifier in left.items() if modifier in slot.words), None)
             if at is None:
@@ -69,10 +71,11 @@ class Row:
                     continue
                 return None
             found[slot.name] = left.pop(at)
-            if _TYPE.fullmatch(modifiers[at]):         # types never change places: cvt.f32.s32 is not cvt.s32.f32
-                if at < last_type:
-                    return None
-                last_type = at
+            for kind in last:
+                if kind.fullmatch(modifiers[at]):
+                    if at < last[kind]:
+                        return None
+                    last[kind] = at
         return None if left else SimpleNamespace(**found)
 
 

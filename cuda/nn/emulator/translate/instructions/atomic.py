@@ -1,8 +1,7 @@
 """atom and red: read-modify-write in one step.  Semantics in csrc/emulator/atomics.h.
 
-The assembler takes the modifiers in several orders (`atom.global.add.u32`, `atom.add.acq_rel.gpu.u32`), so
-order, scope and space may stand on either side of the operation here too.  Threads wait for each other by the
-result of an atom in a loop, so atom lets others run now and then; red has no result and does not."""
+Threads wait for each other by the result of an atom in a loop, so atom lets others run now and then; red has no
+result and does not."""
 
 from types import SimpleNamespace
 
@@ -12,13 +11,10 @@ from ..emitter import Emitter
 from ..table import Unsupported, instruction
 from .memory import access_flags
 
-_SEM = "relaxed|acquire|release|acq_rel"
-_SCOPES = "cta|cluster|gpu|sys"
-_SPACES = "global|shared|shared::cta|shared::cluster"
-_PLACE = "sem{0}:" + _SEM + "? scope{0}:" + _SCOPES + "? space{0}:" + _SPACES + "?"
-# .global.acq_rel.gpu is accepted as well as .acq_rel.gpu.global.
-_BEFORE = f"early:{_SPACES}? " + _PLACE.format("")
-_AFTER = _PLACE.format("2")
+_PLACE = (
+    "sem:relaxed|acquire|release|acq_rel? scope:cta|cluster|gpu|sys? "
+    "space:global|shared|shared::cta|shared::cluster?"
+)
 _OPERATIONS = "add|min|max|and|or|xor|inc|dec|exch"
 _TYPES = "b32|b64|u32|s32|u64|s64|f32|f64|f16|f16x2|bf16|bf16x2"
 
@@ -52,11 +48,7 @@ def reduction(operation: str) -> str:
     return f"emu::Reduce::{REDUCE.get(operation, operation)}"
 
 
-def _settle_place(e: Emitter, m: SimpleNamespace) -> None:
-    """One sem, scope and space, wherever they stood."""
-    m.sem = m.sem or m.sem2
-    m.scope = m.scope or m.scope2
-    m.space = m.early or m.space or m.space2
+def _check_place(e: Emitter, m: SimpleNamespace) -> None:
     if m.scope == "cluster" or m.space == "shared::cluster":
         e.require(90)
     if m.sem and not m.scope:
@@ -102,7 +94,7 @@ def _begin(e: Emitter, m: SimpleNamespace, address: Operand, size: int, waits: b
 
 
 def _reduce(e: Emitter, m: SimpleNamespace, old: Operand | None, address: Operand, source: Operand) -> str:
-    _settle_place(e, m)
+    _check_place(e, m)
     _check_type(e, m)
     values, results = e.vector(source), e.vector(old) if old is not None else []
     count, size = int(m.vector[1:]) if m.vector else 1, SCALARS[m.type].bytes
@@ -125,7 +117,7 @@ def _check_policy(m: SimpleNamespace, policy: tuple[Operand, ...]) -> None:
 _SHAPE = f"noftz? hint:L2::cache_hint? vector:v2|v4|v8? type:{_TYPES}"
 
 
-@instruction("atom", f"{_BEFORE} operation:{_OPERATIONS} {_AFTER} {_SHAPE}")
+@instruction("atom", f"{_PLACE} operation:{_OPERATIONS} {_SHAPE}")
 def atom(
     e: Emitter, m: SimpleNamespace, old: Operand, address: Operand, value: Operand, *policy: Operand
 ) -> str:
@@ -133,13 +125,13 @@ def atom(
     return _reduce(e, m, old, address, value)
 
 
-@instruction("red", f"{_BEFORE} operation:add|min|max|and|or|xor|inc|dec {_AFTER} {_SHAPE}")
+@instruction("red", f"{_PLACE} operation:add|min|max|and|or|xor|inc|dec {_SHAPE}")
 def red(e: Emitter, m: SimpleNamespace, address: Operand, value: Operand, *policy: Operand) -> str:
     _check_policy(m, policy)
     return _reduce(e, m, None, address, value)
 
 
-@instruction("atom", f"{_BEFORE} cas {_AFTER} hint:L2::cache_hint? type:b16|b32|b64|b128")
+@instruction("atom", f"{_PLACE} cas hint:L2::cache_hint? type:b16|b32|b64|b128")
 def cas(
     e: Emitter,
     m: SimpleNamespace,
@@ -150,7 +142,7 @@ def cas(
     *policy: Operand,
 ) -> str:
     _check_policy(m, policy)
-    _settle_place(e, m)
+    _check_place(e, m)
     statements = _begin(e, m, address, SCALARS[m.type].bytes, True)
     operands = f"a, {e.value(expected, m.type)}, {e.value(value, m.type)}"
     if m.type == "b128":
@@ -161,13 +153,13 @@ def cas(
     return f"{{ {' '.join(statements)} {e.assign(old, m.type, done)} }}"
 
 
-@instruction("atom", f"{_BEFORE} exch {_AFTER} hint:L2::cache_hint? b128")
+@instruction("atom", f"{_PLACE} exch hint:L2::cache_hint? b128")
 def exchange_128(
     e: Emitter, m: SimpleNamespace, old: Operand, address: Operand, value: Operand, *policy: Operand
 ) -> str:
     e.require(90)
     _check_policy(m, policy)
-    _settle_place(e, m)
+    _check_place(e, m)
     statements = _begin(e, m, address, 16, True)
     done = f"emu::atomic_exchange_128(a, {e.value(value, 'b128')})"
     return f"{{ {' '.join(statements)} {e.assign(old, 'b128', done)} }}"
