@@ -280,15 +280,10 @@ BREACHES = {
     "no_commit": (COMMIT, "", "async", "no wgmma.commit_group follows"),
     "no_wait": (WAIT, "", "async", "before wgmma.wait_group covered"),
     "no_proxy_fence": (PROXY_FENCE, "", "async", "fence.proxy.async"),
-    "written_in_flight": (COMMIT, COMMIT + LATE_WRITE, "race", "wgmma"),
-    "no_barrier": ("bar.sync 0;", "", "race", "wgmma"),
+    "written_in_flight": (COMMIT, COMMIT + LATE_WRITE, "race", "the read by thread"),
+    "written_before_wait": (COMMIT, COMMIT + "bar.sync 0;" + LATE_WRITE, "race", "the read by thread"),
+    "no_barrier": ("bar.sync 0;", "", "race", "the read by thread"),
 }
-
-
-@pytest.fixture(scope="module")
-def checked():
-    cases = [CORRECT, *(broken(name, old, new) for name, (old, new, _, _) in BREACHES.items())]
-    return cases
 
 
 @pytest.mark.parametrize("schedule", ["forward", "reverse", "random"])

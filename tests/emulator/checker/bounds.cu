@@ -4,7 +4,7 @@ __constant__ int table[8];
 __device__ int counter[4];
 extern __shared__ int dynamic[];
 
-__global__ void static_end(int* y, int i) { __shared__ int tile[1024]; __shared__ int after[4]; after[threadIdx.x] = 0; tile[i] = 1; y[0] = tile[i] + after[0]; }   // [static end]
+__global__ void static_end(int* y, int i) { __shared__ volatile int tile[1024]; __shared__ int after[4]; after[threadIdx.x] = 0; tile[i] = 1; y[0] = tile[i] + after[0]; }   // [static end]
 __global__ void static_read(int* y, int i) { __shared__ int tile[64]; tile[threadIdx.x] = 1; __syncthreads(); y[threadIdx.x] = tile[threadIdx.x + i]; }              // [static read]
 __global__ void dynamic_end(int* y, int i) { dynamic[i] = 1; y[0] = dynamic[i]; }                                           // [dynamic end]
 __global__ void global_end(int* y, int n) { y[blockIdx.x * blockDim.x + threadIdx.x] = n; }                                 // [global end]

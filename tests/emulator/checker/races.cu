@@ -10,7 +10,7 @@ __global__ void reversed_ok(int* y, const int* x) {
 }
 __global__ void reversed_bad(int* y, const int* x) {
     __shared__ int tile[64];
-    tile[63] = 0; tile[threadIdx.x] = x[threadIdx.x];                 // [reversed write]
+    tile[threadIdx.x] = x[threadIdx.x];                               // [reversed write]
     y[threadIdx.x] = tile[63 - threadIdx.x];                          // [reversed read]
 }
 
@@ -145,7 +145,6 @@ __global__ void lock_bad(int* y) {
     __syncthreads();
     for (bool done = false; !done;) {
         if (atomicCAS(&lock, 0, 1) == 0) {
-            *(volatile int*)&y[64] = 0;
             sum += 1;                                                 // [unfenced lock]
             atomicExch(&lock, 0);
             done = true;

@@ -1,0 +1,24 @@
+"""Memory under asynchronous copies: touched too early, written twice, used again too soon."""
+
+import pytest
+
+from tests.emulator.checking import Case, Checked
+
+CASES = [
+    Case("copy_ok", block=16, args=("out", "in")),
+    Case("copy_first_ok", block=16, args=("out", "in")),
+    Case("copy_not_waited", "async", "copied read", "second copy", block=16, args=("out", "in"), says="in flight"),
+    Case("copy_no_barrier", "race", "copied read", "second copy", block=16, args=("out", "in"), also=("async", "uninitialized")),
+    Case("copy_overwritten", "async", "overwriting", "overwritten copy", block=16, args=("out", "in"), also=("race",)),
+    Case("copy_reuse", "race", "reusing copy", "reused read", block=16, args=("out", "in"), also=("async",)),
+]
+
+
+@pytest.fixture(scope="module")
+def checked() -> Checked:
+    return Checked("async.cu")
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_copies_in_flight(case: Case, checked: Checked) -> None:
+    checked.verify(case)
