@@ -34,7 +34,7 @@ def test_lines_are_short(path: Path) -> None:
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
 def test_blocks_have_a_language_that_is_run_or_is_not_to_be(path: Path) -> None:
-    assert {block.language for block in blocks(path)} <= {"python", "sh", "text", "yaml", "mermaid"}
+    assert {block.language for block in blocks(path)} <= {"python", "sh", "text", "yaml", "mermaid", "cuda"}
     assert read(path).count("\n```") == 2 * len(blocks(path))
 
 
@@ -56,7 +56,7 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 @pytest.mark.parametrize("path", PAGES, ids=NAMES)
 def test_paths_exist(path: Path) -> None:
-    spans = re.findall(r"`((?:nn|tests|docs|examples)/[\w./-]*)`", prose(path))
+    spans = re.findall(r"`((?:nn|cuda|csrc|tests|docs|examples|bench)/[\w./-]*)`", prose(path))
     assert [span for span in spans if not (ROOT / span).exists()] == []
 
 

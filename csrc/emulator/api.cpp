@@ -37,7 +37,8 @@ const char* keep(std::string& place, std::string text) {
 
 LoadedModule* module_of(void* handle) { return static_cast<LoadedModule*>(handle); }
 
-// The allocation that holds the whole range, null for host memory.  False: the range is device memory in part only, or no more.
+// The allocation that holds the whole range, null for host memory.  False: the range is device memory in part
+// only, or no more.
 bool check_range(const char* what, const void* address, size_t bytes, const Allocation** found) {
     *found = memory_find(address);
     if (!*found) {
@@ -52,7 +53,8 @@ bool check_range(const char* what, const void* address, size_t bytes, const Allo
     }
     const size_t offset = static_cast<size_t>(static_cast<const char*>(address) - a.begin);
     if (bytes <= a.bytes - offset) return true;
-    fail(format("%s: %zu bytes from byte %zu on exceed the %zu bytes of %s", what, bytes, offset, a.bytes, a.label.c_str()));
+    fail(format("%s: %zu bytes from byte %zu on exceed the %zu bytes of %s", what, bytes, offset, a.bytes,
+                a.label.c_str()));
     return false;
 }
 
@@ -65,8 +67,11 @@ void count_copy(const Allocation* to, const Allocation* from, size_t bytes) {
     else if (in_device_memory(from)) s.bytes_to_host += bytes;
 }
 
-bool launch_arguments_ok(const LoadedModule* m, const char* kernel, const uint32_t* grid, const uint32_t* block, void** args) {
-    if (m && kernel && grid && block && (args || !find_kernel(*m, kernel) || find_kernel(*m, kernel)->parameter_count == 0)) return true;
+bool launch_arguments_ok(const LoadedModule* m, const char* kernel, const uint32_t* grid,
+                         const uint32_t* block, void** args) {
+    if (m && kernel && grid && block &&
+        (args || !find_kernel(*m, kernel) || find_kernel(*m, kernel)->parameter_count == 0))
+        return true;
     fail("emu_launch: a null pointer among the arguments");
     return false;
 }
@@ -117,7 +122,9 @@ int emu_free(void* pointer) {
 
 int emu_copy(void* destination, const void* source, size_t bytes) {
     const Allocation *to = nullptr, *from = nullptr;
-    if (!check_range("the destination", destination, bytes, &to) || !check_range("the source", source, bytes, &from)) return CUDA_INVALID_VALUE;
+    if (!check_range("the destination", destination, bytes, &to) ||
+        !check_range("the source", source, bytes, &from))
+        return CUDA_INVALID_VALUE;
     std::memmove(destination, source, bytes);
     if (to) checker_written(destination, bytes);
     count_copy(to, from, bytes);
@@ -132,7 +139,8 @@ int emu_fill(void* destination, int byte, size_t bytes) {
     return 0;
 }
 
-int emu_launch(void* module, const char* kernel, const uint32_t grid[3], const uint32_t block[3], void** args, size_t shared_bytes) {
+int emu_launch(void* module, const char* kernel, const uint32_t grid[3], const uint32_t block[3], void** args,
+               size_t shared_bytes) {
     const LoadedModule* m = module_of(module);
     if (!launch_arguments_ok(m, kernel, grid, block, args)) return CUDA_INVALID_VALUE;
     const KernelDescriptor* k = find_kernel(*m, kernel);
@@ -150,7 +158,8 @@ int emu_launch(void* module, const char* kernel, const uint32_t grid[3], const u
     if (!error) error = launch(q);
     ++statistics().launches;
     flush_print();
-    return error ? fail(format("launch of %s ended with error %d; the reports say why", kernel, error), error) : 0;
+    return error ? fail(format("launch of %s ended with error %d; the reports say why", kernel, error), error)
+                 : 0;
 }
 
 const char* emu_reports(void) {

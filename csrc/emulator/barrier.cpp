@@ -1,8 +1,9 @@
 // Barriers of a block (bar, barrier) and of a cluster (barrier.cluster).
 //
-// Arrivals are counted per thread.  Where an instruction gives a number of threads, a warp whose live lanes have all arrived counts
-// as 32, as on the hardware, so that `bar.sync 1, 128` works in a block of 100 threads; where it gives none, all threads of the
-// block that have not exited are waited for.  Releasing sets the ready masks of the warps: no thread is visited.
+// Arrivals are counted per thread.  Where an instruction gives a number of threads, a warp whose live lanes
+// have all arrived counts as 32, as on the hardware, so that `bar.sync 1, 128` works in a block of 100
+// threads; where it gives none, all threads of the block that have not exited are waited for.  Releasing sets
+// the ready masks of the warps: no thread is visited.
 #include <cstring>
 
 #include "checker.h"
@@ -34,19 +35,24 @@ struct Request {
 };
 
 std::string problem_with(const Request& q, const ResidentBlock& block) {
-    if (q.id >= BARRIERS) return format("barrier %u does not exist: a block has barriers 0 to %u", q.id, BARRIERS - 1);
-    if (q.threads % WARP) return format("barrier %u is given %u threads, which is not a multiple of %u", q.id, q.threads, WARP);
+    if (q.id >= BARRIERS)
+        return format("barrier %u does not exist: a block has barriers 0 to %u", q.id, BARRIERS - 1);
+    if (q.threads % WARP)
+        return format("barrier %u is given %u threads, which is not a multiple of %u", q.id, q.threads, WARP);
     if (q.threads > block.warp_count * WARP) {
-        return format("barrier %u waits for %u threads, but the block has only %u", q.id, q.threads, block.thread_count);
+        return format("barrier %u waits for %u threads, but the block has only %u", q.id, q.threads,
+                      block.thread_count);
     }
-    if (q.how == Style::arrive && q.threads == 0) return format("bar.arrive on barrier %u gives no number of threads", q.id);
+    if (q.how == Style::arrive && q.threads == 0)
+        return format("bar.arrive on barrier %u gives no number of threads", q.id);
     return "";
 }
 
 bool report_problem(Thread& t, const Request& q) {
     const std::string problem = problem_with(q, block_of(t));
     if (problem.empty()) return false;
-    report(finding(t, "divergence", q.site, problem, "give the barrier a number from 0 to 15 and a count of whole warps of this block"));
+    report(finding(t, "divergence", q.site, problem,
+                   "give the barrier a number from 0 to 15 and a count of whole warps of this block"));
     return true;
 }
 
@@ -54,22 +60,26 @@ void report_mixture(Thread& t, Barrier& b, const Request& q) {
     if (b.complained) return;
     b.complained = true;
     const std::string first = site_text(*t.launch, b.site);
-    Report r = finding(t, "divergence", q.site,
-                       b.expected != q.threads
-                           ? format("barrier %u is used with %u threads here and with %u at %s (0: all of the block)", q.id, q.threads,
-                                    b.expected, first.c_str())
-                           : format("barrier %u is used by a reduction and by a plain barrier (%s) at the same time", q.id, first.c_str()),
-                       "give all who meet at a barrier the same count and the same kind of barrier, or use another number");
+    Report r = finding(
+        t, "divergence", q.site,
+        b.expected != q.threads
+            ? format("barrier %u is used with %u threads here and with %u at %s (0: all of the block)", q.id,
+                     q.threads, b.expected, first.c_str())
+            : format("barrier %u is used by a reduction and by a plain barrier (%s) at the same time", q.id,
+                     first.c_str()),
+        "give all who meet at a barrier the same count and the same kind of barrier, or use another number");
     r.other_site = b.site;
     report(r);
 }
 
-// Threads of one warp at two instructions of a barrier that must be reached together, or of one block at two __syncthreads().
+// Threads of one warp at two instructions of a barrier that must be reached together, or of one block at two
+// __syncthreads().
 void report_divergence(Thread& t, const Barrier& b, uint32_t id) {
-    Report r = finding(t, "divergence", b.site,
-                       format("barrier %u: threads waiting at %s were released together with threads waiting at %s", id,
-                              site_text(*t.launch, b.site).c_str(), site_text(*t.launch, b.other_site).c_str()),
-                       DIVERGENCE_FIX);
+    Report r =
+        finding(t, "divergence", b.site,
+                format("barrier %u: threads waiting at %s were released together with threads waiting at %s",
+                       id, site_text(*t.launch, b.site).c_str(), site_text(*t.launch, b.other_site).c_str()),
+                DIVERGENCE_FIX);
     r.other_site = b.other_site;
     report(r);
 }
@@ -78,7 +88,8 @@ void announce_release(ResidentBlock& block, uint32_t id) {
     std::vector<Thread*> waiting;
     waiting.reserve(block.thread_count);
     for (Warp& w : block.warps) {
-        for (uint32_t lanes = w.waiting[id]; lanes; lanes &= lanes - 1) waiting.push_back(&w.fibers[__builtin_ctz(lanes)]);
+        for (uint32_t lanes = w.waiting[id]; lanes; lanes &= lanes - 1)
+            waiting.push_back(&w.fibers[__builtin_ctz(lanes)]);
     }
     checker_barrier_release(block, id, waiting.data(), static_cast<uint32_t>(waiting.size()));
     checker_flush(block);
@@ -86,7 +97,8 @@ void announce_release(ResidentBlock& block, uint32_t id) {
 
 // By thread: others may start the barrier's next phase before these resume.
 void hand_out_result(Warp& w, uint32_t lanes, const Barrier& b) {
-    for (; lanes; lanes &= lanes - 1) w.values[__builtin_ctz(lanes)] = b.voted_true | uint64_t(b.voters) << 32;
+    for (; lanes; lanes &= lanes - 1)
+        w.values[__builtin_ctz(lanes)] = b.voted_true | uint64_t(b.voters) << 32;
 }
 
 // The phase is complete.  `t` is any thread of the block.
@@ -108,6 +120,11 @@ bool complete(const ResidentBlock& block, const Barrier& b) {
     return b.arrived >= (b.expected ? b.expected : block.live);
 }
 
+// Dead lanes of a warp that never arrived at a barrier.
+uint32_t lanes_missing(const Warp& w, uint32_t id) {
+    return WARP - static_cast<uint32_t>(__builtin_popcount(w.live | w.counted[id]));
+}
+
 void note_arrival(Thread& t, const Request& q) {
     ResidentBlock& block = block_of(t);
     Barrier& b = block.barriers[q.id];
@@ -123,13 +140,14 @@ void note_arrival(Thread& t, const Request& q) {
     b.voters += reducing;
     b.voted_true += q.value;
     if (q.threads) w.counted[q.id] |= 1u << t.lane;
-    if (q.threads && w.counted[q.id] == w.live) b.arrived += WARP - static_cast<uint32_t>(__builtin_popcount(w.live));
+    if (q.threads && (w.counted[q.id] & w.live) == w.live) b.arrived += lanes_missing(w, q.id);
     if (q.how != Style::arrive) w.waiting[q.id] |= 1u << t.lane;
 }
 
 // True: the barrier opened, and the thread need not wait.
 bool arrive(Thread& t, const Request& q) {
-    if ((q.id >= BARRIERS || q.threads || q.how == Style::arrive) && report_problem(t, q)) abandon(t, CUDA_LAUNCH_FAILURE);
+    if ((q.id >= BARRIERS || q.threads || q.how == Style::arrive) && report_problem(t, q))
+        abandon(t, CUDA_LAUNCH_FAILURE);
     note_arrival(t, q);
     if (watched(t)) checker_barrier_arrive(t, q.id);
     if (!complete(block_of(t), block_of(t).barriers[q.id])) return false;
@@ -159,14 +177,16 @@ void release_cluster(Cluster& c) {
 }
 
 void misused_cluster_barrier(Thread& t, const char* what, uint32_t site) {
-    report(finding(t, "divergence", site, what, "pair every barrier.cluster.arrive with one barrier.cluster.wait of the same thread"));
+    report(finding(t, "divergence", site, what,
+                   "pair every barrier.cluster.arrive with one barrier.cluster.wait of the same thread"));
 }
 
 }  // namespace
 
 void barrier_sync(Thread& t, uint32_t id, uint32_t threads, uint32_t site) {
     ResidentBlock& block = block_of(t);
-    // The usual case by itself, short and without a call that returns: neither the first nor the last to come to __syncthreads().
+    // The usual case by itself, short and without a call that returns: neither the first nor the last to come
+    // to __syncthreads().
     if (id < BARRIERS && threads == 0 && !t.launch->hooks) {
         Barrier& b = block.barriers[id];
         if (b.arrived && b.arrived + 1 < block.live && b.site == site && b.expected == 0 && !b.reducing) {
@@ -182,7 +202,8 @@ void barrier_arrive(Thread& t, uint32_t id, uint32_t threads, uint32_t site) {
     arrive(t, {id, threads, Style::arrive, false, site});
 }
 
-uint32_t barrier_reduce(Thread& t, Reduction reduction, uint32_t id, uint32_t threads, bool value, uint32_t site) {
+uint32_t barrier_reduce(Thread& t, Reduction reduction, uint32_t id, uint32_t threads, bool value,
+                        uint32_t site) {
     arrive_or_wait(t, {id, threads, Style::reduce, value, site});
     const uint64_t result = t.warp->values[t.lane];
     const uint32_t voted_true = static_cast<uint32_t>(result), voters = static_cast<uint32_t>(result >> 32);
@@ -201,12 +222,11 @@ void barriers_thread_exited(Fiber& f) {
     for (uint32_t active = block.active_barriers; active; active &= active - 1) {
         const uint32_t id = static_cast<uint32_t>(__builtin_ctz(active));
         Barrier& b = block.barriers[id];
-        const bool was_whole = w.counted[id] == (w.live | 1u << f.lane);
-        w.counted[id] &= w.live;
-        // The lanes left are now all of the warp's: it counts as a whole.
-        if (b.expected && w.counted[id] && w.counted[id] == w.live && !was_whole) {
-            b.arrived += WARP - static_cast<uint32_t>(__builtin_popcount(w.live));
-        }
+        const uint32_t counted = w.counted[id], were_live = w.live | 1u << f.lane;
+        // The lanes left are now all of the warp's: it counts as a whole.  Those that arrived and exited have
+        // been counted.
+        if (b.expected && counted && (counted & w.live) == w.live && (counted & were_live) != were_live)
+            b.arrived += lanes_missing(w, id);
         if (complete(block, b)) release(f, id);
     }
 }
@@ -214,7 +234,9 @@ void barriers_thread_exited(Fiber& f) {
 void cluster_arrive(Thread& t, bool, uint32_t site) {
     Fiber& me = fiber_of(t);
     Cluster& c = *block_of(t).cluster_state;
-    if (me.cluster_arrived) misused_cluster_barrier(t, "barrier.cluster.arrive twice without a barrier.cluster.wait between", site);
+    if (me.cluster_arrived)
+        misused_cluster_barrier(t, "barrier.cluster.arrive twice without a barrier.cluster.wait between",
+                                site);
     me.cluster_arrived = true;
     me.cluster_phase = c.phase;
     checker_cluster_arrive(t);

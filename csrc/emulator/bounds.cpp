@@ -60,7 +60,7 @@ void locate_shared(Thread& t, uintptr_t address, const Wanted& wanted, Place& pl
     const uint32_t rank = static_cast<uint32_t>(from_base / WINDOW);
     if (rank * WINDOW == t.window) return;
     place.window = watch_of_rank(b, rank);
-    if (!place.window || place.window->ended) fail_exited(t, rank, wanted.site);
+    if (!place.window || place.window->block->live == 0) fail_exited(t, rank, wanted.site);
 }
 
 // ---- local ----------------------------------------------------------------------------------------------------------------

@@ -220,8 +220,17 @@ static void land(Thread& t, uint32_t token, bool record) {
     watcher().landed.push_back(token - 1);
 }
 
-void checker_async_land(Thread& t, uint32_t token) { land(t, token, true); }
-void checker_async_drop(Thread& issuer, uint32_t token) { land(issuer, token, false); }
+static void finish(Thread& t, uint32_t token, bool landed) {
+    if (token == 0 || !t.block->watch || token > watcher().in_flight.size()) return;
+    const InFlight operation = in_flight(token);
+    Place place;
+    if (!locate(t, operation.address, operation.bytes, operation.write ? WRITE : READ, operation.site, place)) return;
+    unmark_in_flight(t, place, operation, landed);
+    watcher().landed.push_back(token - 1);
+}
+
+void checker_async_land(Thread& t, uint32_t token) { finish(t, token, true); }
+void checker_async_drop(Thread& t, uint32_t token) { finish(t, token, false); }
 
 // ---- memory ------------------------------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,9 @@ namespace {
 struct Place {
     Wait wait;
     uint32_t site;
-    bool operator<(const Place& other) const { return wait != other.wait ? wait < other.wait : site < other.site; }
+    bool operator<(const Place& other) const {
+        return wait != other.wait ? wait < other.wait : site < other.site;
+    }
 };
 
 struct Crowd {
@@ -46,7 +48,8 @@ std::string barrier_text(const Fiber& f) {
     for (uint32_t id = 0; id < BARRIERS; ++id) {
         if (!(f.warp->waiting[id] >> f.lane & 1)) continue;
         const Barrier& b = block.barriers[id];
-        return format("; barrier %u has seen %u of %u threads", id, b.arrived, b.expected ? b.expected : block.live);
+        return format("; barrier %u has seen %u of %u threads", id, b.arrived,
+                      b.expected ? b.expected : block.live);
     }
     return "";
 }
@@ -54,20 +57,23 @@ std::string barrier_text(const Fiber& f) {
 std::string collective_text(const Fiber& f) {
     const Warp& w = *f.warp;
     const uint32_t mask = w.masks[f.lane];
-    return format("; mask 0x%08x, lane %u misses lanes ", mask, f.lane) + lanes_text(mask & w.live & ~w.arrived);
+    return format("; mask 0x%08x, lane %u misses lanes ", mask, f.lane) +
+           lanes_text(mask & w.live & ~w.arrived);
 }
 
 std::string crowd_text(const Place& place, const Crowd& crowd) {
     const Fiber& f = *crowd.example;
-    std::string text = format("%u wait at %s (%s, the first is thread (%u,%u,%u) of block (%u,%u,%u)", crowd.threads,
-                              site_text(*f.launch, place.site).c_str(), opcode_of(*f.launch, place.site), f.x, f.y, f.z,
-                              f.block->index.x, f.block->index.y, f.block->index.z);
+    std::string text =
+        format("%u wait at %s (%s, the first is thread (%u,%u,%u) of block (%u,%u,%u)", crowd.threads,
+               site_text(*f.launch, place.site).c_str(), opcode_of(*f.launch, place.site), f.x, f.y, f.z,
+               f.block->index.x, f.block->index.y, f.block->index.z);
     if (place.wait == Wait::barrier) text += barrier_text(f);
     if (place.wait == Wait::collective) text += collective_text(f);
     return text + ")";
 }
 
-// A lane that waits for another one which itself waits in a collective of another mask.  Null: that is not what happened.
+// A lane that waits for another one which itself waits in a collective of another mask.  Null: that is not
+// what happened.
 const Fiber* crossed_masks(const Census& census, uint32_t* other_site) {
     for (const auto& [place, crowd] : census.waiting) {
         if (place.wait != Wait::collective) continue;
@@ -90,11 +96,12 @@ void report_crossed_masks(const Fiber& f, uint32_t other_site) {
         const uint32_t mask = w.masks[__builtin_ctz(lanes)];
         const uint32_t site = w.sites[__builtin_ctz(lanes)];
         uint32_t together = 0;
-        for (uint32_t i = 0; i < WARP; ++i) together |= static_cast<uint32_t>(w.masks[i] == mask && w.sites[i] == site) << i;
+        for (uint32_t i = 0; i < WARP; ++i)
+            together |= static_cast<uint32_t>(w.masks[i] == mask && w.sites[i] == site) << i;
         together &= lanes;
         lanes &= ~together;
-        message += format(" lanes %s with mask 0x%08x at %s%s", lanes_text(together).c_str(), mask, site_text(*f.launch, site).c_str(),
-                          lanes ? "," : "");
+        message += format(" lanes %s with mask 0x%08x at %s%s", lanes_text(together).c_str(), mask,
+                          site_text(*f.launch, site).c_str(), lanes ? "," : "");
     }
     Report r = finding(f, "collective", w.sites[f.lane], message,
                        "all lanes that meet must give the same mask, and it must name exactly those lanes");
@@ -114,11 +121,13 @@ void report_deadlock(Execution& e) {
     for (const auto& [place, crowd] : census.waiting) {
         message += (&place == &census.waiting.begin()->first ? "" : ", ") + crowd_text(place, crowd);
     }
-    if (census.exited) message += format(", %llu have exited", static_cast<unsigned long long>(census.exited));
+    if (census.exited)
+        message += format(", %llu have exited", static_cast<unsigned long long>(census.exited));
     const auto first = census.waiting.begin();
-    Report r = finding(*first->second.example, "deadlock", first->first.site, message,
-                       "let every thread that others wait for arrive: look for an early return or a branch around a barrier, "
-                       "and for a barrier count larger than the number of threads that come");
+    Report r = finding(
+        *first->second.example, "deadlock", first->first.site, message,
+        "let every thread that others wait for arrive: look for an early return or a branch around a barrier, "
+        "and for a barrier count larger than the number of threads that come");
     if (census.waiting.size() > 1) r.other_site = std::next(first)->first.site;
     report(r);
 }

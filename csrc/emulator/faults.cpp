@@ -1,8 +1,9 @@
 // Faults of the host processor inside a kernel (SIGSEGV, SIGBUS, SIGFPE, SIGILL) become reports.
 //
-// The handlers are installed only while a launch runs.  A handler does next to nothing: it notes what happened and lets the thread
-// continue in land(), on a stack of its own (the fiber's may be what overflowed), outside of signal context, where a report can be
-// made and the block abandoned like after any other error.  Faults elsewhere go to the handlers that were there before.
+// The handlers are installed only while a launch runs.  A handler does next to nothing: it notes what
+// happened and lets the thread continue in land(), on a stack of its own (the fiber's may be what
+// overflowed), outside of signal context, where a report can be made and the block abandoned like after any
+// other error.  Faults elsewhere go to the handlers that were there before.
 #include <signal.h>
 #include <sys/mman.h>
 #include <ucontext.h>
@@ -28,7 +29,7 @@ uint32_t installed;                                  // guards in existence, on 
 struct sigaction previous[NSIG];
 thread_local Execution* running;                     // whose fibers run on this OS thread
 
-// ---- after the fault, out of signal context ------------------------------------------------------------------------------------
+// ---- after the fault, out of signal context ---------------------------------------------------------------
 
 std::string signal_text(int signal) {
     switch (signal) {
@@ -47,21 +48,26 @@ std::string place_text(const Fiber& f, const void* address) {
 }
 
 const char* advice(const Fiber& f) {
-    return f.launch->check ? "see the reports before this one; guard the index, or check what the host passes"
-                           : "run in check mode, which names the line; then guard the index, or check what the host passes";
+    return f.launch->check
+               ? "see the reports before this one; guard the index, or check what the host passes"
+               : "run in check mode, which names the line; then guard the index, or check what the host passes";
 }
 
 int report_fault(const Execution& e) {
     const Fiber& f = *e.current;
     const Fault& fault = e.fault;
     if (fault.known_address && e.stacks.in_gap(f.stack, fault.address)) {
-        report(finding(f, "stack_overflow", Report::NO_SITE,
-                       format("the thread's stack of %zu bytes is used up (local arrays, deep calls or endless recursion)", e.stacks.bytes()),
-                       "end the recursion, make local arrays smaller, or give more with option stack=BYTES"));
+        report(finding(
+            f, "stack_overflow", Report::NO_SITE,
+            format(
+                "the thread's stack of %zu bytes is used up (local arrays, deep calls or endless recursion)",
+                e.stacks.bytes()),
+            "end the recursion, make local arrays smaller, or give more with option stack=BYTES"));
         return CUDA_ILLEGAL_ADDRESS;
     }
     if (fault.known_address && (fault.signal == SIGSEGV || fault.signal == SIGBUS)) {
-        report(finding(f, "out_of_bounds", Report::NO_SITE, signal_text(fault.signal) + ": " + place_text(f, fault.address), advice(f)));
+        report(finding(f, "out_of_bounds", Report::NO_SITE,
+                       signal_text(fault.signal) + ": " + place_text(f, fault.address), advice(f)));
         return CUDA_ILLEGAL_ADDRESS;
     }
     report(finding(f, "fault", Report::NO_SITE, signal_text(fault.signal), advice(f)));
@@ -74,7 +80,7 @@ extern "C" void emu_land_after_fault() {
     abandon(*e.current, error);
 }
 
-// ---- in the handler ----------------------------------------------------------------------------------------------------------------
+// ---- in the handler ---------------------------------------------------------------------------------------
 
 void continue_at_landing(ucontext_t* context, char* stack_top) {
 #if defined(__x86_64__)
@@ -90,7 +96,7 @@ void pass_on(int signal, siginfo_t* info, void* context) {
     const struct sigaction& before = previous[signal];
     if (before.sa_flags & SA_SIGINFO) return before.sa_sigaction(signal, info, context);
     if (before.sa_handler != SIG_DFL && before.sa_handler != SIG_IGN) return before.sa_handler(signal);
-    sigaction(signal, &before, nullptr);             // the instruction faults again, as if nobody had been here
+    sigaction(signal, &before, nullptr);    // the instruction faults again, as if nobody had been here
 }
 
 void handle(int signal, siginfo_t* info, void* context) {
@@ -102,10 +108,11 @@ void handle(int signal, siginfo_t* info, void* context) {
     continue_at_landing(static_cast<ucontext_t*>(context), e->fault_stack + FAULT_STACK);
 }
 
-// ---- installing ----------------------------------------------------------------------------------------------------------------------
+// ---- installing -------------------------------------------------------------------------------------------
 
 char* reserve(size_t bytes) {
-    void* place = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* place =
+        mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     return place == MAP_FAILED ? nullptr : static_cast<char*>(place);
 }
 

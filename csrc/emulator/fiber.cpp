@@ -9,8 +9,9 @@
 
 #if defined(__x86_64__)
 
-// Ends with `ret`: fibers mostly wait at the same place of the same function, so the processor's return predictor, fed by the
-// calls of one fiber, is right about the returns of the next.  With an indirect jump instead a barrier took 45 ns, not 29.
+// Ends with `ret`: fibers mostly wait at the same place of the same function, so the processor's return
+// predictor, fed by the calls of one fiber, is right about the returns of the next.  With an indirect jump
+// instead a barrier took 45 ns, not 29.
 asm(R"(
 .text
 .globl emu_switch
@@ -100,7 +101,8 @@ namespace emu {
 
 namespace {
 
-constexpr uint32_t GUARDED = 1u << 14;     // stacks with a gap; beyond, the kernel's limit of mappings (65530) would be reached
+constexpr uint32_t GUARDED =
+    1u << 14;    // stacks with a gap; beyond, the kernel's limit of mappings (65530) would be reached
 
 constexpr size_t PAGE = 4096;
 
@@ -141,7 +143,8 @@ void StackPool::require(size_t bytes) {
     if (bytes <= bytes_) return;
     release();
     bytes_ = whole_pages(bytes);
-    // An odd number of pages: at a power of two all stacks would compete for one set of the address translation cache.
+    // An odd number of pages: at a power of two all stacks would compete for one set of the address
+    // translation cache.
     stride_ = bytes_ + GAP + (bytes_ / PAGE % 2 == GAP / PAGE % 2 ? PAGE : 0);
 }
 
@@ -151,7 +154,8 @@ bool StackPool::grow() {
     if (chunk == MAP_FAILED) return false;
     const uint32_t first = static_cast<uint32_t>(chunks_.size()) * CHUNK;
     chunks_.push_back(static_cast<char*>(chunk));
-    for (uint32_t i = 0; i < CHUNK && first + i < GUARDED; ++i) mprotect(base(first + i), stride_ - bytes_, PROT_NONE);
+    for (uint32_t i = 0; i < CHUNK && first + i < GUARDED; ++i)
+        mprotect(base(first + i), stride_ - bytes_, PROT_NONE);
     for (uint32_t i = CHUNK; i-- > 0;) free_.push_back(first + i);
     return true;
 }
@@ -169,7 +173,8 @@ void StackPool::reclaim_all() {
 }
 
 char* StackPool::top(uint32_t stack) const {
-    // Tops at equal addresses modulo 4096 would compete for the same few cache sets: twice as slow with 256 fibers.
+    // Tops at equal addresses modulo 4096 would compete for the same few cache sets: twice as slow with 256
+    // fibers.
     return base(stack) + stride_ - (stack % 16) * 192 - 64;
 }
 

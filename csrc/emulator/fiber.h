@@ -1,7 +1,9 @@
-// Fibers: a switch of stacks in a dozen instructions (x86-64, AArch64), and the pool that the stacks come from.
+// Fibers: a switch of stacks in a dozen instructions (x86-64, AArch64), and the pool that the stacks come
+// from.
 //
-// A fiber is nothing but a saved stack pointer; what runs on it is the scheduler's business.  A fiber never leaves the OS
-// thread it started on, so thread_local values that a compiler keeps in registers across a switch stay right.
+// A fiber is nothing but a saved stack pointer; what runs on it is the scheduler's business.  A fiber never
+// leaves the OS thread it started on, so thread_local values that a compiler keeps in registers across a
+// switch stay right.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -10,7 +12,8 @@
 namespace emu {
 
 // Saves the callee-saved registers on the present stack, stores its pointer to *from, and continues on `to`.
-// The floating-point control word is not part of a fiber's state: kernels run with the default one (launch.cpp).
+// The floating-point control word is not part of a fiber's state: kernels run with the default one
+// (launch.cpp).
 extern "C" void emu_switch(void** from, void* to);
 
 using FiberEntry = void (*)(void* argument);         // must not return
@@ -18,8 +21,8 @@ using FiberEntry = void (*)(void* argument);         // must not return
 // Lays down on an empty stack what emu_switch expects to find, so that switching to it calls entry(argument).
 void* prepare_stack(char* top, FiberEntry entry, void* argument);
 
-// Stacks of one size.  Memory is reserved, not committed: a stack costs the pages that were touched.  Each has an inaccessible
-// gap below it, wide enough that a large frame cannot step over it.
+// Stacks of one size.  Memory is reserved, not committed: a stack costs the pages that were touched.  Each
+// has an inaccessible gap below it, wide enough that a large frame cannot step over it.
 class StackPool {
 public:
     static constexpr size_t GAP = 64 << 10;

@@ -52,7 +52,7 @@ template <class T> inline T relu(T value) {               // .relu: what has a m
 }
 
 // ---- directed rounding of f32 -------------------------------------------------------------------------
-// The exact result is high + low: high the nearest double, low the rest, of which only the sign matters.
+// The exact result is high + low: high the nearest double, low what is left, known nearly but with its sign.
 
 inline float next_below(float value) {
     const uint32_t bits = bits_of(value);
@@ -91,7 +91,8 @@ inline float div_directed(float a, float b, Round round) {
 }
 inline float sqrt_directed(float a, Round round) {
     const double high = std::sqrt(static_cast<double>(a));
-    return narrow(high, std::fma(-high, high, static_cast<double>(a)), round);
+    const double rest = std::fma(-high, high, static_cast<double>(a));
+    return narrow(high, rest / (2 * high), round);
 }
 
 // ---- directed rounding of f64: by the processor's own rounding mode -----------------------------------

@@ -1,7 +1,8 @@
 // A launch from its request to its end: the parameter buffer, shared windows, blocks handed to OS threads.
 //
-// What is resident together on one OS thread: one block; the blocks of a cluster; all blocks of a cooperative launch, whose grid
-// barrier needs them all to make progress.  Launches of one process run one after the other.
+// What is resident together on one OS thread: one block; the blocks of a cluster; all blocks of a cooperative
+// launch, whose grid barrier needs them all to make progress.  Launches of one process run one after the
+// other.
 #include "launch.h"
 
 #include <fenv.h>
@@ -20,7 +21,8 @@ namespace emu {
 
 namespace {
 
-constexpr uint64_t GIGANTIC = uint64_t(1) << 31;        // threads that an automatic step budget lets a launch have
+constexpr uint64_t GIGANTIC = uint64_t(1)
+                              << 31;    // threads that an automatic step budget lets a launch have
 constexpr size_t PAGE = 4096;
 constexpr size_t STACK_MARGIN = 64 << 10;               // for registers, calls and the runtime below a kernel
 constexpr size_t STACK_MARGIN_HOOKS = 128 << 10;        // and for the checker and its reports
@@ -30,12 +32,15 @@ uint64_t volume(Dim d) { return uint64_t(d.x) * d.y * d.z; }
 
 size_t round_up(size_t value, size_t unit) { return (value + unit - 1) / unit * unit; }
 
-// ---- shared windows -------------------------------------------------------------------------------------------------------------
+// ---- shared windows ---------------------------------------------------------------------------------------
 
 // Bytes of a block's window that the kernel may touch, in units that keep the window aligned to 1024 bytes.
-size_t window_bytes(const Launch& l) { return round_up(l.kernel->dynamic_shared_offset + l.dynamic_shared, 1024); }
+size_t window_bytes(const Launch& l) {
+    return round_up(l.kernel->dynamic_shared_offset + l.dynamic_shared, 1024);
+}
 
-// Every cluster's windows lie one after the other, shifted so that each window in use ends at a page that cannot be touched.
+// Every cluster's windows lie one after the other, shifted so that each window in use ends at a page that
+// cannot be touched.
 size_t window_shift(size_t used) { return round_up(used, PAGE) - used; }
 
 bool open_windows(Execution& e, uint32_t clusters, uint32_t blocks_per_cluster, size_t used) {
@@ -44,7 +49,8 @@ bool open_windows(Execution& e, uint32_t clusters, uint32_t blocks_per_cluster, 
     if (e.windows && key == e.windows_key) return true;
     if (e.windows) munmap(e.windows, e.windows_bytes);
     e.windows_bytes = stride * clusters + PAGE;
-    void* place = mmap(nullptr, e.windows_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* place =
+        mmap(nullptr, e.windows_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     e.windows = place == MAP_FAILED ? nullptr : static_cast<char*>(place);
     e.windows_key = key;
     if (!e.windows) return false;
@@ -62,7 +68,7 @@ char* cluster_base(const Execution& e, uint32_t cluster, uint32_t blocks_per_clu
     return e.windows + cluster * stride + PAGE + window_shift(used);
 }
 
-// ---- blocks ---------------------------------------------------------------------------------------------------------------------
+// ---- blocks -----------------------------------------------------------------------------------------------
 
 // What stays the same for all blocks of a launch that use this slot.
 void lay_out(Execution& e, ResidentBlock& block, uint32_t slot) {
@@ -115,7 +121,8 @@ void place_block(ResidentBlock& block, uint64_t unit, uint32_t rank, char* base)
     const Dim clusters{l.grid.x / l.cluster.x, l.grid.y / l.cluster.y, l.grid.z / l.cluster.z};
     block.cluster_index = unravel(unit, clusters);
     block.cluster_block = unravel(rank, l.cluster);
-    block.index = {block.cluster_index.x * l.cluster.x + block.cluster_block.x, block.cluster_index.y * l.cluster.y + block.cluster_block.y,
+    block.index = {block.cluster_index.x * l.cluster.x + block.cluster_block.x,
+                   block.cluster_index.y * l.cluster.y + block.cluster_block.y,
                    block.cluster_index.z * l.cluster.z + block.cluster_block.z};
     block.linear = block.index.x + uint64_t(l.grid.x) * (block.index.y + uint64_t(l.grid.y) * block.index.z);
     block.rank = rank;
@@ -145,7 +152,8 @@ void make_threads_ready(ResidentBlock& block) {
 }
 
 void begin_block(ResidentBlock& block, size_t used) {
-    std::memset(block.shared + block.window, 0xff, used);      // reads before writes give NaN, also where nothing checks
+    std::memset(block.shared + block.window, 0xff,
+                used);    // reads before writes give NaN, also where nothing checks
     make_threads_ready(block);
     wgmma_block_begin(block);
     if (block.launch->hooks) checker_block_begin(block);
@@ -183,10 +191,12 @@ void run_together(Execution& e, uint64_t number, uint32_t count) {
     for (uint32_t i = 0; i < e.resident_count; ++i) end_block(*e.resident[i]);
 }
 
-// ---- one OS thread's share --------------------------------------------------------------------------------------------------------
+// ---- one OS thread's share --------------------------------------------------------------------------------
 
 // How many clusters are resident together.
-uint32_t clusters_together(const RunningLaunch& l) { return l.cooperative ? static_cast<uint32_t>(l.units) : 1; }
+uint32_t clusters_together(const RunningLaunch& l) {
+    return l.cooperative ? static_cast<uint32_t>(l.units) : 1;
+}
 
 void lay_out_all(Execution& e) {
     RunningLaunch& l = *e.launch;
@@ -229,10 +239,11 @@ void run_share(Execution& e, RunningLaunch& l) {
     begin_share(e, l);
     fenv_t host;
     fegetenv(&host);
-    fesetenv(FE_DFL_ENV);                 // a host that flushes denormals must not change what kernels compute
+    fesetenv(FE_DFL_ENV);    // a host that flushes denormals must not change what kernels compute
     {
         FaultGuard guard(e);
-        for (uint64_t number; l.error.load() == 0 && (number = l.next.fetch_add(together)) < l.units;) run_together(e, number, together);
+        for (uint64_t number; l.error.load() == 0 && (number = l.next.fetch_add(together)) < l.units;)
+            run_together(e, number, together);
     }
     fesetenv(&host);
     e.launch = nullptr;
@@ -240,7 +251,7 @@ void run_share(Execution& e, RunningLaunch& l) {
 
 namespace {
 
-// ---- the launch -------------------------------------------------------------------------------------------------------------------
+// ---- the launch -------------------------------------------------------------------------------------------
 
 int refuse(const RunningLaunch& l, const char* kind, const std::string& message, const char* fix, int error) {
     Report r;
@@ -258,18 +269,24 @@ int refuse(const RunningLaunch& l, const char* kind, const std::string& message,
 int check_size(const RunningLaunch& l) {
     const uint64_t blocks = volume(l.grid);
     if (blocks == 0 || l.threads_per_block == 0 || l.threads_per_block > 1024) {
-        return refuse(l, "invalid_launch", format("a launch of %llu blocks of %llu threads is not possible",
-                                                  static_cast<unsigned long long>(blocks),
-                                                  static_cast<unsigned long long>(l.threads_per_block)),
-                      "give a grid of at least one block, and blocks of 1 to 1024 threads", CUDA_INVALID_CONFIGURATION);
+        return refuse(l, "invalid_launch",
+                      format("a launch of %llu blocks of %llu threads is not possible",
+                             static_cast<unsigned long long>(blocks),
+                             static_cast<unsigned long long>(l.threads_per_block)),
+                      "give a grid of at least one block, and blocks of 1 to 1024 threads",
+                      CUDA_INVALID_CONFIGURATION);
     }
     const double threads = static_cast<double>(blocks) * static_cast<double>(l.threads_per_block);
-    const double allowed = l.chosen.steps > 0 ? static_cast<double>(l.chosen.steps) * 1024 : static_cast<double>(GIGANTIC);
+    const double allowed =
+        l.chosen.steps > 0 ? static_cast<double>(l.chosen.steps) * 1024 : static_cast<double>(GIGANTIC);
     if (l.chosen.steps == 0 || threads <= allowed) return 0;
-    return refuse(l, "step_budget",
-                  format("a launch of %llu blocks of %llu threads is %.3g threads, more than can be emulated in reasonable time (%.3g)",
-                         static_cast<unsigned long long>(blocks), static_cast<unsigned long long>(l.threads_per_block), threads, allowed),
-                  "test with a smaller grid, or lift the limit with option steps=0", CUDA_LAUNCH_TIMEOUT);
+    return refuse(
+        l, "step_budget",
+        format(
+            "a launch of %llu blocks of %llu threads is %.3g threads, more than can be emulated in reasonable time (%.3g)",
+            static_cast<unsigned long long>(blocks), static_cast<unsigned long long>(l.threads_per_block),
+            threads, allowed),
+        "test with a smaller grid, or lift the limit with option steps=0", CUDA_LAUNCH_TIMEOUT);
 }
 
 Dim cluster_of(const LaunchRequest& q) {
@@ -311,7 +328,8 @@ void fill(RunningLaunch& l, const LaunchRequest& q) {
 
 void copy_parameters(RunningLaunch& l, void** arguments) {
     l.parameter_buffer.assign(l.kernel->parameter_bytes + PARAMETER_ALIGNMENT, 0);
-    const uintptr_t begin = round_up(reinterpret_cast<uintptr_t>(l.parameter_buffer.data()), PARAMETER_ALIGNMENT);
+    const uintptr_t begin =
+        round_up(reinterpret_cast<uintptr_t>(l.parameter_buffer.data()), PARAMETER_ALIGNMENT);
     char* buffer = reinterpret_cast<char*>(begin);
     for (uint32_t i = 0; i < l.kernel->parameter_count; ++i) {
         std::memcpy(buffer + l.kernel->parameter_offsets[i], arguments[i], l.kernel->parameter_sizes[i]);

@@ -92,6 +92,8 @@ void wgmma(Thread&, Wgmma&, uint32_t site);
 void wgmma_fence(Thread&, uint32_t site);
 void wgmma_commit(Thread&, uint32_t site);
 void wgmma_wait(Thread&, uint32_t pending, uint32_t site);
+// What the translator saw: the instruction at `site` uses a result of the wgmma at `product` before any wait covers it.
+void wgmma_early_use(Thread&, uint32_t product, uint32_t site);
 
 // ---- for the runtime ------------------------------------------------------------------------------------------------------
 

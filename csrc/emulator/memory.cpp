@@ -4,8 +4,10 @@
 //   the 256 bytes that its start is aligned to, so that an overrun meets the gap and faults even without hooks.
 //
 // A page table (one pointer per 4 KiB page of the arena, touched only where used) makes memory_find() a single load.
-// A freed allocation loses its pages at once and keeps its addresses a while (quarantine): a use after free faults, and can
-// be named.  Lookups take no lock: the host frees nothing while a kernel runs, and kernels only add allocations.
+// A freed allocation keeps its addresses a while (quarantine), so that a use after free can be named.  A large one gives its
+// pages back to the system at once, and a use after free faults; those of a small one stay open, filled with 0xFF, and serve
+// the next allocation of as many pages: system calls and page faults are what an allocation costs.
+// Lookups take no lock: the host frees nothing while a kernel runs, and kernels only add allocations.
 #include "memory.h"
 
 #include <sys/mman.h>
@@ -19,6 +21,7 @@
 #include <deque>
 #include <map>
 #include <mutex>
+#include <vector>
 
 #include "checker.h"
 
@@ -29,8 +32,8 @@ constexpr size_t PAGE = 4096;
 constexpr size_t ALIGNMENT = 256;                    // what cudaMalloc promises
 constexpr size_t LARGEST_ARENA = size_t{64} << 30;
 constexpr size_t SMALLEST_ARENA = size_t{64} << 20;
-constexpr size_t QUARANTINE_ENTRIES = 1024;
-constexpr size_t QUARANTINE_SHARE = 4;               // at most a quarter of the arena's addresses wait in quarantine
+constexpr size_t QUARANTINE_ENTRIES = 256, QUARANTINE_LEAST = 16;
+constexpr size_t KEPT_OPEN = size_t{128} << 20;      // bytes of freed allocations whose pages stay open
 constexpr size_t LARGE = size_t{4} << 20;            // from here on the fill is mapped, not written
 constexpr int FILL = 0xFF;                           // NaN in every float format
 
@@ -39,6 +42,7 @@ size_t round_up(size_t value, size_t unit) { return (value + unit - 1) / unit * 
 struct Extent {                                      // an allocation and the pages it owns
     Allocation allocation;
     size_t first_page, pages;
+    bool open;                                       // its pages are accessible
 };
 
 // ---- the reserved range ---------------------------------------------------------------------------------------------
@@ -123,6 +127,8 @@ struct Memory {
     std::mutex lock;
     std::deque<Extent*> quarantine;
     size_t quarantined_pages = 0;
+    std::map<size_t, std::vector<size_t>> open;      // pages -> first pages of ranges that are open, filled and free
+    size_t open_bytes = 0;                           // in there and in quarantine
     std::map<const char*, Extent*> registered;       // memory from elsewhere, by start
     std::atomic<size_t> in_use{0};
     std::atomic<uint64_t> serial{0};
@@ -188,21 +194,63 @@ void release_oldest(Memory& m) {
     m.quarantine.pop_front();
     m.quarantined_pages -= oldest->pages;
     m.arena.set_owner(oldest->first_page, oldest->pages, nullptr);
-    m.arena.give_back(oldest->first_page, oldest->pages);
+    if (oldest->open) m.open[oldest->pages].push_back(oldest->first_page);
+    else m.arena.give_back(oldest->first_page, oldest->pages);
     delete oldest;
 }
 
 void trim_quarantine(Memory& m) {
-    size_t most = m.arena.page_count() / QUARANTINE_SHARE;
-    while (!m.quarantine.empty() && (m.quarantine.size() > QUARANTINE_ENTRIES || m.quarantined_pages > most)) release_oldest(m);
+    constexpr size_t most_pages = KEPT_OPEN / 2 / PAGE;
+    auto too_many = [&] { return m.quarantine.size() > QUARANTINE_ENTRIES || m.quarantined_pages > most_pages; };
+    while (m.quarantine.size() > QUARANTINE_LEAST && too_many()) release_oldest(m);
 }
 
-size_t take_pages(Memory& m, size_t pages) {         // quarantine gives way when addresses run out
+void close_open_ranges(Memory& m) {
+    for (auto& [pages, ranges] : m.open)
+        for (size_t first : ranges) {
+            close_pages(m.arena.page(first), pages * PAGE);
+            m.arena.give_back(first, pages);
+            m.open_bytes -= pages * PAGE;
+        }
+    m.open.clear();
+}
+
+size_t take_open(Memory& m, size_t pages) {
+    auto found = m.open.find(pages);
+    if (found == m.open.end() || found->second.empty()) return 0;
+    size_t first = found->second.back();
+    found->second.pop_back();
+    m.open_bytes -= pages * PAGE;
+    return first;
+}
+
+size_t take_closed(Memory& m, size_t pages) {        // what is kept gives way when addresses run out
     for (;;) {
         size_t first = m.arena.take(pages);
-        if (first || m.quarantine.empty()) return first;
-        release_oldest(m);
+        if (first || (m.quarantine.empty() && m.open_bytes == 0)) return first;
+        while (!m.quarantine.empty()) release_oldest(m);
+        close_open_ranges(m);
     }
+}
+
+// First page of `pages` accessible ones, filled.  0: none to be had.
+size_t take_pages(Memory& m, size_t pages) {
+    if (size_t first = take_open(m, pages)) return first;
+    size_t first = take_closed(m, pages);
+    if (!first || open_pages(m.arena.page(first), pages * PAGE)) return first;
+    close_pages(m.arena.page(first), pages * PAGE);  // e.g. too many mappings
+    m.arena.give_back(first, pages);
+    return 0;
+}
+
+// Freed memory reads as NaN, or faults.
+void retire_pages(Memory& m, Extent& extent) {
+    char* begin = m.arena.page(extent.first_page);
+    size_t bytes = extent.pages * PAGE;
+    extent.open = bytes < LARGE && m.open_bytes + bytes <= KEPT_OPEN;
+    if (!extent.open) return close_pages(begin, bytes);
+    std::memset(begin, FILL, bytes);
+    m.open_bytes += bytes;
 }
 
 Extent* arena_extent(const Memory& m, const void* p) {
@@ -246,13 +294,8 @@ void* memory_allocate(size_t bytes, MemoryKind kind, std::string label) {
     std::lock_guard<std::mutex> guard(m.lock);
     size_t first = take_pages(m, pages);
     if (!first) return nullptr;
-    if (!open_pages(m.arena.page(first), pages * PAGE)) {              // e.g. too many mappings
-        close_pages(m.arena.page(first), pages * PAGE);
-        m.arena.give_back(first, pages);
-        return nullptr;
-    }
     char* begin = m.arena.page(first + pages) - std::max(round_up(bytes, ALIGNMENT), ALIGNMENT);
-    auto* extent = new Extent{{begin, bytes, kind, false, ++m.serial, std::move(label)}, first, pages};
+    auto* extent = new Extent{{begin, bytes, kind, false, ++m.serial, std::move(label)}, first, pages, true};
     m.arena.set_owner(first, pages, extent);
     m.in_use += bytes;
     checker_allocated(begin, bytes);
@@ -268,7 +311,7 @@ bool memory_free(void* p) {
     extent->allocation.freed = true;
     m.in_use -= extent->allocation.bytes;
     checker_freed(p, extent->allocation.bytes);
-    close_pages(m.arena.page(extent->first_page), extent->pages * PAGE);
+    retire_pages(m, *extent);
     m.quarantine.push_back(extent);
     m.quarantined_pages += extent->pages;
     trim_quarantine(m);
@@ -309,7 +352,7 @@ void memory_register(void* begin, size_t bytes, MemoryKind kind, std::string lab
     std::lock_guard<std::mutex> guard(m.lock);
     Extent*& slot = m.registered[static_cast<char*>(begin)];
     delete slot;
-    slot = new Extent{{static_cast<char*>(begin), bytes, kind, false, ++m.serial, std::move(label)}, 0, 0};
+    slot = new Extent{{static_cast<char*>(begin), bytes, kind, false, ++m.serial, std::move(label)}, 0, 0, true};
 }
 
 void memory_unregister(void* begin) {

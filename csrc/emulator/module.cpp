@@ -19,8 +19,8 @@ const ModuleDescriptor* read_descriptor(void* handle, const char* path, std::str
         return nullptr;
     }
     if (descriptor->version == DESCRIPTOR_VERSION) return descriptor;
-    *why = format("%s was translated for version %u of the runtime, this is version %u: translate it again", path, descriptor->version,
-                  DESCRIPTOR_VERSION);
+    *why = format("%s was translated for version %u of the runtime, this is version %u: translate it again",
+                  path, descriptor->version, DESCRIPTOR_VERSION);
     return nullptr;
 }
 
@@ -42,7 +42,8 @@ LoadedModule* load_module(const char* path, std::string* why) {
     for (uint32_t i = 0; i < d->variable_count; ++i) {
         const Variable& v = d->variables[i];
         if (!in_device_memory(v)) continue;
-        memory_register(reinterpret_cast<char*>(v.place), v.bytes, MemoryKind::module, std::string("variable ") + v.name);
+        memory_register(reinterpret_cast<char*>(v.place), v.bytes, MemoryKind::module,
+                        std::string("variable ") + v.name);
     }
     return new LoadedModule{handle, d, path};
 }
@@ -51,7 +52,8 @@ void unload_module(LoadedModule* m) {
     if (!m) return;
     const ModuleDescriptor* d = m->descriptor;
     for (uint32_t i = 0; i < d->variable_count; ++i) {
-        if (in_device_memory(d->variables[i])) memory_unregister(reinterpret_cast<char*>(d->variables[i].place));
+        if (in_device_memory(d->variables[i]))
+            memory_unregister(reinterpret_cast<char*>(d->variables[i].place));
     }
     // The code stays mapped: reports and counters name its kernels, files and lines by pointers into it.
     delete m;

@@ -29,17 +29,23 @@ bool read_schedule(const std::string& text, Schedule* schedule) {
 // One pair.  An empty answer means it was understood, otherwise what the value should have been.
 std::string apply(Options& o, const std::string& key, const std::string& value) {
     int64_t number = 0;
-    const auto integer = [&](int64_t least, int64_t most) { return read_integer(value, least, most, &number); };
+    const auto integer = [&](int64_t least, int64_t most) {
+        return read_integer(value, least, most, &number);
+    };
     const auto flag = [&](bool* field) {
         if (!integer(0, 1)) return std::string("0 or 1");
         *field = number != 0;
         return std::string();
     };
-    if (key == "arch") return value.rfind("sm_", 0) == 0 ? (o.arch = value, "") : "sm_75, sm_80, sm_86, sm_89 or sm_90";
+    if (key == "arch")
+        return value.rfind("sm_", 0) == 0 ? (o.arch = value, "") : "sm_75, sm_80, sm_86, sm_89 or sm_90";
     if (key == "schedule") return read_schedule(value, &o.schedule) ? "" : "forward, reverse or random";
-    if (key == "seed") return integer(0, INT64_MAX) ? (o.seed = static_cast<uint64_t>(number), "") : "a number from 0";
-    if (key == "threads") return integer(1, 256) ? (o.threads = static_cast<uint32_t>(number), "") : "1 to 256";
-    if (key == "steps") return integer(-1, INT64_MAX) ? (o.steps = number, "") : "a number, 0 (unlimited) or -1 (automatic)";
+    if (key == "seed")
+        return integer(0, INT64_MAX) ? (o.seed = static_cast<uint64_t>(number), "") : "a number from 0";
+    if (key == "threads")
+        return integer(1, 256) ? (o.threads = static_cast<uint32_t>(number), "") : "1 to 256";
+    if (key == "steps")
+        return integer(-1, INT64_MAX) ? (o.steps = number, "") : "a number, 0 (unlimited) or -1 (automatic)";
     if (key == "check") return flag(&o.check);
     if (key == "count") return flag(&o.count);
     if (key == "defer") return flag(&o.defer);
@@ -52,7 +58,8 @@ std::string apply(Options& o, const std::string& key, const std::string& value) 
     if (key == "fail_malloc") return integer(0, INT64_MAX) ? (o.fail_malloc = number, "") : "a number from 0";
     if (key == "fail_launch") return integer(0, INT64_MAX) ? (o.fail_launch = number, "") : "a number from 0";
     if (key == "stack") {
-        return integer(0, int64_t(1) << 30) ? (o.stack = static_cast<uint64_t>(number), "") : "0 to 1073741824 bytes";
+        return integer(0, int64_t(1) << 30) ? (o.stack = static_cast<uint64_t>(number), "")
+                                            : "0 to 1073741824 bytes";
     }
     return "?";
 }
@@ -68,10 +75,12 @@ bool change(Options* options, const std::string& all, std::string* why) {
         if (pair.empty()) continue;
         const size_t equals = pair.find('=');
         const std::string key = pair.substr(0, equals);
-        const std::string expected = equals == std::string::npos ? "key=value" : apply(changed, key, pair.substr(equals + 1));
+        const std::string expected =
+            equals == std::string::npos ? "key=value" : apply(changed, key, pair.substr(equals + 1));
         if (expected.empty()) continue;
         if (expected == "?") {
-            *why = "option '" + key + "' is unknown; known are arch schedule seed threads steps check count cp_async defer "
+            *why = "option '" + key +
+                   "' is unknown; known are arch schedule seed threads steps check count cp_async defer "
                    "cooperative fail_malloc fail_launch stack";
         } else {
             *why = "option '" + pair + "' is not valid: expected " + expected;

@@ -1,7 +1,8 @@
 // What kernels do besides computing: printf, assert, trap, malloc.
 //
-// printf: the caller has packed the arguments as for a variadic function, each at a multiple of its size (4 or 8 bytes).  Lines are
-// collected and reach stdout when the host synchronises, so that they stand where a GPU's would.
+// printf: the caller has packed the arguments as for a variadic function, each at a multiple of its size (4
+// or 8 bytes).  Lines are collected and reach stdout when the host synchronises, so that they stand where a
+// GPU's would.
 #include <unistd.h>
 
 #include <cstdio>
@@ -85,7 +86,14 @@ void print_conversion(std::string* out, const Conversion& c, Arguments& argument
         case '%': *out += '%'; return;
         case 'd': case 'i': case 'o': case 'u': case 'x': case 'X': print_integer(out, c, arguments); break;
         case 'c': print_as(out, c, "", arguments.next<int32_t>()); break;
-        case 'e': case 'E': case 'f': case 'F': case 'g': case 'G': case 'a': case 'A': print_as(out, c, "", arguments.next<double>()); break;
+        case 'e':
+        case 'E':
+        case 'f':
+        case 'F':
+        case 'g':
+        case 'G':
+        case 'a':
+        case 'A': print_as(out, c, "", arguments.next<double>()); break;
         case 'p': print_as(out, c, "", arguments.next<const void*>()); break;
         case 's': {
             const char* text = arguments.next<const char*>();
@@ -125,20 +133,25 @@ std::mutex heap;
 uint64_t heap_used;
 
 void report_bad_free(Thread& t, const void* pointer, uint32_t site) {
-    report(finding(t, "out_of_bounds", site, format("free(%p): not an address that malloc in a kernel returned", pointer),
+    report(finding(t, "out_of_bounds", site,
+                   format("free(%p): not an address that malloc in a kernel returned", pointer),
                    "free each block once, with the pointer that malloc returned"));
 }
 
 void report_trap(Thread& t, uint32_t site) {
-    report(finding(t, "trap", site, "the kernel executed a trap", "see why the code decided to stop here (__trap, or code that must not be reached)"));
+    report(finding(t, "trap", site, "the kernel executed a trap",
+                   "see why the code decided to stop here (__trap, or code that must not be reached)"));
 }
 
-void report_assert(Thread& t, const char* message, const char* file, uint32_t line, const char* function, uint32_t site) {
-    report(finding(t, "assert", site, format("%s:%u: %s: assertion `%s' failed", file ? file : "?", line, function ? function : "?",
-                                             message ? message : "?"),
+void report_assert(Thread& t, const char* message, const char* file, uint32_t line, const char* function,
+                   uint32_t site) {
+    report(finding(t, "assert", site,
+                   format("%s:%u: %s: assertion `%s' failed", file ? file : "?", line,
+                          function ? function : "?", message ? message : "?"),
                    "the condition does not hold for this thread: look at the values that lead to it"));
-    append(format("%s:%u: %s: block: [%u,%u,%u], thread: [%u,%u,%u] Assertion `%s` failed.\n", file ? file : "?", line,
-                  function ? function : "?", t.block->index.x, t.block->index.y, t.block->index.z, t.x, t.y, t.z, message ? message : "?"));
+    append(format("%s:%u: %s: block: [%u,%u,%u], thread: [%u,%u,%u] Assertion `%s` failed.\n",
+                  file ? file : "?", line, function ? function : "?", t.block->index.x, t.block->index.y,
+                  t.block->index.z, t.x, t.y, t.z, message ? message : "?"));
 }
 
 }  // namespace
@@ -165,7 +178,8 @@ void trap(Thread& t, uint32_t site) {
     abandon(t, CUDA_LAUNCH_FAILURE);
 }
 
-void assert_fail(Thread& t, const char* message, const char* file, uint32_t line, const char* function, uint32_t site) {
+void assert_fail(Thread& t, const char* message, const char* file, uint32_t line, const char* function,
+                 uint32_t site) {
     report_assert(t, message, file, line, function, site);
     abandon(t, CUDA_ASSERT);
 }
@@ -182,7 +196,8 @@ void device_free(Thread& t, void* pointer, uint32_t site) {
     if (!pointer) return;
     const std::lock_guard<std::mutex> lock(heap);
     const Allocation* a = memory_find(pointer);
-    if (!a || a->freed || a->begin != pointer || a->label != "malloc in a kernel") return report_bad_free(t, pointer, site);
+    if (!a || a->freed || a->begin != pointer || a->label != "malloc in a kernel")
+        return report_bad_free(t, pointer, site);
     heap_used -= std::min<uint64_t>(heap_used, a->bytes);
     memory_free(pointer);
 }

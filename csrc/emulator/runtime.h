@@ -2,10 +2,11 @@
 //
 //   Execution      one OS thread that runs blocks: stacks, windows of shared memory, the fiber that runs now
 //   ResidentBlock  a thread block whose threads exist as fibers
-//   Warp           32 lanes: who may run, who waits where.  All scheduling is done on its bit masks, never by scanning threads
-//   Fiber          a CUDA thread
+//   Warp           32 lanes: who may run, who waits where.  All scheduling is done on its bit masks, never by
+//   scanning threads Fiber          a CUDA thread
 //
-// A blocked lane has its bit in Warp::ready cleared; who releases it sets the bit again.  A release costs O(warps).
+// A blocked lane has its bit in Warp::ready cleared; who releases it sets the bit again.  A release costs
+// O(warps).
 #pragma once
 #include <atomic>
 #include <chrono>
@@ -20,7 +21,6 @@
 namespace emu {
 
 constexpr uint32_t BARRIERS = 16;             // named barriers of a block
-constexpr uint32_t MAX_WARPS = 32;            // of a block
 constexpr uint32_t WARPGROUP = 128;           // threads
 
 struct Execution;
@@ -29,12 +29,19 @@ struct Cluster;
 
 // Error codes of the CUDA runtime that a launch can end with.
 enum CudaError : int {
-    CUDA_SUCCESS = 0, CUDA_INVALID_VALUE = 1, CUDA_INVALID_CONFIGURATION = 9, CUDA_ILLEGAL_ADDRESS = 700, CUDA_OUT_OF_RESOURCES = 701,
-    CUDA_LAUNCH_TIMEOUT = 702, CUDA_ASSERT = 710, CUDA_MISALIGNED_ADDRESS = 716, CUDA_LAUNCH_FAILURE = 719,
+    CUDA_SUCCESS = 0,
+    CUDA_INVALID_VALUE = 1,
+    CUDA_INVALID_CONFIGURATION = 9,
+    CUDA_ILLEGAL_ADDRESS = 700,
+    CUDA_OUT_OF_RESOURCES = 701,
+    CUDA_LAUNCH_TIMEOUT = 702,
+    CUDA_ASSERT = 710,
+    CUDA_MISALIGNED_ADDRESS = 716,
+    CUDA_LAUNCH_FAILURE = 719,
     CUDA_COOPERATIVE_LAUNCH_TOO_LARGE = 720,
 };
 
-// ---- threads, warps, blocks ---------------------------------------------------------------------------------------------
+// ---- threads, warps, blocks -------------------------------------------------------------------------------
 
 enum class Wait : uint8_t { none, barrier, collective, warpgroup, cluster, convergence };
 
@@ -42,7 +49,6 @@ struct Fiber : Thread {
     uint32_t stack;               // number in the pool
     bool cluster_arrived;         // between barrier.cluster.arrive and .wait
     uint32_t cluster_phase;       // of the cluster when it arrived
-    void* checker;                // owned by checker.cpp
 };
 
 struct alignas(64) Warp {
@@ -69,8 +75,8 @@ struct alignas(64) Warp {
     uint32_t controls[WARP];      // second operand: shuffle's lane and clamp
     Thread* threads[WARP];
     uint32_t waiting[BARRIERS];   // lanes that wait at each barrier
-    uint32_t counted[BARRIERS];   // lanes that arrived at it in this phase, waiting or not (kept where a count is given)
-    void* checker;                // owned by checker.cpp
+    uint32_t counted[BARRIERS];    // lanes that arrived at it in this phase, waiting or not (kept where a
+                                   // count is given)
 };
 
 struct Barrier {
@@ -94,9 +100,7 @@ struct ResidentBlock : Block {
     uint32_t slot;                // index in Execution::resident
     std::vector<Warp> warps;
     std::vector<Fiber> fibers;
-    void* checker;                // owned by checker.cpp
     void* wgmma;                  // owned by wgmma.cpp
-    void* bulk;                   // owned by bulk.cpp
 };
 
 struct Cluster {                  // blocks that share windows; without clusters, one block
@@ -105,7 +109,7 @@ struct Cluster {                  // blocks that share windows; without clusters
     std::vector<ResidentBlock*> blocks;
 };
 
-// ---- a launch and those who run it ------------------------------------------------------------------------------------------
+// ---- a launch and those who run it ------------------------------------------------------------------------
 
 struct LoadedModule {
     void* handle;
@@ -164,7 +168,6 @@ struct Execution {
     char* windows = nullptr;
     size_t windows_bytes = 0;
     uint64_t windows_key = 0;
-    Dim threads_laid_out{};                       // block shape for which the fibers' constant fields were set
 
     ~Execution();
 };
@@ -177,16 +180,17 @@ inline bool watched(const Thread& t) { return t.launch->hooks && (t.launch->chec
 
 #pragma GCC visibility push(hidden)       // calls within the library need no indirection
 
-// launch.cpp: runs to completion.  0 or a CudaError; reports say why.  The caller has called check_launch() (profiles.h).
+// launch.cpp: runs to completion.  0 or a CudaError; reports say why.  The caller has called check_launch()
+// (profiles.h).
 int launch(const LaunchRequest&);
 // module.cpp
 LoadedModule* load_module(const char* path, std::string* why);
 void unload_module(LoadedModule*);
 const KernelDescriptor* find_kernel(const LoadedModule&, const char* name);
 
-// ---- scheduler.cpp --------------------------------------------------------------------------------------------------------
+// ---- scheduler.cpp ----------------------------------------------------------------------------------------
 
-void run_resident(Execution&);                    // runs the resident blocks until all threads exited or one was abandoned
+void run_resident(Execution&);    // runs the resident blocks until all threads exited or one was abandoned
 void block_current(Thread&, Wait, uint32_t site); // the thread waits: runs others until it has been released
 [[noreturn]] void abandon(Thread&, int cuda_error);      // leaves the fiber for good and ends the launch
 uint64_t draw(Execution&);                        // next number of the schedule's random generator
@@ -197,15 +201,15 @@ inline void make_ready(Warp& w, uint32_t lanes) {
     w.block->ready_warps |= 1u << w.index;
 }
 
-// Random schedules also switch at accesses now and then, so that more interleavings are seen.  access() calls this first,
-// before it looks at the access, so that the hook and the access it announces stay together.
+// Random schedules also switch at accesses now and then, so that more interleavings are seen.  access() calls
+// this first, before it looks at the access, so that the hook and the access it announces stay together.
 void preempt_now(Thread&);
 inline void preempt(Thread& t) {
     Execution& e = execution_of(t);
     if (e.schedule == Schedule::random && e.accesses_left-- == 0) preempt_now(t);
 }
 
-// ---- barrier.cpp, warp.cpp ------------------------------------------------------------------------------------------------
+// ---- barrier.cpp, warp.cpp --------------------------------------------------------------------------------
 
 void barriers_reset(ResidentBlock&);
 void barriers_thread_exited(Fiber&);              // may complete barriers that waited for it only
@@ -213,11 +217,11 @@ void cluster_thread_exited(Fiber&);
 void collectives_thread_exited(Fiber&);
 bool converge(Warp&);                             // releases lanes in activemask; false: there are none
 
-// ---- deadlock.cpp ----------------------------------------------------------------------------------------------------------
+// ---- deadlock.cpp -----------------------------------------------------------------------------------------
 
 void report_deadlock(Execution&);
 
-// ---- faults.cpp -----------------------------------------------------------------------------------------------------------
+// ---- faults.cpp -------------------------------------------------------------------------------------------
 
 // While one exists, faults of fibers on this OS thread become reports.
 class FaultGuard {
@@ -231,17 +235,22 @@ private:
     Execution* outer_;
 };
 
-// ---- print.cpp ------------------------------------------------------------------------------------------------------------
+// ---- print.cpp --------------------------------------------------------------------------------------------
 
 void flush_print();                               // what kernels printed so far, to stdout
 extern uint64_t device_heap_bytes;                // limit of malloc in kernels (cudaLimitMallocHeapSize)
 
-// ---- texts ------------------------------------------------------------------------------------------------------------------
+// ---- texts ------------------------------------------------------------------------------------------------
 
 std::string site_text(const Launch&, uint32_t site);          // "gemm.cu:41" or "PTX line 210"
 std::string lanes_text(uint32_t lanes);                       // "0-3, 7"
-inline const Site* site_of(const Launch& l, uint32_t site) { return site < l.module->site_count ? &l.module->sites[site] : nullptr; }
-inline const char* opcode_of(const Launch& l, uint32_t site) { const Site* s = site_of(l, site); return s ? s->opcode : "?"; }
+inline const Site* site_of(const Launch& l, uint32_t site) {
+    return site < l.module->site_count ? &l.module->sites[site] : nullptr;
+}
+inline const char* opcode_of(const Launch& l, uint32_t site) {
+    const Site* s = site_of(l, site);
+    return s ? s->opcode : "?";
+}
 
 #pragma GCC visibility pop
 

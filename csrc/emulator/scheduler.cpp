@@ -1,9 +1,10 @@
 // Which thread runs next.
 //
-// A thread runs until it waits, spins, has used up its slice of steps, or ends; the next one is then chosen on the bit masks
-// of its warp, else of its block, else among the other resident blocks, and switched to directly.  Staying within the warp
-// as long as one of its lanes can run makes the next collective complete soonest, on stacks that are still in the cache.
-// Threads that end leave their stack to the next one that begins: a kernel without barriers runs on a single stack.
+// A thread runs until it waits, spins, has used up its slice of steps, or ends; the next one is then chosen
+// on the bit masks of its warp, else of its block, else among the other resident blocks, and switched to
+// directly.  Staying within the warp as long as one of its lanes can run makes the next collective complete
+// soonest, on stacks that are still in the cache. Threads that end leave their stack to the next one that
+// begins: a kernel without barriers runs on a single stack.
 #include <algorithm>
 
 #include "checker.h"
@@ -15,14 +16,16 @@ namespace emu {
 
 namespace {
 
-constexpr int64_t SLICE = 1 << 20;                 // steps between two looks at the clock: about a millisecond
-constexpr int64_t PATIENCE_STEPS = 1 << 26;        // automatic budget: a block is stopped when it has used this many steps
+constexpr int64_t SLICE = 1 << 20;    // steps between two looks at the clock: about a millisecond
+constexpr int64_t PATIENCE_STEPS =
+    1 << 26;    // automatic budget: a block is stopped when it has used this many steps
 constexpr double PATIENCE_SECONDS = 5;             // and this much time
 
 constexpr uint32_t bit(uint32_t index) { return 1u << index; }
 
 uint32_t random_bit(Execution& e, uint32_t set) {
-    for (uint64_t skip = draw(e) % static_cast<uint32_t>(__builtin_popcount(set)); skip > 0; --skip) set &= set - 1;
+    for (uint64_t skip = draw(e) % static_cast<uint32_t>(__builtin_popcount(set)); skip > 0; --skip)
+        set &= set - 1;
     return static_cast<uint32_t>(__builtin_ctz(set));
 }
 
@@ -66,19 +69,21 @@ Fiber* choose(Execution& e, Warp& w, uint32_t lane) {
         if (block.ready_warps) return enter_warp(e, block.warps[next(e, block.ready_warps, w.index)]);
         return next_block(e, block);
     }
-    if (e.schedule == Schedule::random && (draw(e) & 3) == 0) return enter_warp(e, block.warps[first(e, block.ready_warps)]);
+    if (e.schedule == Schedule::random && (draw(e) & 3) == 0)
+        return enter_warp(e, block.warps[first(e, block.ready_warps)]);
     return &w.fibers[next(e, w.ready, lane)];
 }
 
-// After a thread of warp `w` that could go on lets others run: first its own warp's lanes that do not spin, then all other
-// warps, then all other blocks, so that whatever it waits for will happen.
+// After a thread of warp `w` that could go on lets others run: first its own warp's lanes that do not spin,
+// then all other warps, then all other blocks, so that whatever it waits for will happen.
 Fiber* choose_other(Execution& e, Warp& w) {
     uint32_t lanes = w.ready & ~w.yielded;
     if (!lanes && w.converging && converge(w)) lanes = w.ready & ~w.yielded;
     if (lanes) return &w.fibers[first(e, lanes)];
     w.yielded = 0;
     ResidentBlock& block = *w.block;
-    const uint32_t warps = e.schedule == Schedule::random ? block.ready_warps & ~bit(w.index) : later(e, block.ready_warps, w.index);
+    const uint32_t warps = e.schedule == Schedule::random ? block.ready_warps & ~bit(w.index)
+                                                          : later(e, block.ready_warps, w.index);
     if (warps && (e.resident_count == 1 || e.schedule != Schedule::random || draw(e) & 1)) {
         return enter_warp(e, block.warps[first(e, warps)]);
     }
@@ -121,7 +126,8 @@ void start(Execution& e, Fiber& f) {
         {
             report(finding(f, "invalid_launch", 0,
                            format("no memory for the stacks of %u resident threads of %zu bytes each",
-                                  e.resident_count * static_cast<uint32_t>(e.launch->threads_per_block), e.stacks.bytes()),
+                                  e.resident_count * static_cast<uint32_t>(e.launch->threads_per_block),
+                                  e.stacks.bytes()),
                            "launch fewer threads per block or, for a cooperative launch, fewer blocks"));
         }
         abandon(f, CUDA_OUT_OF_RESOURCES);
@@ -180,10 +186,12 @@ void report_budget(Thread& t, uint32_t site) {
     const int64_t steps = e.launch->chosen.steps;
     const std::string budget =
         steps > 0 ? format("the launch's budget of %lld steps is spent", static_cast<long long>(steps))
-                  : format("the block ran for %.0f s and %lld steps", seconds_since(e.began), static_cast<long long>(e.steps_used));
-    report(finding(t, "step_budget", site, budget + " (loop iterations and calls) without the kernel coming to an end",
-                   "look for a loop whose condition never becomes false or a flag that nobody sets; option steps=N allows more, "
-                   "steps=0 any number"));
+                  : format("the block ran for %.0f s and %lld steps", seconds_since(e.began),
+                           static_cast<long long>(e.steps_used));
+    report(finding(
+        t, "step_budget", site, budget + " (loop iterations and calls) without the kernel coming to an end",
+        "look for a loop whose condition never becomes false or a flag that nobody sets; option steps=N allows more, "
+        "steps=0 any number"));
 }
 
 }  // namespace
@@ -207,7 +215,7 @@ void take_slice(Execution& e) {
 void out_of_steps(Thread& t, uint32_t site) {
     Execution& e = execution_of(t);
     e.steps_used += e.slice_length - e.slice;
-    if (e.launch->error.load(std::memory_order_relaxed)) abandon(t, 0);       // another OS thread's block failed
+    if (e.launch->error.load(std::memory_order_relaxed)) abandon(t, 0);    // another OS thread's block failed
     if (budget_spent(e)) {
         report_budget(t, site);
         abandon(t, CUDA_LAUNCH_TIMEOUT);
@@ -239,7 +247,8 @@ void block_current(Thread& t, Wait wait, uint32_t site) {
     w.waits[lane] = wait;
     const uint32_t ready = w.ready &= ~bit(lane);
     if (__builtin_expect(!ready || e.schedule != Schedule::forward, 0)) return block_and_choose(fiber_of(t));
-    // The usual case, kept free of calls but for the switch, which is the last thing done: the next ready lane of the warp.
+    // The usual case, kept free of calls but for the switch, which is the last thing done: the next ready
+    // lane of the warp.
     const uint32_t after = ready & (~1u << lane);
     const uint32_t chosen = static_cast<uint32_t>(__builtin_ctz(after ? after : ready));
     void* const stack = w.stack_pointers[chosen];

@@ -1,11 +1,13 @@
 // Warp collectives: lanes meet, the last one to arrive works for all.
 //
-// A lane leaves what it brings in its slot of the Warp (simple collectives: values and controls; others: a pointer to a struct on
-// its own stack), and waits.  Results are left in the same slots: a lane's slot is its own until it has resumed.
-// Lanes meet when all live lanes of a mask have arrived with that same mask; disjoint or nested masks proceed independently.
+// A lane leaves what it brings in its slot of the Warp (simple collectives: values and controls; others: a
+// pointer to a struct on its own stack), and waits.  Results are left in the same slots: a lane's slot is its
+// own until it has resumed. Lanes meet when all live lanes of a mask have arrived with that same mask;
+// disjoint or nested masks proceed independently.
 //
-// Exited lanes in a mask: the PTX manual lets shfl, vote, match and redux wait for the lanes that have not exited only, so naming
-// them is no error in itself.  Reading a value from one is, and so is an exited lane in a matrix instruction.
+// Exited lanes in a mask: the PTX manual lets shfl, vote, match and redux wait for the lanes that have not
+// exited only, so naming them is no error in itself.  Reading a value from one is, and so is an exited lane
+// in a matrix instruction.
 #include <cmath>
 #include <cstring>
 
@@ -19,16 +21,18 @@ namespace emu {
 namespace {
 
 constexpr uint32_t FULL = 0xffffffffu;
-constexpr uint32_t POISON = 0x7fc0dead;       // what an undefined shuffle yields: a NaN that does not go unnoticed
+constexpr uint32_t POISON =
+    0x7fc0dead;    // what an undefined shuffle yields: a NaN that does not go unnoticed
 constexpr uint32_t NO_LANE = 32;
 
-const char* const MASK_FIX = "compute the mask before the branch (__ballot_sync) or take the lanes that really meet here (__activemask)";
+const char* const MASK_FIX =
+    "compute the mask before the branch (__ballot_sync) or take the lanes that really meet here (__activemask)";
 
 uint32_t first_lane(uint32_t lanes) { return static_cast<uint32_t>(__builtin_ctz(lanes)); }
 
 Warp& warp_of(Thread* const* threads, uint32_t mask) { return *threads[first_lane(mask)]->warp; }
 
-// ---- meeting ----------------------------------------------------------------------------------------------------------------
+// ---- meeting ----------------------------------------------------------------------------------------------
 
 bool same_masks(const Warp& w, uint32_t lanes, uint32_t mask) {
     uint32_t differs = 0;
@@ -39,7 +43,8 @@ bool same_masks(const Warp& w, uint32_t lanes, uint32_t mask) {
 uint32_t lane_with_other_operation(const Warp& w, uint32_t lanes, Collective operation) {
     uint64_t differs = 0;
     for (uint32_t i = 0; i < WARP; ++i) {
-        const uint64_t other = reinterpret_cast<uint64_t>(w.operations[i]) ^ reinterpret_cast<uint64_t>(operation);
+        const uint64_t other =
+            reinterpret_cast<uint64_t>(w.operations[i]) ^ reinterpret_cast<uint64_t>(operation);
         differs |= other & (0ull - (lanes >> i & 1));
     }
     if (!differs) return NO_LANE;
@@ -49,11 +54,12 @@ uint32_t lane_with_other_operation(const Warp& w, uint32_t lanes, Collective ope
 
 void report_other_operation(Thread& t, uint32_t mask, uint32_t lane, uint32_t site) {
     const Warp& w = *t.warp;
-    Report r = finding(t, "collective", site,
-                       format("lanes of one mask (0x%08x) meet in different collectives: %s here, lane %u in %s at %s", mask,
-                              opcode_of(*t.launch, site), lane, opcode_of(*t.launch, w.sites[lane]),
-                              site_text(*t.launch, w.sites[lane]).c_str()),
-                       MASK_FIX);
+    Report r = finding(
+        t, "collective", site,
+        format("lanes of one mask (0x%08x) meet in different collectives: %s here, lane %u in %s at %s", mask,
+               opcode_of(*t.launch, site), lane, opcode_of(*t.launch, w.sites[lane]),
+               site_text(*t.launch, w.sites[lane]).c_str()),
+        MASK_FIX);
     r.other_site = w.sites[lane];
     report(r);
 }
@@ -64,13 +70,22 @@ void report_missing_lanes(Thread& t, uint32_t mask, uint32_t site) {
     const uint32_t never = missing & ~w.populated;
     std::string message = format("%s needs all lanes of mask 0x%08x, but", opcode_of(*t.launch, site), mask);
     if (missing & ~never) message += " lanes " + lanes_text(missing & ~never) + " have exited";
-    if (never) message += std::string(missing & ~never ? " and" : "") + " lanes " + lanes_text(never) + " do not exist in this block";
-    report(finding(t, "collective", site, message, "let every thread of the warp reach the instruction; guard only its loads and stores"));
+    if (never)
+        message += std::string(missing & ~never ? " and" : "") + " lanes " + lanes_text(never) +
+                   " do not exist in this block";
+    report(finding(t, "collective", site, message,
+                   "let every thread of the warp reach the instruction; guard only its loads and stores"));
+}
+
+[[gnu::noinline]] void refuse_missing_lanes(Thread& t, uint32_t mask, uint32_t site) {
+    report_missing_lanes(t, mask, site);
+    abandon(t, CUDA_LAUNCH_FAILURE);
 }
 
 void report_not_in_mask(Thread& t, uint32_t mask, uint32_t site) {
     report(finding(t, "collective", site,
-                   format("lane %u executes %s with mask 0x%08x, which does not name it", t.lane, opcode_of(*t.launch, site), mask),
+                   format("lane %u executes %s with mask 0x%08x, which does not name it", t.lane,
+                          opcode_of(*t.launch, site), mask),
                    MASK_FIX));
 }
 
@@ -90,28 +105,40 @@ void complete(Thread& t, uint32_t mask, Collective operation, uint32_t site) {
     make_ready(w, lanes);
 }
 
-bool all_arrived(const Warp& w, uint32_t mask) {
+bool all_arrived(const Warp& w, uint32_t mask) {            // with this mask
     const uint32_t lanes = mask & w.live;
     return (w.arrived & lanes) == lanes && same_masks(w, lanes, mask);
 }
 
-// What all collectives of one warp do, after the lane has left its operands.
-void meet(Thread& t, uint32_t mask, Collective operation, uint32_t site) {
+[[gnu::noinline]] void meet_as_last(Thread& t, uint32_t mask, Collective operation, uint32_t site) {
     Warp& w = *t.warp;
-    const uint32_t own = 1u << t.lane;
-    if (__builtin_expect(!(mask & own), 0)) {
-        report_not_in_mask(t, mask, site);
-        mask = own;                            // it goes on by itself
-    }
-    w.masks[t.lane] = mask;
     w.sites[t.lane] = site;
-    w.operations[t.lane] = operation;
-    w.arrived |= own;
-    if (all_arrived(w, mask)) complete(t, mask, operation, site);
+    if (same_masks(w, mask & w.live, mask)) complete(t, mask, operation, site);
     else block_current(t, Wait::collective, site);
 }
 
-// ---- operations ---------------------------------------------------------------------------------------------------------------
+void meet(Thread& t, uint32_t mask, Collective operation, uint32_t site);
+
+// A lane that its own mask does not name: it goes on by itself.
+[[gnu::noinline]] void meet_alone(Thread& t, uint32_t mask, Collective operation, uint32_t site) {
+    report_not_in_mask(t, mask, site);
+    meet(t, 1u << t.lane, operation, site);
+}
+
+// What all collectives of one warp do, after the lane has left its operands.  Like block_current(), it calls
+// nothing that returns to it: no registers need saving, which halves what a waiting lane costs.
+void meet(Thread& t, uint32_t mask, Collective operation, uint32_t site) {
+    Warp& w = *t.warp;
+    const uint32_t lane = t.lane, own = 1u << lane;
+    if (__builtin_expect(!(mask & own), 0)) return meet_alone(t, mask, operation, site);
+    w.masks[lane] = mask;
+    w.operations[lane] = operation;
+    w.arrived |= own;
+    if ((mask & w.live & ~w.arrived) == 0) return meet_as_last(t, mask, operation, site);
+    block_current(t, Wait::collective, site);
+}
+
+// ---- operations -------------------------------------------------------------------------------------------
 
 void synchronize(uint32_t mask, Thread* const* threads, void* const*, uint32_t) {
     Warp& w = warp_of(threads, mask);
@@ -141,7 +168,8 @@ void report_bad_source(Warp& w, uint32_t lane, uint32_t source, uint32_t mask) {
                       : !(w.live >> source & 1)    ? "has exited"
                                                    : "is not in the mask";
     report(finding(t, "collective", w.sites[lane],
-                   format("lane %u reads from lane %u, which %s (mask 0x%08x): the value is undefined", lane, source, why, mask),
+                   format("lane %u reads from lane %u, which %s (mask 0x%08x): the value is undefined", lane,
+                          source, why, mask),
                    "name every lane that is read from in the mask, and let it take part"));
 }
 
@@ -166,7 +194,8 @@ void shuffle_values(uint32_t mask, Thread* const* threads, void* const*, uint32_
 
 template <class Function>
 void give_all(Warp& w, uint32_t mask, Function value) {
-    for (uint32_t lanes = mask; lanes; lanes &= lanes - 1) w.values[first_lane(lanes)] = value(first_lane(lanes));
+    for (uint32_t lanes = mask; lanes; lanes &= lanes - 1)
+        w.values[first_lane(lanes)] = value(first_lane(lanes));
 }
 
 uint32_t lanes_equal_to(const Warp& w, uint32_t mask, uint64_t value) {
@@ -185,7 +214,9 @@ template <Vote mode>                         // among the lanes that take part: 
 void count_votes(uint32_t mask, Thread* const* threads, void* const*, uint32_t) {
     Warp& w = warp_of(threads, mask);
     const uint32_t votes = lanes_equal_to(w, mask, 1);
-    const bool result = mode == Vote::all ? votes == mask : mode == Vote::any ? votes != 0 : votes == mask || votes == 0;
+    const bool result = mode == Vote::all   ? votes == mask
+                        : mode == Vote::any ? votes != 0
+                                            : votes == mask || votes == 0;
     give_all(w, mask, [&](uint32_t) { return result; });
 }
 
@@ -207,9 +238,10 @@ void elect_leader(uint32_t mask, Thread* const* threads, void* const*, uint32_t)
     give_all(w, mask, [&](uint32_t) { return first_lane(mask); });
 }
 
-// ---- redux ----------------------------------------------------------------------------------------------------------------------
+// ---- redux ------------------------------------------------------------------------------------------------
 
-// Of floats: -0 is less than +0; a NaN loses against a number, or (nan) wins, in both cases as the canonical NaN.
+// Of floats: -0 is less than +0; a NaN loses against a number, or (nan) wins, in both cases as the canonical
+// NaN.
 uint32_t extreme(uint32_t a_bits, uint32_t b_bits, bool largest, bool absolute, bool nan) {
     const uint32_t clear = absolute ? 0x7fffffffu : FULL;
     const float a = bits<float>(a_bits & clear), b = bits<float>(b_bits & clear);
@@ -249,25 +281,33 @@ template <Redux kind>
 void reduce_values(uint32_t mask, Thread* const* threads, void* const*, uint32_t) {
     Warp& w = warp_of(threads, mask);
     uint32_t result = static_cast<uint32_t>(w.values[first_lane(mask)]);
-    if (of_floats(kind)) result = combine(kind, result, result);       // a single lane: absolute value, canonical NaN
+    if (of_floats(kind))
+        result = combine(kind, result, result);    // a single lane: absolute value, canonical NaN
     for (uint32_t rest = mask & (mask - 1); rest; rest &= rest - 1) {
         result = combine(kind, result, static_cast<uint32_t>(w.values[first_lane(rest)]));
     }
     give_all(w, mask, [&](uint32_t) { return result; });
 }
 
-constexpr Collective REDUCTIONS[] = {        // in the order of Redux
-    reduce_values<Redux::add>, reduce_values<Redux::min_u>, reduce_values<Redux::max_u>, reduce_values<Redux::min_s>,
-    reduce_values<Redux::max_s>, reduce_values<Redux::bit_and>, reduce_values<Redux::bit_or>, reduce_values<Redux::bit_xor>,
-    reduce_values<Redux::min_f>, reduce_values<Redux::max_f>, reduce_values<Redux::min_abs_f>, reduce_values<Redux::max_abs_f>,
-    reduce_values<Redux::min_nan_f>, reduce_values<Redux::max_nan_f>, reduce_values<Redux::min_abs_nan_f>,
+constexpr Collective REDUCTIONS[] = {
+    // in the order of Redux
+    reduce_values<Redux::add>,           reduce_values<Redux::min_u>,     reduce_values<Redux::max_u>,
+    reduce_values<Redux::min_s>,         reduce_values<Redux::max_s>,     reduce_values<Redux::bit_and>,
+    reduce_values<Redux::bit_or>,        reduce_values<Redux::bit_xor>,   reduce_values<Redux::min_f>,
+    reduce_values<Redux::max_f>,         reduce_values<Redux::min_abs_f>, reduce_values<Redux::max_abs_f>,
+    reduce_values<Redux::min_nan_f>,     reduce_values<Redux::max_nan_f>, reduce_values<Redux::min_abs_nan_f>,
     reduce_values<Redux::max_abs_nan_f>,
 };
 
-constexpr Collective VOTES[] = {count_votes<Vote::all>, count_votes<Vote::any>, count_votes<Vote::uni>};     // in the order of Vote
+constexpr Collective VOTES[] = {count_votes<Vote::all>, count_votes<Vote::any>,
+                                count_votes<Vote::uni>};    // in the order of Vote
 
-constexpr Collective SHUFFLES[] = {          // in the order of Shuffle
-    shuffle_values<Shuffle::up>, shuffle_values<Shuffle::down>, shuffle_values<Shuffle::butterfly>, shuffle_values<Shuffle::index>,
+constexpr Collective SHUFFLES[] = {
+    // in the order of Shuffle
+    shuffle_values<Shuffle::up>,
+    shuffle_values<Shuffle::down>,
+    shuffle_values<Shuffle::butterfly>,
+    shuffle_values<Shuffle::index>,
 };
 
 // One operand in, one result out.
@@ -278,16 +318,19 @@ uint64_t meet_with(Thread& t, uint64_t value, uint32_t mask, Collective operatio
     return slot;
 }
 
-// ---- warpgroups -----------------------------------------------------------------------------------------------------------------
+// ---- warpgroups -------------------------------------------------------------------------------------------
 
 constexpr uint32_t GROUP_WARPS = WARPGROUP / WARP;
 
 void report_incomplete_warpgroup(Thread& t, uint32_t site) {
-    report(finding(t, "collective", site,
-                   format("%s is executed by the 128 threads of a warpgroup (four warps from a multiple of 4), but not all of warps "
-                          "%u-%u exist and are still running", opcode_of(*t.launch, site), t.warp->index / GROUP_WARPS * GROUP_WARPS,
-                          t.warp->index / GROUP_WARPS * GROUP_WARPS + GROUP_WARPS - 1),
-                   "launch whole warpgroups, and let all of their threads reach the instruction"));
+    report(finding(
+        t, "collective", site,
+        format(
+            "%s is executed by the 128 threads of a warpgroup (four warps from a multiple of 4), but not all of warps "
+            "%u-%u exist and are still running",
+            opcode_of(*t.launch, site), t.warp->index / GROUP_WARPS * GROUP_WARPS,
+            t.warp->index / GROUP_WARPS * GROUP_WARPS + GROUP_WARPS - 1),
+        "launch whole warpgroups, and let all of their threads reach the instruction"));
 }
 
 // The four warps of the thread's group, or null when they are not all there.
@@ -322,11 +365,12 @@ void complete_warpgroup(Thread& t, Warp* group, Collective operation, uint32_t s
 
 }  // namespace
 
-// ---- what translated code calls ---------------------------------------------------------------------------------------------------
+// ---- what translated code calls ---------------------------------------------------------------------------
 
 void warp_sync(Thread& t, uint32_t mask, uint32_t site) { meet(t, mask, synchronize, site); }
 
-uint32_t shuffle(Thread& t, Shuffle mode, uint32_t value, uint32_t b, uint32_t c, uint32_t mask, bool* inside, uint32_t site) {
+uint32_t shuffle(Thread& t, Shuffle mode, uint32_t value, uint32_t b, uint32_t c, uint32_t mask, bool* inside,
+                 uint32_t site) {
     t.warp->controls[t.lane] = pack_control(b, c);
     const uint64_t result = meet_with(t, value, mask, SHUFFLES[static_cast<uint32_t>(mode)], site);
     if (inside) *inside = result >> 32 & 1;
@@ -361,7 +405,8 @@ uint32_t elect(Thread& t, uint32_t mask, bool* elected, uint32_t site) {
     return leader;
 }
 
-// The lanes that execute this instruction together: those that are here when no other lane of the warp can run any further.
+// The lanes that execute this instruction together: those that are here when no other lane of the warp can
+// run any further.
 uint32_t active_mask(Thread& t, uint32_t site) {
     Warp& w = *t.warp;
     w.converging |= 1u << t.lane;
@@ -383,10 +428,7 @@ bool converge(Warp& w) {
 
 void collective(Thread& t, uint32_t mask, Collective operation, void* argument, uint32_t site) {
     Warp& w = *t.warp;
-    if (__builtin_expect(mask & ~w.live, 0)) {
-        report_missing_lanes(t, mask, site);
-        abandon(t, CUDA_LAUNCH_FAILURE);
-    }
+    if (__builtin_expect(mask & ~w.live, 0)) return refuse_missing_lanes(t, mask, site);
     w.arguments[t.lane] = argument;
     w.strict |= 1u << t.lane;
     meet(t, mask, operation, site);
@@ -414,12 +456,14 @@ void collectives_thread_exited(Fiber& f) {
     const uint32_t own = 1u << f.lane;
     for (uint32_t lanes = w.arrived; lanes; lanes &= lanes - 1) {
         const uint32_t lane = first_lane(lanes);
-        if (!(w.arrived >> lane & 1) || !(w.masks[lane] & own)) continue;      // completed meanwhile, or not waiting for it
+        if (!(w.arrived >> lane & 1) || !(w.masks[lane] & own))
+            continue;    // completed meanwhile, or not waiting for it
         if (w.strict >> lane & 1) {
             report_missing_lanes(*w.threads[lane], w.masks[lane], w.sites[lane]);
             abandon(f, CUDA_LAUNCH_FAILURE);
         }
-        if (all_arrived(w, w.masks[lane])) complete(*w.threads[lane], w.masks[lane], w.operations[lane], w.sites[lane]);
+        if (all_arrived(w, w.masks[lane]))
+            complete(*w.threads[lane], w.masks[lane], w.operations[lane], w.sites[lane]);
     }
 }
 

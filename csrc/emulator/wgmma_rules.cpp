@@ -177,6 +177,14 @@ void wgmma_wait(Thread& t, uint32_t pending, uint32_t) {
     checker_acquire(t, meeting_point(t));
 }
 
+void wgmma_early_use(Thread& t, uint32_t product, uint32_t site) {
+    if (!checked(t)) return;
+    Report r = finding(t, "async", site, "a result of wgmma is used before wgmma.wait_group covers it",
+                       "After the last wgmma of the group: wgmma.commit_group, then wgmma.wait_group; only then use D.");
+    r.other_site = product;
+    report(r);
+}
+
 void wgmma_block_begin(Block& block) { wgmma_block_exit(block); }
 
 void wgmma_block_exit(Block& block) {

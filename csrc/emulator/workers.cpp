@@ -1,4 +1,5 @@
-// OS threads that share a launch's blocks (option threads=N, mode fast).  Started when first needed, kept until the process ends.
+// OS threads that share a launch's blocks (option threads=N, mode fast).  Started when first needed, kept
+// until the process ends.
 #include <condition_variable>
 #include <mutex>
 #include <thread>

@@ -82,6 +82,8 @@ def run_page(page: Path, folder: Path) -> None:
                 run_python(block.text, where, namespace)
             elif block.language == "sh":
                 run_shell(block.text, where)
+            elif block.language == "cuda":
+                save(block.text, where)
 
 
 @contextlib.contextmanager
@@ -94,6 +96,13 @@ def working_in(folder: Path) -> Iterator[None]:
             yield
     finally:
         os.chdir(before)
+
+
+def save(source: str, where: str) -> None:
+    """A file, under the name with which its first line begins."""
+    name = re.match(r"// ([\w.]+):", source)
+    assert name, f"{where}: the first line is to be `// FILE.cu: what it is`"
+    Path(name[1]).write_text(source, encoding="utf-8")
 
 
 def run_python(source: str, where: str, namespace: dict[str, Any]) -> None:

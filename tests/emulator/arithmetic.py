@@ -143,7 +143,9 @@ def decode(bits: int, name: str) -> Number:
     form = FORMATS[name]
     negative, magnitude = bool(bits & form.sign), bits & (form.sign - 1)
     if magnitude > form.largest_bits:
-        return infinity(negative) if form.infinity and magnitude == form.largest_bits + 1 else NAN
+        if form.infinity and magnitude == form.largest_bits + 1:
+            return infinity(negative)
+        return Number(Fraction(0), negative, "nan")
     exponent, fraction = magnitude >> form.fraction, magnitude & ((1 << form.fraction) - 1)
     significand = fraction | (1 << form.fraction if exponent else 0)
     value = Fraction(significand) * Fraction(2) ** ((exponent or 1) - form.bias - form.fraction)
@@ -158,13 +160,12 @@ def encode(value: Number, name: str) -> int:
         return form.largest_bits if form.nan is None else form.nan
     if not value.finite:
         return sign | (form.largest_bits + 1)
-    quantum = Fraction(2) ** (1 - form.bias - form.fraction)
-    units = abs(value.value) / quantum
-    exponent = 0
-    while units >= 2 << form.fraction:
-        units, exponent = units / 2, exponent + 1
-    assert units.denominator == 1, f"{value} is not a value of {name}"
-    return sign | (int(units) + (exponent << form.fraction))
+    top, denominator = abs(value.value.numerator), value.value.denominator
+    assert denominator & (denominator - 1) == 0, f"{value} is not a value of {name}"
+    units, beyond = divmod(top << (form.bias - 1 + form.fraction), denominator)
+    exponent = max(units.bit_length() - form.fraction - 1, 0)
+    assert not beyond and units >> exponent << exponent == units, f"{value} is not a value of {name}"
+    return sign | ((units >> exponent) + (exponent << form.fraction))
 
 
 def round_to(value: Number, name: str, mode: str = "rn", finite: bool = False) -> Number:
@@ -175,31 +176,32 @@ def round_to(value: Number, name: str, mode: str = "rn", finite: bool = False) -
         return value
     if not value.finite:
         return value if form.infinity and not finite else (-largest if value.negative else largest)
-    magnitude = abs(value.value)
-    exponent = _floor_log2(magnitude)
-    quantum = Fraction(2) ** (max(exponent, 1 - form.bias) - form.fraction)
-    units, rest = divmod(magnitude / quantum, 1)
-    half = Fraction(1, 2)
+    # units + rest / denominator, the magnitude counted in units of the last place.
+    top, denominator = abs(value.value.numerator), value.value.denominator
+    scale = max(_floor_log2(top, denominator), 1 - form.bias) - form.fraction
+    top, denominator = (top, denominator << scale) if scale > 0 else (top << -scale, denominator)
+    units, rest = divmod(top, denominator)
     up = {
-        "rn": rest > half or (rest == half and units % 2 == 1),
-        "rna": rest >= half,
+        "rn": 2 * rest > denominator or (2 * rest == denominator and units % 2 == 1),
+        "rna": 2 * rest >= denominator,
         "rz": False,
         "rm": value.negative and rest > 0,
         "rp": not value.negative and rest > 0,
     }[mode]
-    magnitude = (units + up) * quantum
+    units += up
+    magnitude = Fraction(units << scale) if scale > 0 else Fraction(units, 1 << -scale)
     if magnitude > largest.value:
         inwards = mode == "rz" or mode == ("rp" if value.negative else "rm")
-        if inwards or finite or not form.infinity:
-            magnitude = largest.value
-        else:
+        if not inwards and not finite and form.infinity:
             return infinity(value.negative)
+        magnitude = largest.value
     return Number(-magnitude if value.negative else magnitude, value.negative)
 
 
-def _floor_log2(magnitude: Fraction) -> int:
-    exponent = magnitude.numerator.bit_length() - magnitude.denominator.bit_length()
-    return exponent if Fraction(2) ** exponent <= magnitude else exponent - 1
+def _floor_log2(top: int, denominator: int) -> int:
+    exponent = top.bit_length() - denominator.bit_length()
+    reached = top >= denominator << exponent if exponent > 0 else top << -exponent >= denominator
+    return exponent if reached else exponent - 1
 
 
 def flush(value: Number, name: str) -> Number:
@@ -375,9 +377,9 @@ def edges(type: str) -> list[int]:
         return [0, 1, 2, 3, 7, 31, 32, top - 1, top, top + 1, 2 * top - 2, 2 * top - 1, 0x123456789ABCDEF5 & (2 * top - 1)]
     form = FORMATS[type]
     one, infinite = form.bias << form.fraction, form.largest_bits + 1
-    some = [0, 1, (1 << form.fraction) - 1, 1 << form.fraction, one - 1, one, one + 1, one + (3 << (form.fraction - 1))]
-    some += [form.largest_bits, infinite, infinite + 1 + (1 << (form.fraction - 1))]
-    return [value | sign for value in some for sign in (0, form.sign)]
+    both = [0, 1, one, infinite, infinite + 1 + (1 << (form.fraction - 1))]
+    some = [(1 << form.fraction) - 1, 1 << form.fraction | form.sign, one - 1, one + 1, one + 3 | form.sign, form.largest_bits]
+    return [value | sign for value in both for sign in (0, form.sign)] + some
 
 
 def column(type: str, values: Sequence[int]) -> np.ndarray:
@@ -395,7 +397,7 @@ def random_bits(type: str, count: int) -> list[int]:
     return moderate[: 3 * count // 4] + words[3 * count // 4 :]
 
 
-def operands(*types: str, randoms: int = 60) -> list[tuple[str, np.ndarray]]:
+def operands(*types: str, randoms: int = 50) -> list[tuple[str, np.ndarray]]:
     """Columns of operands: every pair of edges of the first two types, then random ones."""
     lists = [edges(type) for type in types]
     if len(types) == 1:

@@ -48,7 +48,10 @@ __global__ void dynamic(int* out) {
 __global__ void neighbour(int* out) {
     __shared__ int words[64];
     words[threadIdx.x] = threadIdx.x;
-    out[threadIdx.x] = words[(threadIdx.x + 1) % 64];      // a race: no barrier between
+    __syncthreads();
+    int next = words[(threadIdx.x + 1) % 64];
+    words[threadIdx.x] = next;                             // a race: no barrier between
+    out[threadIdx.x] = next;
 }
 
 __global__ void endless(volatile int* flag) {

@@ -7,7 +7,7 @@ from tests.emulator.checking import Case, Checked
 CASES = [
     Case("copy_ok", block=16, args=("out", "in")),
     Case("copy_first_ok", block=16, args=("out", "in")),
-    Case("copy_not_waited", "async", "copied read", "second copy", block=16, args=("out", "in"), says="in flight"),
+    Case("copy_not_waited", "async", "copied read", "second copy", block=16, args=("out", "in"), says="in flight", also=("race",)),
     Case("copy_no_barrier", "race", "copied read", "second copy", block=16, args=("out", "in"), also=("async", "uninitialized")),
     Case("copy_overwritten", "async", "overwriting", "overwritten copy", block=16, args=("out", "in"), also=("race",)),
     Case("copy_reuse", "race", "reusing copy", "reused read", block=16, args=("out", "in"), also=("async",)),

@@ -208,7 +208,7 @@ def test_setp_combined_and_with_two_destinations() -> None:
     floats = operands("f32", "f32")
     cases.append(Case("setp.ltu.f32", "pred", floats, lambda a, b: not _compare("ltu", a, b), before=".reg .pred %w;",
                       text="%w|%y, %x0, %x1"))
-    floats.append(("pred", column("b32", [i % 2 for i in range(len(floats[0][1]))])))
+    floats = [*floats, ("pred", column("b32", [i % 2 for i in range(len(floats[0][1]))]))]
     for spelling in ("setp.lt.ftz.and.f32", "setp.lt.and.ftz.f32"):
         cases.append(Case(spelling, "pred", floats,
                           lambda a, b, c: c & int(_compare("lt", flush(a, "f32"), flush(b, "f32")))))

@@ -155,7 +155,7 @@ def test_ignored_wait_is_a_race() -> None:
         "@%first ld.shared.u32 %v, [word]; @%first st.global.u32 [%rd_out], %v;"
     )
     module, _ = run_module([Snippet("ignored", body, output=((64,), np.uint32))], mode="check", schedule="reverse")
-    assert [report.kind for report in module.reports] == ["race"], module.reports
+    assert "race" in {report.kind for report in module.reports}, module.reports
 
 
 WRONG = {

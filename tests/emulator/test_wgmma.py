@@ -279,6 +279,8 @@ BREACHES = {
     "no_fence": (FENCE, "", "async", "no wgmma.fence before it"),
     "no_commit": (COMMIT, "", "async", "no wgmma.commit_group follows"),
     "no_wait": (WAIT, "", "async", "before wgmma.wait_group covered"),
+    "used_early": (WAIT, "st.global.f32 [%rd_out], %d0;" + " bra.uni after; after: " + WAIT, "async", "before wgmma.wait_group covers it"),
+    "wait_too_weak": (WAIT, WAIT.replace(" 0", " 1"), "async", "before wgmma.wait_group covers it"),
     "no_proxy_fence": (PROXY_FENCE, "", "async", "fence.proxy.async"),
     "written_in_flight": (COMMIT, COMMIT + LATE_WRITE, "race", "the read by thread"),
     "written_before_wait": (COMMIT, COMMIT + "bar.sync 0;" + LATE_WRITE, "race", "the read by thread"),

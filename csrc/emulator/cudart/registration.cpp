@@ -7,6 +7,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "../memory.h"
 #include "../reports.h"
 #include "call.h"
 #include "translation.h"
@@ -117,6 +118,13 @@ cudaError_t report_missing(const Kernel& kernel) {
                   "Rewrite what the emulator refuses, or run this kernel on a GPU.");
 }
 
+// The program reads and writes the variable next, without asking: where there is no module, it gets memory of its own.
+void prepare_managed(Symbol& symbol) {
+    if (remember(ensure_symbol(symbol)) == cudaSuccess || *symbol.managed) return;
+    *symbol.managed = memory_allocate(symbol.bytes, MemoryKind::managed, "variable " + symbol.name);
+    if (*symbol.managed) std::memset(*symbol.managed, 0, symbol.bytes);
+}
+
 template <class Map> void forget(Map& map, const FatBinary* binary) {
     for (auto entry = map.begin(); entry != map.end();)
         entry = entry->second->binary == binary ? map.erase(entry) : std::next(entry);
@@ -217,7 +225,7 @@ void CUDARTAPI __cudaRegisterUnifiedTable(void**, void*) {}
 char CUDARTAPI __cudaInitModule(void** binary) {
     CallScope scope("__cudaInitModule");
     for (auto& entry : registry().symbols)
-        if (entry.second->managed && reinterpret_cast<void**>(entry.second->binary) == binary) remember(ensure_symbol(*entry.second));
+        if (entry.second->managed && reinterpret_cast<void**>(entry.second->binary) == binary) prepare_managed(*entry.second);
     return 1;
 }
 

@@ -26,13 +26,17 @@ KINDS = {
     "async": "Data of an asynchronous copy or matrix instruction is touched while it is in flight, or never waited for.",
     "host_pointer": "A kernel uses an address of host memory.",
     "use_after_free": "A kernel uses device memory that was freed.",
-    "leak": "Device memory is never freed.",
     "step_budget": "The kernel ran past its budget of steps: it may never end.",
     "trap": "The kernel stopped itself by a trap, or ran into code that cannot be reached.",
     "assert": "An assert() in the kernel failed.",
     "stack_overflow": "A thread used more stack than it has.",
     "invalid_launch": "A launch asks for what the device cannot give.",
-    "unsynchronized": "The host uses results before it waited for them.",
+    "fault": "The kernel stopped on a signal of the host, which no GPU would give in this form.",
+    "unsynchronized": "The host uses results, or changes inputs, before it waited for the work that needs them.",
+    "invalid_call": "A call of the CUDA runtime has arguments that it refuses.",
+    "unsupported": "A call of the CUDA runtime, or a use of one, that the emulator does not have.",
+    "translation": "Kernels of the program could not be translated.",
+    "omitted": "There were more findings than are kept.",
 }
 
 

@@ -51,19 +51,19 @@ __global__ void lanes_half_bad(int* y, const int* x) {
 }
 
 // ---- a chain of half-warp syncs: 0-15, then 8-23, then 16-31
-__global__ void lanes_chain(int* y) {
+__global__ void lanes_chain(int* y, const int* x) {
     __shared__ int value;
     int lane = threadIdx.x;
-    if (lane == 0) value = 7;                                         // [chain write]
+    if (lane == 0) value = x[7];                                        // [chain write]
     if (lane < 16) __syncwarp(0x0000ffffu);
     if (lane >= 8 && lane < 24) __syncwarp(0x00ffff00u);
     if (lane >= 16) __syncwarp(0xffff0000u);
     y[lane] = lane == 0 || lane >= 24 ? value : 0;
 }
-__global__ void lanes_chain_bad(int* y) {
+__global__ void lanes_chain_bad(int* y, const int* x) {
     __shared__ int value;
     int lane = threadIdx.x;
-    if (lane == 0) value = 7;                                         // [broken chain write]
+    if (lane == 0) value = x[7];                                        // [broken chain write]
     if (lane >= 8 && lane < 24) __syncwarp(0x00ffff00u);
     if (lane >= 16) __syncwarp(0xffff0000u);
     y[lane] = lane >= 24 ? value : 0;                                 // [broken chain read]
@@ -106,7 +106,7 @@ __global__ void atomics_bad(int* y) {
 template <bool fenced> __device__ void hand_over(int* y, volatile int* flag) {
     __shared__ int value;
     if (threadIdx.x == 0) {
-        value = 5;                                                    // [flag data write]
+        value = flag[1];                                              // [flag data write]
         if (fenced) __threadfence_block();
         *flag = 1;
     } else if (threadIdx.x == 32) {
@@ -118,10 +118,10 @@ template <bool fenced> __device__ void hand_over(int* y, volatile int* flag) {
 __global__ void flag_ok(int* y, int* flag) { hand_over<true>(y, flag); }
 __global__ void flag_bad(int* y, int* flag) { hand_over<false>(y, flag); }
 __global__ void flag_shared_ok(int* y) {
-    __shared__ int flag;
-    if (threadIdx.x == 0) flag = 0;
+    __shared__ int flag[2];
+    if (threadIdx.x == 0) flag[0] = flag[1] = 0;
     __syncthreads();
-    hand_over<true>(y, &flag);
+    hand_over<true>(y, flag);
 }
 __global__ void lock_ok(int* y) {
     __shared__ int lock, sum;

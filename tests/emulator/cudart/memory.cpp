@@ -227,9 +227,9 @@ void statistics() {
 
 }  // namespace
 
-int main() {
+int main(int count, char**) {
     allocation();
-    large();
+    if (count == 1) large();                         // not where address space is limited
     many();
     ranges();
     pitched();

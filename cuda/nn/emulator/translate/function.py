@@ -23,6 +23,7 @@ from ..ptx.syntax import (
     Statement,
 )
 from ..ptx.types import SCALARS
+from .accumulators import early_uses
 from .emitter import Emitter, Usage, function_cpp
 from .names import (
     Collector,
@@ -92,6 +93,8 @@ class FunctionTranslator:
         self._outermost = Names(symbols.names)
         self._register_parameters: list[tuple[Declaration, int]] = []
         self._e = Emitter(output.target, symbols, self._outermost, function, output.functions)
+        self._early: dict[int, Instruction] = {}       # instructions that use a wgmma's result too early
+        self._numbers: dict[int, int] = {}             # sites by id() of the instruction
 
     def translate(self) -> Translated:
         function = self._function
@@ -107,6 +110,7 @@ class FunctionTranslator:
             self._refuse(str(refusal), function.line)
         else:
             self._load_register_parameters()
+            self._early = early_uses(function)
             self._scope(function.body, names)
         return Translated(
             function, self._assembled(), self._e.usage, self._collector.frame_bytes, self._collector.registers, offsets, total,
@@ -178,8 +182,11 @@ class FunctionTranslator:
         site = Site(file, line, instruction.line, output.basic_blocks - 1, instruction.spelling)
         e.current, e.site_number = site, len(output.sites)
         output.sites.append(site)
+        self._numbers[id(instruction)] = e.site_number
         try:
             code = translate_instruction(e, instruction)
+            if product := self._early.get(id(instruction)):
+                code = f"wgmma_early_use(t, {self._numbers.get(id(product), e.site_number)}, {e.site()}); {code}"
             if instruction.guard:
                 code = self._guarded(instruction, site, code)
         except Unsupported as refusal:
