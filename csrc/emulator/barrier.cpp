@@ -19,7 +19,8 @@ constexpr uint32_t NO_SITE = Report::NO_SITE;
 enum class Style { sync, arrive, reduce };
 
 const char* const DIVERGENCE_FIX =
-    "let all threads of the block reach the same __syncthreads(): move it out of the branch, or use a named barrier with a count";
+    "let all threads of the block reach the same __syncthreads(): move it out of the branch, "
+    "or use a named barrier with a count";
 
 bool aligned(const Launch& launch, uint32_t site) {
     const char* opcode = opcode_of(launch, site);

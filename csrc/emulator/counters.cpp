@@ -95,7 +95,9 @@ void flush_warp(BlockWatch& b, uint32_t warp) {
 void let_others_catch_up(Thread& t) {
     if (execution_of(t).current != &t) return;
     yield(t);
-    flush_warp(*t.block->watch, t.warp->index);
+    BlockWatch& b = *t.block->watch;
+    // The first to come back counts for all of them.
+    if (b.threads[t.linear].log.size() >= LONGEST_LOG) flush_warp(b, t.warp->index);
 }
 
 }  // namespace

@@ -126,7 +126,8 @@ void report_deadlock(Execution& e) {
     const auto first = census.waiting.begin();
     Report r = finding(
         *first->second.example, "deadlock", first->first.site, message,
-        "let every thread that others wait for arrive: look for an early return or a branch around a barrier, "
+        "let every thread that others wait for arrive: look for an early return or "
+        "a branch around a barrier, "
         "and for a barrier count larger than the number of threads that come");
     if (census.waiting.size() > 1) r.other_site = std::next(first)->first.site;
     report(r);

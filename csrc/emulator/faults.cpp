@@ -50,7 +50,8 @@ std::string place_text(const Fiber& f, const void* address) {
 const char* advice(const Fiber& f) {
     return f.launch->check
                ? "see the reports before this one; guard the index, or check what the host passes"
-               : "run in check mode, which names the line; then guard the index, or check what the host passes";
+               : "run in check mode, which names the line; then guard the index, "
+                 "or check what the host passes";
 }
 
 int report_fault(const Execution& e) {

@@ -101,8 +101,8 @@ namespace emu {
 
 namespace {
 
-constexpr uint32_t GUARDED =
-    1u << 14;    // stacks with a gap; beyond, the kernel's limit of mappings (65530) would be reached
+// Stacks that have a gap below them: more would reach Linux's limit of mappings per process (65530).
+constexpr uint32_t GUARDED = 1u << 14;
 
 constexpr size_t PAGE = 4096;
 

@@ -25,11 +25,11 @@ template <class T> constexpr int WIDTH_OF = 8 * static_cast<int>(sizeof(T));
 template <class T> inline T least(T a, T b) { return a < b ? a : b; }
 template <class T> inline T greatest(T a, T b) { return a < b ? b : a; }
 
-// `value` limited to the range of T; value is of a wider type, or of the other sign.
+// `value` limited to the range of T.
 template <class T, class From> inline T clamp_to(From value) {
-    const wider<From> wide = value;
-    if (wide < static_cast<wider<From>>(std::numeric_limits<T>::min())) return std::numeric_limits<T>::min();
-    if (wide > static_cast<wider<From>>(std::numeric_limits<T>::max())) return std::numeric_limits<T>::max();
+    const __int128 wide = value;                         // holds all values of both types
+    if (wide < std::numeric_limits<T>::min()) return std::numeric_limits<T>::min();
+    if (wide > std::numeric_limits<T>::max()) return std::numeric_limits<T>::max();
     return static_cast<T>(value);
 }
 

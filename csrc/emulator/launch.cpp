@@ -283,7 +283,8 @@ int check_size(const RunningLaunch& l) {
     return refuse(
         l, "step_budget",
         format(
-            "a launch of %llu blocks of %llu threads is %.3g threads, more than can be emulated in reasonable time (%.3g)",
+            "a launch of %llu blocks of %llu threads is %.3g threads, more than can be "
+            "emulated in reasonable time (%.3g)",
             static_cast<unsigned long long>(blocks), static_cast<unsigned long long>(l.threads_per_block),
             threads, allowed),
         "test with a smaller grid, or lift the limit with option steps=0", CUDA_LAUNCH_TIMEOUT);

@@ -13,16 +13,15 @@ struct Options {
     Schedule schedule = Schedule::forward;   // order in which threads and blocks run
     uint64_t seed = 1;                       // of the random schedule
     uint32_t threads = 1;                    // OS threads that share the blocks of a launch (mode fast only)
-    int64_t steps = -1;    // loop iterations and calls a launch may execute; 0: unlimited; -1: automatic
+    int64_t steps = -1;                      // loop iterations and calls; 0: unlimited; -1: automatic
     bool check = false;                      // races, bounds, initialisation (modules compiled with hooks)
-    bool count = false;    // sectors, bank conflicts, instruction mix (modules compiled with hooks)
+    bool count = false;                      // sectors, bank conflicts, instruction mix (likewise)
     bool cp_async_eager = false;             // cp.async copies at issue (eager) or as late as allowed (lazy)
     bool defer = false;                      // asynchronous host calls happen at the next synchronisation
     int64_t fail_malloc = 0;                 // the n-th allocation from now fails; 0: none
     int64_t fail_launch = 0;                 // the n-th launch from now fails; 0: none
-    bool cooperative =
-        false;    // launches through api.h are cooperative: all blocks resident, this_grid().sync() works
-    uint64_t stack = 0;    // bytes of stack per CUDA thread; 0: from the kernel's local memory
+    bool cooperative = false;                // all blocks of launches through api.h are resident together
+    uint64_t stack = 0;                      // bytes per CUDA thread; 0: by the kernel's local memory
 };
 
 Options& options();

@@ -75,8 +75,7 @@ struct alignas(64) Warp {
     uint32_t controls[WARP];      // second operand: shuffle's lane and clamp
     Thread* threads[WARP];
     uint32_t waiting[BARRIERS];   // lanes that wait at each barrier
-    uint32_t counted[BARRIERS];    // lanes that arrived at it in this phase, waiting or not (kept where a
-                                   // count is given)
+    uint32_t counted[BARRIERS];   // lanes that arrived in this phase, waiting or not (where a count is given)
 };
 
 struct Barrier {
@@ -105,7 +104,6 @@ struct ResidentBlock : Block {
 
 struct Cluster {                  // blocks that share windows; without clusters, one block
     uint32_t phase, arrived, live;
-    uint32_t site;                // where somebody waits
     std::vector<ResidentBlock*> blocks;
 };
 

@@ -17,9 +17,9 @@ namespace emu {
 namespace {
 
 constexpr int64_t SLICE = 1 << 20;    // steps between two looks at the clock: about a millisecond
-constexpr int64_t PATIENCE_STEPS =
-    1 << 26;    // automatic budget: a block is stopped when it has used this many steps
-constexpr double PATIENCE_SECONDS = 5;             // and this much time
+// The automatic budget: a block is stopped when it has used this many steps and this much time.
+constexpr int64_t PATIENCE_STEPS = 1 << 26;
+constexpr double PATIENCE_SECONDS = 5;
 
 constexpr uint32_t bit(uint32_t index) { return 1u << index; }
 
@@ -190,7 +190,8 @@ void report_budget(Thread& t, uint32_t site) {
                            static_cast<long long>(e.steps_used));
     report(finding(
         t, "step_budget", site, budget + " (loop iterations and calls) without the kernel coming to an end",
-        "look for a loop whose condition never becomes false or a flag that nobody sets; option steps=N allows more, "
+        "look for a loop whose condition never becomes false or a flag that nobody sets; "
+        "option steps=N allows more, "
         "steps=0 any number"));
 }
 

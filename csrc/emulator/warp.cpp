@@ -21,12 +21,12 @@ namespace emu {
 namespace {
 
 constexpr uint32_t FULL = 0xffffffffu;
-constexpr uint32_t POISON =
-    0x7fc0dead;    // what an undefined shuffle yields: a NaN that does not go unnoticed
+constexpr uint32_t POISON = 0x7fc0dead;    // what an undefined shuffle yields: a NaN that is noticed
 constexpr uint32_t NO_LANE = 32;
 
 const char* const MASK_FIX =
-    "compute the mask before the branch (__ballot_sync) or take the lanes that really meet here (__activemask)";
+    "compute the mask before the branch (__ballot_sync) or take the lanes that really "
+    "meet here (__activemask)";
 
 uint32_t first_lane(uint32_t lanes) { return static_cast<uint32_t>(__builtin_ctz(lanes)); }
 
@@ -326,7 +326,8 @@ void report_incomplete_warpgroup(Thread& t, uint32_t site) {
     report(finding(
         t, "collective", site,
         format(
-            "%s is executed by the 128 threads of a warpgroup (four warps from a multiple of 4), but not all of warps "
+            "%s is executed by the 128 threads of a warpgroup (four warps from a multiple of 4), "
+            "but not all of warps "
             "%u-%u exist and are still running",
             opcode_of(*t.launch, site), t.warp->index / GROUP_WARPS * GROUP_WARPS,
             t.warp->index / GROUP_WARPS * GROUP_WARPS + GROUP_WARPS - 1),

@@ -17,11 +17,15 @@ from tests.emulator.snippets import Snippet, run_all
 # ---- integers ------------------------------------------------------------------------------------------------
 
 
+_WORDS = {"f16x2": 32, "bf16x2": 32, "u16x2": 32, "s16x2": 32, "f32x2": 64, "pred": 32, "e2m1x2": 8}
+_WORDS |= dict.fromkeys(("e4m3x2", "e5m2x2", "e2m3x2", "e3m2x2", "ue8m0x2"), 16)
+
+
 def bits_of(type: str) -> int:
     """Bits of a type, or of the word that holds a packed one."""
-    packed = {"f16x2": 32, "bf16x2": 32, "u16x2": 32, "s16x2": 32, "f32x2": 64, "bf16": 16, "tf32": 32, "pred": 32}
-    packed |= dict.fromkeys(("e4m3x2", "e5m2x2", "e2m3x2", "e3m2x2", "ue8m0x2"), 16) | {"e2m1x2": 8}
-    return packed.get(type) or int(type[1:])
+    if type in FORMATS:
+        return FORMATS[type].bits
+    return _WORDS.get(type) or int(type[1:])
 
 
 def wrap(value: int, type: str) -> int:

@@ -1,4 +1,4 @@
-"""Barriers of a block, of a cluster and of a cooperative grid: what they order, what they compute, and their misuse."""
+"""Barriers of a block, of a cluster and of a cooperative grid: what they do, and their misuse."""
 
 from pathlib import Path
 
@@ -9,43 +9,69 @@ from cuda.nn import emulator
 from cuda.nn.emulator import Module
 from tests.emulator.snippets import Snippet, refusal, run_all, run_module
 
-THREADS = 100                          # the last warp has 4 threads
+THREADS = 100  # the last warp has 4 threads
 SCHEDULES = ("forward", "reverse", "random")
 VALUES = np.random.default_rng(3).integers(0, 1000, THREADS).astype(np.uint32)
 REGISTERS = ".reg .b32 %a, %b, %c, %at; .reg .pred %p, %q;"
 # Every thread writes its value to shared memory and, behind the barrier, reads that of the thread opposite.
 EXCHANGE = (
-    ".shared .align 4 .b8 word[400]; ld.global.u32 %a, [%rd_a]; mov.u32 %at, word; mad.lo.u32 %at, %tid32, 4, %at;"
-    " st.shared.u32 [%at], %a; {barrier} mov.u32 %at, word; sub.u32 %b, 99, %tid32; mad.lo.u32 %at, %b, 4, %at;"
+    ".shared .align 4 .b8 word[400]; ld.global.u32 %a, [%rd_a]; mov.u32 %at, word;"
+    " mad.lo.u32 %at, %tid32, 4, %at;"
+    " st.shared.u32 [%at], %a; {barrier} mov.u32 %at, word; sub.u32 %b, 99, %tid32;"
+    " mad.lo.u32 %at, %b, 4, %at;"
     " ld.shared.u32 %b, [%at]; st.global.u32 [%rd_out], %b;"
 )
-SYNCS = ("bar.sync 0;", "bar.cta.sync 3;", "barrier.sync 15;", "barrier.cta.sync.aligned 0;", "bar.sync 1, 128;",
-         "mov.u32 %c, 7; barrier.sync %c, 128;", "bar.red.popc.u32 %c, 0, %p;")
+SYNCS = (
+    "bar.sync 0;",
+    "bar.cta.sync 3;",
+    "barrier.sync 15;",
+    "barrier.cta.sync.aligned 0;",
+    "bar.sync 1, 128;",
+    "mov.u32 %c, 7; barrier.sync %c, 128;",
+    "bar.red.popc.u32 %c, 0, %p;",
+)
 
 
 def _case(name: str, body: str, threads: int = THREADS) -> Snippet:
-    return Snippet(name, body, inputs={"a": VALUES[:threads]}, output=((threads,), np.uint32), registers=REGISTERS)
+    return Snippet(
+        name, body, inputs={"a": VALUES[:threads]}, output=((threads,), np.uint32), registers=REGISTERS
+    )
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_exchange_through_shared_memory(schedule: str) -> None:
-    cases = [_case(f"sync_{i}", EXCHANGE.format(barrier=f"setp.eq.u32 %p, %a, 0; {sync}")) for i, sync in enumerate(SYNCS)]
+    cases = [
+        _case(f"sync_{i}", EXCHANGE.format(barrier=f"setp.eq.u32 %p, %a, 0; {sync}"))
+        for i, sync in enumerate(SYNCS)
+    ]
     for result in run_all(cases, schedule=schedule).values():
         np.testing.assert_array_equal(result, VALUES[::-1])
 
 
 def test_reductions() -> None:
-    predicates = {"odd": "and.b32 %b, %a, 1; setp.eq.u32 %p, %b, 1;", "all": "setp.lt.u32 %p, %a, 1000;", "none": "setp.gt.u32 %p, %a, 999;"}
+    predicates = {
+        "odd": "and.b32 %b, %a, 1; setp.eq.u32 %p, %b, 1;",
+        "all": "setp.lt.u32 %p, %a, 1000;",
+        "none": "setp.gt.u32 %p, %a, 999;",
+    }
     truth = {"odd": VALUES % 2 == 1, "all": np.ones(THREADS, bool), "none": np.zeros(THREADS, bool)}
-    reductions = {"popc": (".u32 %c, {};", np.sum), "and": (".pred %q, {}; selp.u32 %c, 1, 0, %q;", np.all),
-                  "or": (".pred %q, {}; selp.u32 %c, 1, 0, %q;", np.any)}
+    reductions = {
+        "popc": (".u32 %c, {};", np.sum),
+        "and": (".pred %q, {}; selp.u32 %c, 1, 0, %q;", np.all),
+        "or": (".pred %q, {}; selp.u32 %c, 1, 0, %q;", np.any),
+    }
     cases, expected = [], {}
     for name, predicate in predicates.items():
         for reduction, (form, formula) in reductions.items():
             for spelling, operands in (("bar", "0, %p"), ("barrier", "2, 128, %p"), ("bar.cta", "1, !%p")):
                 key = f"{name}_{reduction}_{spelling.replace('.', '_')}"
                 instruction = f"{spelling}.red.{reduction}" + form.format(operands)
-                cases.append(_case(key, f"ld.global.u32 %a, [%rd_a]; {predicate} {instruction} st.global.u32 [%rd_out], %c;"))
+                cases.append(
+                    _case(
+                        key,
+                        f"ld.global.u32 %a, [%rd_a]; {predicate} {instruction} st.global.u32 [%rd_out], %c;",
+                    )
+                )
                 expected[key] = formula(~truth[name] if "!" in operands else truth[name])
     found = run_all(cases)
     for key, value in expected.items():
@@ -66,12 +92,13 @@ def test_consecutive_reductions_of_different_warps() -> None:
 def test_producer_and_consumer(schedule: str) -> None:
     """Warp 0 fills, warp 1 empties, over two named barriers; neither waits where it need not."""
     body = (
-        ".shared .align 4 .b8 word[128]; .reg .b32 %i; ld.global.u32 %a, [%rd_a]; mov.u32 %at, %laneid; mul.lo.u32 %at, %at, 4;"
-        " mov.u32 %b, word; add.u32 %at, %at, %b; mov.u32 %i, 0; mov.u32 %c, 0; setp.ge.u32 %p, %tid32, 32; @%p bra consumer;"
-        " producer: bar.sync 2, 64; add.u32 %b, %a, %i; st.shared.u32 [%at], %b; bar.arrive 1, 64; add.u32 %i, %i, 1;"
-        "   setp.lt.u32 %q, %i, 10; @%q bra producer; bra done;"
-        " consumer: bar.arrive 2, 64; bar.sync 1, 64; ld.shared.u32 %b, [%at]; mad.lo.u32 %c, %c, 3, %b; add.u32 %i, %i, 1;"
-        "   setp.lt.u32 %q, %i, 10; @%q bra consumer;"
+        ".shared .align 4 .b8 word[128]; .reg .b32 %i; ld.global.u32 %a, [%rd_a]; mov.u32 %at, %laneid;"
+        " mul.lo.u32 %at, %at, 4; mov.u32 %b, word; add.u32 %at, %at, %b; mov.u32 %i, 0; mov.u32 %c, 0;"
+        " setp.ge.u32 %p, %tid32, 32; @%p bra consumer;"
+        " producer: bar.sync 2, 64; add.u32 %b, %a, %i; st.shared.u32 [%at], %b; bar.arrive 1, 64;"
+        "   add.u32 %i, %i, 1; setp.lt.u32 %q, %i, 10; @%q bra producer; bra done;"
+        " consumer: bar.arrive 2, 64; bar.sync 1, 64; ld.shared.u32 %b, [%at]; mad.lo.u32 %c, %c, 3, %b;"
+        "   add.u32 %i, %i, 1; setp.lt.u32 %q, %i, 10; @%q bra consumer;"
         " done: st.global.u32 [%rd_out], %c;"
     )
     found = run_all([_case("pipeline", body, threads=64)], schedule=schedule)["pipeline"]
@@ -80,12 +107,15 @@ def test_producer_and_consumer(schedule: str) -> None:
 
 
 def test_exited_threads_are_not_waited_for() -> None:
-    body = "setp.ge.u32 %p, %tid32, 40; mov.u32 %b, 1; st.global.u32 [%rd_out], %b; @%p exit; bar.sync 0; st.global.u32 [%rd_out], %tid32;"
+    body = (
+        "setp.ge.u32 %p, %tid32, 40; mov.u32 %b, 1; st.global.u32 [%rd_out], %b; @%p exit; bar.sync 0;"
+        " st.global.u32 [%rd_out], %tid32;"
+    )
     found = run_all([_case("early", body)])["early"]
     np.testing.assert_array_equal(found, np.where(np.arange(THREADS) < 40, np.arange(THREADS), 1))
 
 
-# ---- clusters and grids ------------------------------------------------------------------------------------------------------
+# ---- clusters and grids ------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +189,14 @@ def test_cooperative_grid(programs: Module, schedule: str) -> None:
     expected = data.copy()
     for _ in range(4):
         expected = expected + np.roll(expected, 1)
-    programs.launch("steps", grid=5, block=64, args=[data, np.int32(data.size), np.int32(4)], schedule=schedule, cooperative=True)
+    programs.launch(
+        "steps",
+        grid=5,
+        block=64,
+        args=[data, np.int32(data.size), np.int32(4)],
+        schedule=schedule,
+        cooperative=True,
+    )
     np.testing.assert_array_equal(data, expected)
     assert not programs.reports
 
@@ -168,7 +205,8 @@ def test_grid_that_cannot_be_resident(programs: Module) -> None:
     data = np.zeros(1, np.int32)
     programs.launch("steps", grid=100_000, block=64, args=[data, np.int32(1), np.int32(1)], cooperative=True)
     report = programs.reports[-1]
-    assert report.kind == "invalid_launch" and "cooperative" in report.message
+    assert report.kind == "invalid_launch"
+    assert "cooperative" in report.message
 
 
 def test_grid_barrier_needs_a_cooperative_launch(programs: Module) -> None:
@@ -187,22 +225,32 @@ def test_coalesced_threads(programs: Module, schedule: str) -> None:
     np.testing.assert_array_equal(out, expected)
 
 
-@pytest.mark.parametrize(("kernel", "message"), [("twice", "arrive twice"), ("never_arrived", "wait without a barrier.cluster.arrive")])
+@pytest.mark.parametrize(
+    ("kernel", "message"),
+    [("twice", "arrive twice"), ("never_arrived", "wait without a barrier.cluster.arrive")],
+)
 def test_misused_cluster_barrier(programs: Module, kernel: str, message: str) -> None:
     programs.launch(kernel, grid=1, block=32)
     found = [report for report in programs.reports if report.kernel == kernel]
-    assert found[0].kind == "divergence" and message in found[0].message
+    assert found[0].kind == "divergence"
+    assert message in found[0].message
 
 
-# ---- misuse ------------------------------------------------------------------------------------------------------------------
+# ---- misuse ------------------------------------------------------------------------------------------------
 
 
 MISUSE = {
     "number": ("bar.sync 16;", "barrier 16 does not exist"),
     "count": ("bar.sync 1, 33;", "33 threads, which is not a multiple of 32"),
     "too_many": ("bar.sync 1, 256;", "waits for 256 threads, but the block has only 100"),
-    "mixture": ("setp.lt.u32 %p, %tid32, 32; @%p bar.sync 0, 96; @!%p bar.sync 0, 128;", "with 128 threads here and with 96"),
-    "kinds": ("setp.lt.u32 %p, %tid32, 32; @%p bar.sync 0; @!%p bar.red.popc.u32 %a, 0, %p;", "by a reduction and by a plain barrier"),
+    "mixture": (
+        "setp.lt.u32 %p, %tid32, 32; @%p bar.sync 0, 96; @!%p bar.sync 0, 128;",
+        "with 128 threads here and with 96",
+    ),
+    "kinds": (
+        "setp.lt.u32 %p, %tid32, 32; @%p bar.sync 0; @!%p bar.red.popc.u32 %a, 0, %p;",
+        "by a reduction and by a plain barrier",
+    ),
 }
 
 
@@ -210,7 +258,10 @@ def test_misuse_is_reported() -> None:
     module, _ = run_module([_case(name, body) for name, (body, _) in MISUSE.items()], mode="check")
     for name, (_, message) in MISUSE.items():
         found = [report for report in module.reports if report.kernel == name]
-        assert any(report.kind == "divergence" and message in report.message for report in found), (name, found)
+        assert any(report.kind == "divergence" and message in report.message for report in found), (
+            name,
+            found,
+        )
 
 
 def test_threads_at_different_barriers(tmp_path: Path) -> None:
@@ -232,11 +283,14 @@ __global__ void branches(int* out) {
     assert (report.kind, {report.line, report.other_line}) == ("divergence", {4, 6})
 
 
-@pytest.mark.parametrize(("body", "why"), [
-    ("bar.red.add.u32 %a, 0, %p;", "'.add'"),
-    ("bar.cluster.sync 0;", "'.cluster'"),
-    ("barrier.cluster.arrive.acquire;", "'.acquire'"),
-    ("barrier.sync.unaligned 0;", "'.unaligned'"),
-])
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ("bar.red.add.u32 %a, 0, %p;", "'.add'"),
+        ("bar.cluster.sync 0;", "'.cluster'"),
+        ("barrier.cluster.arrive.acquire;", "'.acquire'"),
+        ("barrier.sync.unaligned 0;", "'.unaligned'"),
+    ],
+)
 def test_refused_by_name(body: str, why: str) -> None:
     assert why in refusal(body, registers=REGISTERS)

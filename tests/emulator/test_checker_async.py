@@ -22,3 +22,25 @@ def checked() -> Checked:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_copies_in_flight(case: Case, checked: Checked) -> None:
     checked.verify(case)
+
+
+HOPPER = [
+    Case("bulk_ok", args=("out", "in")),
+    Case("bulk_not_waited", "async", "bulk read", "bulk load", args=("out", "in"), says="in flight", also=("race",)),
+    Case("refill_ok", args=("out", "in")),
+    Case("refill_bad", "race", "refill read", "bulk load", args=("out", "in"), also=("async",)),
+    Case("store_ok", args=("out", "in")),
+    Case("store_late_fence_ok", args=("out", "in")),
+    Case("store_no_fence", "async", "bulk store", "tile write", args=("out", "in"), says="no fence.proxy.async"),
+    Case("store_rewritten", "async", "tile rewrite", "bulk store", args=("out", "in"), also=("race",)),
+]
+
+
+@pytest.fixture(scope="module")
+def hopper() -> Checked:
+    return Checked("hopper.cu", arch="sm_90")
+
+
+@pytest.mark.parametrize("case", HOPPER, ids=str)
+def test_bulk_copies_and_the_async_proxy(case: Case, hopper: Checked) -> None:
+    hopper.verify(case)

@@ -73,10 +73,11 @@ def test_a_race_is_shown_with_both_lines(capfd: pytest.CaptureFixture[str]) -> N
     out = capfd.readouterr().out
     assert "race in shift" in out
     assert "    6 |     out[threadIdx.x] = words[63 - threadIdx.x];\n      |     ^^^^" in out
-    assert "  race.cu:5  the other side" in out
+    assert "  race.cu:5  " in out
+    assert "  the other side" in out
     assert "\nfix: " in out
     log = json.loads(Path("race.sarif").read_text())
-    assert [result["ruleId"] for result in log["runs"][0]["results"]] == ["race"]
+    assert {result["ruleId"] for result in log["runs"][0]["results"]} == {"race"}
 
 
 def test_json_is_one_document_and_nothing_else(capfd: pytest.CaptureFixture[str]) -> None:

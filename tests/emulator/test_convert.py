@@ -26,6 +26,7 @@ from tests.emulator.arithmetic import (
     relu,
     round_to,
     saturate,
+    wrap,
     zero,
 )
 from tests.emulator.snippets import refusal
@@ -52,7 +53,7 @@ def _to_integer(source: str, to: str, mode: str) -> Callable[[Number], int]:
     """Saturating; NaN becomes 0, or the top bit alone where f64 or 64-bit integers take part (manual, cvt, notes)."""
     def formula(value: Number) -> int:
         if value.nan:
-            return 1 << (bits_of(to) - 1) if source == "f64" or bits_of(to) == 64 else 0
+            return wrap(1 << (bits_of(to) - 1), to) if source == "f64" or bits_of(to) == 64 else 0
         if not value.finite:
             return limits(to)[0 if value.negative else 1]
         return clamp(_integral(value, mode), to)

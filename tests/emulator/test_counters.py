@@ -56,9 +56,9 @@ def test_fragments_of_mma_fill_half_of_their_sectors(counted: Checked) -> None:
 
 
 def test_bytes_all_and_distinct(counted: Checked) -> None:
-    found = line(counted, "broadcast", "broadcast", floats(), floats(), grid=3, block=64)
-    assert (found.bytes_read, found.distinct_bytes_read) == (3 * 64 * 4, 4)
-    assert (found.bytes_written, found.distinct_bytes_written) == (3 * 64 * 4, 64 * 4)
+    found = line(counted, "broadcast", "broadcast", floats(), floats(), block=64)
+    assert (found.bytes_read, found.distinct_bytes_read) == (64 * 4, 4)
+    assert (found.bytes_written, found.distinct_bytes_written) == (64 * 4, 64 * 4)
 
 
 # ---- shared memory: wavefronts ----------------------------------------------------------------------------------------------

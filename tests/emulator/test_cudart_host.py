@@ -1,7 +1,7 @@
 """The stand-in runtime without a kernel: memory, copies, streams, events, graphs, deferred work, the device's properties."""
 
 import pytest
-from cudart_programs import check, host_program, run
+from tests.emulator.cudart_programs import check, host_program, run
 
 # From the CUDA C++ programming guide, table "Technical Specifications per Compute Capability".
 DEVICES = {

@@ -1,7 +1,7 @@
 """The stand-in runtime under programs that nvcc built: launches, symbols, limits, attributes, graphs, faults, deferred kernels."""
 
 import pytest
-from cudart_programs import check, cuda_program, run
+from tests.emulator.cudart_programs import check, cuda_program, run
 
 MODES = [("fast", {}), ("check", {}), ("count", {}), ("check", {"schedule": "random", "seed": 5}), ("fast", {"threads": 2})]
 

@@ -171,7 +171,7 @@ def _approximated(type: str, function: Callable[[float], float], limits: dict[st
             value = function(float(a.value))
         except OverflowError:
             return infinity(False)
-        return round_to(zero(a.negative) if value == 0 else number(value), type)
+        return round_to(zero(math.copysign(1, value) < 0) if value == 0 else number(value), type)
 
     return formula
 

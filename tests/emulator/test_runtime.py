@@ -1,4 +1,4 @@
-"""The runtime around kernels: how they end when they cannot go on, what they print, and what they leave behind on the host."""
+"""The runtime around kernels: how they end, what they print, what they leave on the host."""
 
 import ctypes
 import subprocess
@@ -25,7 +25,8 @@ __global__ void add(const float* a, const float* b, float* c, int n) {
 __global__ void shape(int* out) {
     int i = threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
     int block = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z);
-    out[block * blockDim.x * blockDim.y * blockDim.z + i] = blockIdx.z * 10000 + threadIdx.z * 100 + threadIdx.x;
+    int threads = blockDim.x * blockDim.y * blockDim.z;
+    out[block * threads + i] = blockIdx.z * 10000 + threadIdx.z * 100 + threadIdx.x;
 }
 
 __global__ void deadlock(int* out) {
@@ -89,10 +90,11 @@ __global__ void prints(int* out) {
     if (threadIdx.x) return;
     printf("block %d\\n", blockIdx.x);
     if (blockIdx.x) return;
-    out[0] = printf("%d|%5d|%-5d|%+d|%05d|%u|%x|%#X|%o|%c|%%\\n", -7, 42, 42, 42, 42, 4000000000u, 255, 255, 8, 'A');
+    out[0] = printf("%d|%5d|%-5d|%+d|%05d|%u|%x|%#X|%o|%c|%%\\n",
+                    -7, 42, 42, 42, 42, 4000000000u, 255, 255, 8, 'A');
     out[1] = printf("%f|%.3f|%e|%g|%G|%10.2f|%.0f\\n", 1.5, 2.0 / 3, 12345.678, 1e-10, 1e20, 3.14159f, 2.5);
-    out[2] = printf("%lld|%llu|%lx|%hd|%hhd|%zu|%*d|%.*f\\n", -5000000000ll, 18446744073709551615ull, 0x123456789abcl, (short)70000,
-                    (char)300, (size_t)77, 6, 12, 2, 1.23456);
+    out[2] = printf("%lld|%llu|%lx|%hd|%hhd|%zu|%*d|%.*f\\n", -5000000000ll, 18446744073709551615ull,
+                    0x123456789abcl, (short)70000, (char)300, (size_t)77, 6, 12, 2, 1.23456);
     out[3] = printf("%s|%10s|%-6s|%.2s|%s\\n", "text", "right", "left", "cut", (const char*)0);
     out[4] = printf("no arguments\\n");
     out[5] = printf("%a|%p\\n", 1.0, (void*)0x1234);
@@ -122,7 +124,9 @@ __global__ void divides(int* out) { out[threadIdx.x] = 100 / out[threadIdx.x]; }
 
 __global__ void rounds(float* x) { x[1] = x[0] + 1e-9f; x[2] = x[3] * 0.5f; }
 """
-LINES = {text.split("LINE ")[1]: number for number, text in enumerate(SOURCE.splitlines(), 1) if "LINE " in text}
+LINES = {
+    text.split("LINE ")[1]: number for number, text in enumerate(SOURCE.splitlines(), 1) if "LINE " in text
+}
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +150,7 @@ def _reports(module: Module, kernel: str) -> list[emulator.Report]:
     return [report for report in module.reports if report.kernel == kernel]
 
 
-# ---- running -------------------------------------------------------------------------------------------------------------------
+# ---- running -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", ["fast", "check", "count"])
@@ -161,7 +165,7 @@ def test_add(source: Path, mode: str) -> None:
 
 def test_three_dimensions(fast: Module) -> None:
     grid, block = (2, 3, 4), (5, 3, 2)
-    out = np.zeros((4, 3, 2, 2, 3, 5), np.int32)          # block z y x, thread z y x
+    out = np.zeros((4, 3, 2, 2, 3, 5), np.int32)  # block z y x, thread z y x
     fast.launch("shape", grid=grid, block=block, args=[out])
     bz, _, _, tz, _, tx = np.indices(out.shape)
     np.testing.assert_array_equal(out, bz * 10000 + tz * 100 + tx)
@@ -211,7 +215,7 @@ def test_host_rounding_mode_does_not_matter(fast: Module) -> None:
     assert x[2] == np.float32(0.5) * np.float32(1e-38) != 0
 
 
-# ---- kernels that cannot go on ----------------------------------------------------------------------------------------------------
+# ---- kernels that cannot go on -----------------------------------------------------------------------------
 
 
 def test_deadlock(checked: Module) -> None:
@@ -219,7 +223,9 @@ def test_deadlock(checked: Module) -> None:
     (report,) = _reports(checked, "deadlock")
     assert report.kind == "deadlock"
     assert {report.line, report.other_line} == {LINES["waits"], LINES["others"]}
-    assert "32 wait at" in report.message and "56 wait at" in report.message and "8 have exited" in report.message
+    assert "32 wait at" in report.message
+    assert "56 wait at" in report.message
+    assert "8 have exited" in report.message
     assert "barrier 1 has seen 32 of 64 threads" in report.message
 
 
@@ -232,7 +238,8 @@ def test_deadlock_in_fast_mode(fast: Module) -> None:
 def test_step_budget(checked: Module, kernel: str, line: str) -> None:
     checked.launch(kernel, grid=2, block=64, args=[np.zeros(2, np.int32)], steps=100_000)
     found = [report for report in _reports(checked, kernel) if report.kind == "step_budget"]
-    assert found and found[0].line == LINES[line]
+    assert found
+    assert found[0].line == LINES[line]
 
 
 def test_endless_loop_ends_by_itself(fast: Module) -> None:
@@ -242,7 +249,8 @@ def test_endless_loop_ends_by_itself(fast: Module) -> None:
 
 def test_gigantic_launch_is_refused(checked: Module) -> None:
     checked.launch("shape", grid=2_000_000_000, block=1024, args=[np.zeros(1, np.int32)])
-    assert checked.reports[-1].kind == "step_budget" and "steps=0" in checked.reports[-1].fix
+    assert checked.reports[-1].kind == "step_budget"
+    assert "steps=0" in checked.reports[-1].fix
 
 
 def test_null_pointer(fast: Module, checked: Module) -> None:
@@ -296,7 +304,7 @@ def test_division_by_zero_is_no_fault(fast: Module) -> None:
     np.testing.assert_array_equal(out[1:], [100, 14, -33])
 
 
-# ---- printf and malloc ---------------------------------------------------------------------------------------------------------------
+# ---- printf and malloc -------------------------------------------------------------------------------------
 
 
 def test_printf(fast: Module, capfd: pytest.CaptureFixture[str]) -> None:
@@ -327,11 +335,11 @@ def test_double_free(checked: Module) -> None:
     assert [report.line for report in _reports(checked, "frees_twice")] == [LINES["free"]]
 
 
-# ---- the host ------------------------------------------------------------------------------------------------------------------------
+# ---- the host ----------------------------------------------------------------------------------------------
 
 
 def test_signal_handlers_are_restored(source: Path) -> None:
-    """After a launch a fault of the host program is the host program's again: here, of Python's faulthandler."""
+    """After a launch a fault of the host program is its own again: here, of Python's faulthandler."""
     script = textwrap.dedent(f"""
         import ctypes, faulthandler, numpy as np
         from cuda.nn import emulator
@@ -345,15 +353,20 @@ def test_signal_handlers_are_restored(source: Path) -> None:
     """)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.stdout == "reported\n"
-    assert done.returncode < 0 and "Segmentation fault" in done.stderr and "Current thread" in done.stderr
+    assert done.returncode < 0
+    assert "Segmentation fault" in done.stderr
+    assert "Current thread" in done.stderr
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ("speed=1", "'speed' is unknown; known are arch schedule"),
-    ("schedule=sideways", "expected forward, reverse or random"),
-    ("threads=0", "expected 1 to 256"),
-    ("check", "expected key=value"),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("speed=1", "'speed' is unknown; known are arch schedule"),
+        ("schedule=sideways", "expected forward, reverse or random"),
+        ("threads=0", "expected 1 to 256"),
+        ("check", "expected key=value"),
+    ],
+)
 def test_options_are_checked(options: str, message: str) -> None:
     with pytest.raises(EmulatorError, match=message):
         native.library().configure(options)

@@ -1,4 +1,4 @@
-"""Schedules: a correct kernel gives one result under all of them, and a wrong one is shown to depend on them."""
+"""Schedules: a correct kernel gives one result under all of them; that of a wrong one depends on them."""
 
 from pathlib import Path
 
@@ -101,8 +101,8 @@ def test_order_of_threads(module: Module) -> None:
     assert len(drawn) == len(SEEDS)
     for order in drawn:
         assert sorted(order) == list(range(512))
-        assert len({thread // 64 for thread in order[:64]}) == 1                # blocks one after the other,
-        assert [thread // 64 for thread in order[::64]] != list(range(8))       # in an order of their own
+        assert len({thread // 64 for thread in order[:64]}) == 1  # blocks one after the other,
+        assert [thread // 64 for thread in order[::64]] != list(range(8))  # in an order of their own
 
 
 @pytest.mark.parametrize(("schedule", "seed"), SCHEDULES)
@@ -157,7 +157,9 @@ def test_os_threads_share_the_blocks(source: Path) -> None:
         module.launch("scan", grid=200, block=128, args=[values, out], threads=threads)
         np.testing.assert_array_equal(out, values.cumsum(1))
         total = np.zeros(1, np.int32)
-        module.launch("last_block", grid=800, block=32, args=[values, np.zeros(800, np.int32), total], threads=threads)
+        module.launch(
+            "last_block", grid=800, block=32, args=[values, np.zeros(800, np.int32), total], threads=threads
+        )
         assert total[0] == values.sum()
         counter = np.zeros(1, np.int32)
         module.launch("lock", grid=16, block=64, args=[counter, np.zeros(1, np.int32)], threads=threads)

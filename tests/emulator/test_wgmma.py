@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from assembler import assert_ptxas_accepts
 from fragments import BITS, decode, encode, integers, pack
+from cuda.nn.emulator.translate import translate
 from snippets import Snippet, ptx_of, refusal, run_all, run_module
 
 GENERATOR = np.random.default_rng(17)
@@ -57,13 +58,13 @@ class Product:
 HALVES = ("f16", "bf16")
 BASE = Product(64, "bf16", "bf16", "f32")
 PRODUCTS = [
-    *(replace(BASE, n=n) for n in range(8, 257, 8)),
+    *(replace(BASE, n=n) for n in (8, 16, 40, 128, 200, 256)),
     *(replace(BASE, n=n, a=a, b=a, d=d, swizzle=s) for n, (a, d), s in product(
         (8, 48), (("f16", "f16"), ("f16", "f32"), ("bf16", "f32"), ("tf32", "f32")), SWIZZLES)),
     *(replace(BASE, n=24, a=a, b=b, d=d) for a, b, d in product(("e4m3", "e5m2"), ("e4m3", "e5m2"), ("f16", "f32"))),
     *(replace(BASE, n=n, a=a, b=b, d="s32", satfinite=s, swizzle=64)
-      for n, (a, b), s in product((8, 224), product(("s8", "u8"), repeat=2), (False, True))),
-    *(replace(BASE, a=a, b=a, d="f32", swizzle=s, transposed_a=ta, transposed_b=tb, n=128)
+      for n, (a, b), s in product((8, 80), product(("s8", "u8"), repeat=2), (False, True))),
+    *(replace(BASE, a=a, b=a, d="f32", swizzle=s, transposed_a=ta, transposed_b=tb, n=72)
       for a, s, ta, tb in product(HALVES, SWIZZLES, (False, True), (False, True))),
     *(replace(BASE, n=16, a=a, b=a, d=d, a_in_registers=True, transposed_b=t)
       for (a, d), t in (*product((("f16", "f16"), ("f16", "f32"), ("bf16", "f32")), (False, True)), (("tf32", "f32"), False),
@@ -256,6 +257,14 @@ def test_spellings_are_ptx() -> None:
     assert_ptxas_accepts(ptx_of(CASES))
 
 
+def test_every_width_is_known() -> None:
+    widths = [replace(BASE, n=n) for n in range(8, 257, 8)]
+    integer_widths = [replace(BASE, n=n, a="s8", b="u8", d="s32") for n in (8, 16, 24, *range(32, 257, 16))]
+    cases = [snippet(p, *values_of(p)) for p in (*widths, *integer_widths)]
+    assert_ptxas_accepts(ptx_of(cases))
+    assert translate(ptx_of(cases))
+
+
 def test_products() -> None:
     results = run_all(CASES)
     for p, values in VALUES.items():
@@ -279,7 +288,7 @@ BREACHES = {
     "no_fence": (FENCE, "", "async", "no wgmma.fence before it"),
     "no_commit": (COMMIT, "", "async", "no wgmma.commit_group follows"),
     "no_wait": (WAIT, "", "async", "before wgmma.wait_group covered"),
-    "used_early": (WAIT, "st.global.f32 [%rd_out], %d0;" + " bra.uni after; after: " + WAIT, "async", "before wgmma.wait_group covers it"),
+    "used_early": (WAIT, "st.global.f32 [%rd_out], %d0;" + WAIT, "async", "before wgmma.wait_group covers it"),
     "wait_too_weak": (WAIT, WAIT.replace(" 0", " 1"), "async", "before wgmma.wait_group covers it"),
     "no_proxy_fence": (PROXY_FENCE, "", "async", "fence.proxy.async"),
     "written_in_flight": (COMMIT, COMMIT + LATE_WRITE, "race", "the read by thread"),

@@ -85,6 +85,8 @@ def check_file(source: Path, *, driver: Path | None = None, arch: str = "sm_80",
     """See the top of the file.  quiet: what the kernels and the driver print goes to stderr.  EmulatorError for input at fault."""
     check_source(source)
     profile_of(arch)
+    if driver is not None and not driver.is_file():
+        raise EmulatorError(f"{driver}: no such file")
     compiled: dict[str, Any] = {"arch": arch, "defines": defines, "include_dirs": include_dirs}
     with _output_to_stderr() if quiet else contextlib.nullcontext():
         if driver is not None:
@@ -166,8 +168,6 @@ def skeleton(kernels: Sequence[Kernel]) -> str:
 
 def _load(driver: Path, kernels: Sequence[Kernel]) -> Any:
     """The driver's function `run`."""
-    if not driver.is_file():
-        raise EmulatorError(f"{driver}: no such file; a driver is a Python file such as", skeleton(kernels))
     sys.path.insert(0, str(driver.resolve().parent))
     try:
         run = runpy.run_path(str(driver)).get("run")
@@ -198,7 +198,8 @@ def _output_to_stderr() -> Iterator[None]:
     kept = os.dup(1)
     try:
         os.dup2(2, 1)
-        yield
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
     finally:
         sys.stdout.flush()
         os.dup2(kept, 1)

@@ -28,7 +28,8 @@ from cuda.nn.emulator.native import Dim3, Library, library
 from cuda.nn.emulator.nvcc import Define, compile_to_ptx
 from cuda.nn.emulator.profiles import profile_of
 from cuda.nn.emulator.report import Report
-from cuda.nn.emulator.resources import Resources, read_resources
+from cuda.nn.emulator.resources import Resources, assemble, read_resources
+from cuda.nn.emulator.sass import Sass, read_sass
 
 Size = int | Sequence[int]
 SCHEDULES = ("forward", "reverse", "random")
@@ -165,6 +166,11 @@ class Module:
             threads, dynamic = int(np.prod(list(_dim3("block", block)))), 0
         dynamic = dynamic if shared_bytes is None else shared_bytes
         return self._resources[name].with_launch(self._profile, threads, dynamic)
+
+    def sass(self, kernel: str) -> Sass | None:
+        """The kernel's machine code: instruction mix, issue cycles of its loops.  None where cuobjdump is not installed."""
+        found = read_sass(assemble(self.ptx, self.arch)[0])
+        return found[self.kernel(kernel).mangled] if found else None
 
     def clear(self) -> None:
         """Forget reports and counters."""

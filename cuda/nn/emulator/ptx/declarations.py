@@ -2,7 +2,7 @@
 
 from .reader import Reader
 from .syntax import Declaration, Immediate, Name, Operand, SymbolOffset
-from .types import DECLARABLE, SCALARS
+from .types import DECLARABLE
 
 
 def declarations(reader: Reader, linkage: str) -> list[Declaration]:
@@ -17,7 +17,8 @@ def declarations(reader: Reader, linkage: str) -> list[Declaration]:
 
 
 def parameter(reader: Reader) -> Declaration:
-    """One parameter of a function: `.param .align 8 .b8 name[24]`, `.param .u64 .ptr .global .align 4 name`."""
+    """One parameter of a function: `.param .align 8 .b8 name[24]`, `.param .u64 .ptr .global .align 4
+    name`."""
     token = reader.advance()
     if token.text not in (".param", ".reg"):
         raise reader.error(f"expected .param or .reg, found {token.text!r}", token)
@@ -38,7 +39,7 @@ def _attributes(reader: Reader, pattern: Declaration) -> Declaration:
                 pattern.alignment = _power_of_two(reader, alignment)
         elif word in ("v2", "v4", "v8"):
             pattern.vector = int(word[1:])
-        elif word == "ptr":                 # .ptr .space .align N: what a pointer points to; says nothing of the parameter
+        elif word == "ptr":  # .ptr .space .align N: what a pointer points to; says nothing of the parameter
             pattern.attributes += ("ptr",)
         elif word in ("global", "const", "shared", "local", "param") and "ptr" in pattern.attributes:
             continue
@@ -60,8 +61,14 @@ def _power_of_two(reader: Reader, alignment: int) -> int:
 def _named(reader: Reader, pattern: Declaration) -> Declaration:
     name = reader.name("a name")
     found = Declaration(
-        pattern.space, pattern.type, name, reader.token.line, pattern.alignment, pattern.vector,
-        linkage=pattern.linkage, attributes=pattern.attributes,
+        pattern.space,
+        pattern.type,
+        name,
+        reader.token.line,
+        pattern.alignment,
+        pattern.vector,
+        linkage=pattern.linkage,
+        attributes=pattern.attributes,
     )
     if reader.accept("<"):
         found.range = reader.plain("the number of registers")
@@ -95,9 +102,9 @@ def _product(shape: list[int | None]) -> int | None:
     return count
 
 
-# ---- initialisers ------------------------------------------------------------------------------------------------------
+# ---- initialisers ------------------------------------------------------------------------------------------
 
-_Nested = Operand | list["_Nested"]  # type: ignore[misc]
+_Nested = Operand | list["_Nested"]
 
 
 def _initializer(reader: Reader, declaration: Declaration, shape: list[int | None]) -> tuple[Operand, ...]:
@@ -129,7 +136,8 @@ def _nested(reader: Reader) -> _Nested:
 
 
 def _element(reader: Reader) -> Operand:
-    """A constant, an address (`symbol+4`, `generic(symbol)`), or one byte of an address (`0xFF00(symbol)`)."""
+    """A constant, an address (`symbol+4`, `generic(symbol)`), or one byte of an address
+    (`0xFF00(symbol)`)."""
     if reader.token.kind == "number" and reader.tokens[reader.at + 1].text == "(":
         mask = int(reader.advance().text.rstrip("U"), 0)
         reader.expect("(")

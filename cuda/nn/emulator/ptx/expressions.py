@@ -60,7 +60,9 @@ def _binary(reader: "Reader", lowest: int) -> Immediate:
     left = _unary(reader)
     while True:
         token = reader.token
-        precedence, compute = _BINARY.get(token.text, (0, operator.add)) if token.kind == "mark" else (0, operator.add)
+        precedence, compute = (
+            _BINARY.get(token.text, (0, operator.add)) if token.kind == "mark" else (0, operator.add)
+        )
         if precedence < lowest:
             return left
         reader.advance()

@@ -25,10 +25,22 @@ from .tokens import PtxError, tokenize
 
 _LINKAGE = {".extern": "extern", ".visible": "visible", ".weak": "weak", ".common": "common"}
 _SPACES = frozenset({".reg", ".local", ".shared", ".global", ".const", ".param", ".tex"})
-_LIMITS = frozenset({
-    ".maxntid", ".reqntid", ".minnctapersm", ".maxnctapersm", ".maxnreg", ".reqnctapercluster", ".maxclusterrank",
-    ".explicitcluster", ".noreturn", ".abi_preserve", ".abi_preserve_control", ".blocksareclusters",
-})
+_LIMITS = frozenset(
+    {
+        ".maxntid",
+        ".reqntid",
+        ".minnctapersm",
+        ".maxnctapersm",
+        ".maxnreg",
+        ".reqnctapercluster",
+        ".maxclusterrank",
+        ".explicitcluster",
+        ".noreturn",
+        ".abi_preserve",
+        ".abi_preserve_control",
+        ".blocksareclusters",
+    }
+)
 
 
 def parse(text: str) -> Module:
@@ -63,7 +75,7 @@ def _module_statement(reader: Reader, module: Module) -> None:
         raise reader.error(f"expected a directive of a PTX module, found {text!r}")
 
 
-# ---- module directives -------------------------------------------------------------------------------------------------
+# ---- module directives -------------------------------------------------------------------------------------
 
 
 def _version(reader: Reader, module: Module) -> None:
@@ -123,8 +135,13 @@ def _pragma(reader: Reader, module: Module | None = None) -> None:
 
 
 _MODULE_DIRECTIVES = {
-    ".version": _version, ".target": _target, ".address_size": _address_size, ".file": _file,
-    ".section": _section, ".alias": _alias, ".pragma": _pragma,
+    ".version": _version,
+    ".target": _target,
+    ".address_size": _address_size,
+    ".file": _file,
+    ".section": _section,
+    ".alias": _alias,
+    ".pragma": _pragma,
 }
 
 
@@ -132,7 +149,7 @@ def _unquote(text: str) -> str:
     return text[1:-1].replace('\\"', '"').replace("\\\\", "\\")
 
 
-# ---- functions ---------------------------------------------------------------------------------------------------------
+# ---- functions ---------------------------------------------------------------------------------------------
 
 
 def _function(reader: Reader, linkage: str) -> Function:
@@ -193,7 +210,7 @@ def _add_function(module: Module, function: Function) -> None:
     module.functions.append(function)
 
 
-# ---- statements --------------------------------------------------------------------------------------------------------
+# ---- statements --------------------------------------------------------------------------------------------
 
 
 def _scope(reader: Reader) -> Scope:
@@ -291,7 +308,7 @@ def _instruction(reader: Reader) -> Instruction:
         guard = reader.name("a predicate register")
     token = reader.token
     opcode, *modifiers = reader.name("an instruction").split(".")
-    while reader.token.kind == "directive":        # `mov .u32`: modifiers apart from their opcode
+    while reader.token.kind == "directive":  # `mov .u32`: modifiers apart from their opcode
         modifiers.append(reader.advance().text[1:])
     operands = _call_operands(reader) if opcode == "call" else _operands(reader)
     return Instruction(opcode, tuple(modifiers), operands, token.line, guard, negated)
@@ -304,7 +321,8 @@ def _operands(reader: Reader) -> tuple[Operand, ...]:
 
 
 def _call_operands(reader: Reader) -> tuple[Operand, ...]:
-    """(results), function, (arguments) [, prototype]: always three or four, with empty groups where left out."""
+    """(results), function, (arguments) [, prototype]: always three or four, with empty groups where left
+    out."""
     results = Group(())
     if reader.token.text == "(":
         results = reader.group()

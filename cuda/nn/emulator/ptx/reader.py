@@ -1,21 +1,11 @@
-"""The parser's hold on the tokens: looking ahead, demanding, and the operands that all statements are made of."""
+"""The parser's hold on the tokens: looking ahead, demanding, and the operands that all statements are made
+of."""
 
 import struct
 from collections.abc import Callable
 
 from .expressions import evaluate
-from .syntax import (
-    Address,
-    Group,
-    Immediate,
-    Name,
-    Negated,
-    Operand,
-    Pair,
-    Sink,
-    SymbolOffset,
-    Vector,
-)
+from .syntax import Address, Group, Immediate, Name, Negated, Operand, Pair, Sink, SymbolOffset, Vector
 from .tokens import PtxError, Token
 
 _EXPRESSION_STARTS = frozenset("+-~(")

@@ -1,16 +1,18 @@
-"""What the parser makes of PTX: dataclasses of a module, its functions and variables, their statements and operands.
+"""What the parser makes of PTX: dataclasses of a module, its functions and variables, their statements and
+operands.
 
-Names are as written.  Nothing is resolved here: which register, label or symbol a name means depends on the scope, and is the
-translator's business (translate/emitter.py)."""
+Names are as written.  Nothing is resolved here: which register, label or symbol a name means depends on the
+scope, and is the translator's business (translate/emitter.py)."""
 
 from dataclasses import dataclass, field
 
-# ---- operands --------------------------------------------------------------------------------------------------------
+# ---- operands ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Name:
-    """A register, special register, variable, function, label or parameter; `component` is the x of %tid.x."""
+    """A register, special register, variable, function, label or parameter; `component` is the x of
+    %tid.x."""
 
     name: str
     component: str = ""
@@ -18,7 +20,8 @@ class Name:
 
 @dataclass(frozen=True)
 class Immediate:
-    """A constant.  `kind` says how it was written: int, f32 (0f3F800000), f64 (0d... or 1.5).  Floats are kept as their bits."""
+    """A constant.  `kind` says how it was written: int, f32 (0f3F800000), f64 (0d... or 1.5).  Floats are
+    kept as their bits."""
 
     value: int
     kind: str = "int"
@@ -27,7 +30,8 @@ class Immediate:
 
 @dataclass(frozen=True)
 class SymbolOffset:
-    """`symbol+4`: an address constant.  `generic` for generic(symbol), `mask` for 0xFF00(symbol) in initialisers."""
+    """`symbol+4`: an address constant.  `generic` for generic(symbol), `mask` for 0xFF00(symbol) in
+    initialisers."""
 
     name: str
     offset: int = 0
@@ -82,12 +86,13 @@ class Group:
 Operand = Name | Immediate | SymbolOffset | Vector | Address | Pair | Negated | Sink | Group
 
 
-# ---- statements ------------------------------------------------------------------------------------------------------
+# ---- statements --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Location:
-    """A .loc: where the next instructions come from.  `inlined_at` is the position of the call that was inlined."""
+    """A .loc: where the next instructions come from.  `inlined_at` is the position of the call that was
+    inlined."""
 
     file: int
     line: int
@@ -99,17 +104,17 @@ class Location:
 class Declaration:
     """A variable or parameter: `.shared .align 16 .b8 tile[1024]`.  `count` None for `[]`."""
 
-    space: str                      # reg, local, shared, global, const, param, tex
+    space: str  # reg, local, shared, global, const, param, tex
     type: str
     name: str
     line: int
-    alignment: int = 0              # 0: that of the type
-    vector: int = 1                 # .v2, .v4
-    count: int | None = 1           # elements; 1 for a scalar
+    alignment: int = 0  # 0: that of the type
+    vector: int = 1  # .v2, .v4
+    count: int | None = 1  # elements; 1 for a scalar
     is_array: bool = False
-    range: int = 0                  # N of %r<N>
-    linkage: str = ""               # extern, visible, weak, common
-    initializer: tuple[Operand, ...] | None = None     # flat, by element
+    range: int = 0  # N of %r<N>
+    linkage: str = ""  # extern, visible, weak, common
+    initializer: tuple[Operand, ...] | None = None  # flat, by element
     initializer_shape: tuple[int, ...] = ()
     attributes: tuple[str, ...] = ()
 
@@ -122,7 +127,7 @@ class Instruction:
     modifiers: tuple[str, ...]
     operands: tuple[Operand, ...]
     line: int
-    guard: str = ""                 # the predicate register
+    guard: str = ""  # the predicate register
     guard_negated: bool = False
 
     @property
@@ -141,7 +146,7 @@ class TargetList:
     """`name: .branchtargets L1, L2;` or `.calltargets f, g;`."""
 
     name: str
-    kind: str                       # branchtargets, calltargets
+    kind: str  # branchtargets, calltargets
     targets: tuple[str, ...]
     line: int
 
@@ -167,7 +172,7 @@ class Scope:
 Statement = Declaration | Instruction | LabelDefinition | TargetList | Prototype | Location | Scope
 
 
-# ---- module ----------------------------------------------------------------------------------------------------------
+# ---- module ------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -181,7 +186,9 @@ class Function:
     parameters: list[Declaration]
     body: Scope | None
     linkage: str = ""
-    directives: dict[str, tuple[int, ...]] = field(default_factory=dict)       # maxntid, reqntid, minnctapersm, ...
+    directives: dict[str, tuple[int, ...]] = field(
+        default_factory=dict
+    )  # maxntid, reqntid, minnctapersm, ...
 
 
 @dataclass
@@ -189,8 +196,8 @@ class Module:
     """A whole PTX text."""
 
     version: tuple[int, int] = (0, 0)
-    target: str = ""                                                # "sm_90a"
-    files: dict[int, str] = field(default_factory=dict)             # of .file
+    target: str = ""  # "sm_90a"
+    files: dict[int, str] = field(default_factory=dict)  # of .file
     variables: list[Declaration] = field(default_factory=list)
     functions: list[Function] = field(default_factory=list)
     aliases: dict[str, str] = field(default_factory=dict)

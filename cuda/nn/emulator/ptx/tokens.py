@@ -3,8 +3,8 @@
     >>> [token.text for token in tokenize("add.s32 %r1, %r2, -1; // sum")][:4]
     ['add.s32', '%r1', ',', '%r2']
 
-A name takes its dotted tail along (`ld.global.v4.f32`, `%tid.x`); a directive is a token of its own (`.reg`, `.b32`).
-The last token is always of kind "end"."""
+A name takes its dotted tail along (`ld.global.v4.f32`, `%tid.x`); a directive is a token of its own (`.reg`,
+`.b32`). The last token is always of kind "end"."""
 
 import re
 from bisect import bisect_right
@@ -18,10 +18,10 @@ class PtxError(EmulatorError):
 
 
 class Token(NamedTuple):
-    kind: str           # name, directive, number, string, mark, end
+    kind: str  # name, directive, number, string, mark, end
     text: str
-    line: int           # from 1
-    column: int         # from 1
+    line: int  # from 1
+    column: int  # from 1
 
 
 _PATTERN = re.compile(

@@ -3,8 +3,8 @@
     >>> SCALARS["s32"].bytes, SCALARS["s32"].cpp
     (4, 'uint32_t')
 
-Registers are kept unsigned whatever the sign of their type: PTX decides the sign by the instruction, not by the register.
-f16 and bf16 values live in 16-bit registers, packed pairs in 32-bit ones."""
+Registers are kept unsigned whatever the sign of their type: PTX decides the sign by the instruction, not by
+the register. f16 and bf16 values live in 16-bit registers, packed pairs in 32-bit ones."""
 
 from dataclasses import dataclass
 
@@ -14,9 +14,9 @@ class Scalar:
     """One scalar type."""
 
     name: str
-    kind: str           # pred, bits, unsigned, signed, float; half for the 16-bit floats and packed types kept as bits
-    bytes: int          # 0 for pred
-    cpp: str            # of a register declared with it
+    kind: str  # pred, bits, unsigned, signed, float; half for the 16-bit floats and packed types kept as bits
+    bytes: int  # 0 for pred
+    cpp: str  # of a register declared with it
 
     @property
     def signed(self) -> bool:
@@ -42,7 +42,19 @@ def _scalars() -> dict[str, Scalar]:
     table["f64"] = Scalar("f64", "float", 8, "double")
     for name in ("f16", "bf16", "e4m3x2", "e5m2x2", "e2m1x4", "e2m3x2", "e3m2x2", "ue8m0x2", "s8x2", "u8x2"):
         table[name] = Scalar(name, "half", 2, "uint16_t")
-    for name in ("f16x2", "bf16x2", "tf32", "u16x2", "s16x2", "e4m3x4", "e5m2x4", "e2m3x4", "e3m2x4", "u8x4", "s8x4"):
+    for name in (
+        "f16x2",
+        "bf16x2",
+        "tf32",
+        "u16x2",
+        "s16x2",
+        "e4m3x4",
+        "e5m2x4",
+        "e2m3x4",
+        "e3m2x4",
+        "u8x4",
+        "s8x4",
+    ):
         table[name] = Scalar(name, "half", 4, "uint32_t")
     for name in ("e4m3", "e5m2", "e2m1x2", "ue8m0", "ue4m3"):
         table[name] = Scalar(name, "half", 1, "uint8_t")
@@ -53,4 +65,9 @@ def _scalars() -> dict[str, Scalar]:
 SCALARS = _scalars()
 
 # What a .reg, .param or variable may be declared with; the rest name how an instruction reads bits.
-DECLARABLE = frozenset(name for name, scalar in SCALARS.items() if scalar.kind != "half") | {"f16", "bf16", "f16x2", "bf16x2"}
+DECLARABLE = frozenset(name for name, scalar in SCALARS.items() if scalar.kind != "half") | {
+    "f16",
+    "bf16",
+    "f16x2",
+    "bf16x2",
+}

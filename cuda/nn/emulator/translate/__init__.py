@@ -1,4 +1,5 @@
-"""PTX -> C++.  `translate(text)` gives the C++ of a module; instructions/ has the table of what each instruction becomes."""
+"""PTX -> C++.  `translate(text)` gives the C++ of a module; instructions/ has the table of what each
+instruction becomes."""
 
 from .module import Translation, TranslationError, translate
 

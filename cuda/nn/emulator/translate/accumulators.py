@@ -4,8 +4,9 @@
 
 early_uses() walks the function's control flow with the set of registers that are surely still being written: on every path that
 leads there.  A register copied by mov is as unfinished as its source, and the copy itself is no use: nvcc moves
-accumulators from register to register around loops.  A use whose wait stands later in the same basic block is let pass as well,
-since nvcc may have moved it there from behind the wait."""
+accumulators from register to register around loops.  Arithmetic whose wait stands later in the same basic block is let pass
+as well, since nvcc may have moved it there from behind the wait; not so when a store or the like, which stays where
+it was written, takes its result before the wait."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from ..ptx.syntax import (
 
 # Of these the first operand is read; of all others it is the destination.
 _STORES = frozenset({"st", "red", "stmatrix", "cp", "bra", "brx", "call", "multimem"})
+_EFFECTS = frozenset({"st", "red", "atom", "stmatrix", "shfl", "call", "multimem"})
 _LEAVES = frozenset({"ret", "exit", "trap"})
 _OLDEST = 9                          # wait_group goes up to 7
 
@@ -188,20 +190,30 @@ def _completed(state: State, wait: Instruction) -> list[str]:
 
 
 def _uses(block: Block) -> Iterator[tuple[Instruction, Pending]]:
-    """Uses of unfinished registers that no wait of the same block makes good."""
+    """Uses of unfinished registers: those that have an effect, and those that no wait of the same block makes good."""
     if block.entry is None:
         return
     state = dict(block.entry)
-    doubtful: list[tuple[Instruction, str, Pending]] = []
+    derived: State = {}                # results of arithmetic on unfinished registers
+    doubtful: list[tuple[Instruction, Pending]] = []
     for instruction in block.instructions:
-        if instruction.opcode == "wgmma" and instruction.modifiers[0] == "wait_group":
-            finished = {id(state[register].product) for register in _completed(state, instruction)}
-            doubtful = [use for use in doubtful if id(use[2].product) not in finished]
-        elif instruction.opcode not in ("wgmma", "mov"):
-            doubtful += [(instruction, register, state[register]) for register in _read(instruction) if register in state]
+        if instruction.opcode == "wgmma":
+            if instruction.modifiers[0] == "wait_group":
+                finished = {id(state[register].product) for register in _completed(state, instruction)}
+                derived = {register: p for register, p in derived.items() if id(p.product) not in finished}
+                doubtful = [use for use in doubtful if id(use[1].product) not in finished]
+        elif instruction.opcode != "mov":
+            read = [pending for r in _read(instruction) if (pending := state.get(r) or derived.get(r))]
+            if instruction.opcode in _EFFECTS:
+                yield from ((instruction, pending) for pending in read)
+            else:
+                doubtful += [(instruction, pending) for pending in read]
+                for register in _written(instruction):
+                    derived.pop(register, None)
+                    if read:
+                        derived[register] = read[0]
         _step(state, instruction)
-    for use, _, pending in doubtful:
-        yield use, pending
+    yield from doubtful
 
 
 def _written(instruction: Instruction) -> list[str]:

@@ -1,4 +1,5 @@
-"""What the rows of the instruction table work with: operands of PTX read and written as C++, for one function.
+"""What the rows of the instruction table work with: operands of PTX read and written as C++, for one
+function.
 
 A row gets the Emitter and the operands and returns one C++ statement:
 
@@ -6,9 +7,9 @@ A row gets the Emitter and the operands and returns one C++ statement:
     def add(e, m, destination, a, b):
         return e.assign(destination, m.type, f"{e.value(a, 'u32')} + {e.value(b, 'u32')}")
 
-In the C++ of a function `t` is the running thread, `parameters` and `result` are its buffers, `frame` its local memory.
-A register is a local variable of its declared type (ptx/types.py), unsigned whatever its sign; read as another type of its
-size it is converted (integers) or bit-cast (integer and float)."""
+In the C++ of a function `t` is the running thread, `parameters` and `result` are its buffers, `frame` its
+local memory. A register is a local variable of its declared type (ptx/types.py), unsigned whatever its sign;
+read as another type of its size it is converted (integers) or bit-cast (integer and float)."""
 
 import struct
 from collections.abc import Mapping
@@ -58,27 +59,33 @@ class Usage:
     calls: set[str] = field(default_factory=set)
     addresses_taken: set[str] = field(default_factory=set)
     calls_indirectly: bool = False
-    shared: set[int] = field(default_factory=set)             # numbers of static shared variables
+    shared: set[int] = field(default_factory=set)  # numbers of static shared variables
     dynamic_alignment: int = 0
-    registers: dict[str, Scalar] = field(default_factory=dict)    # C++ names that occur
-    flags: set[str] = field(default_factory=set)              # "carry", "frame", "alloca"
-    call_bytes: int = 0                                       # of the argument buffers of its calls
+    registers: dict[str, Scalar] = field(default_factory=dict)  # C++ names that occur
+    flags: set[str] = field(default_factory=set)  # "carry", "frame", "alloca"
+    call_bytes: int = 0  # of the argument buffers of its calls
 
 
 class Emitter:
-    """The function being translated.  See the contract of each method; instructions/ has the rows that use them."""
+    """The function being translated.  See the contract of each method; instructions/ has the rows that use
+    them."""
 
     def __init__(
-        self, target: tuple[int, str], symbols: Symbols, names: Names, function: Function, functions: Mapping[str, Function]
+        self,
+        target: tuple[int, str],
+        symbols: Symbols,
+        names: Names,
+        function: Function,
+        functions: Mapping[str, Function],
     ) -> None:
         self.target = target
         self.symbols = symbols
-        self.names = names                 # of the scope being translated
+        self.names = names  # of the scope being translated
         self.function = function
-        self.functions = functions         # of the module, by name
+        self.functions = functions  # of the module, by name
         self.usage = Usage()
         self.site_number = 0
-        self.position = 0                  # number of the statement being translated
+        self.position = 0  # number of the statement being translated
         self.current = Site(0, 0, 0, 0, "")
 
     # ---- the instruction
@@ -92,11 +99,13 @@ class Emitter:
         self.current.flop_kind, self.current.flops = kind, count
 
     def require(self, architecture: int, suffix: str = "") -> None:
-        """Raise Unsupported where the module's target is older than sm_<architecture>, or lacks the suffix ("a")."""
+        """Raise Unsupported where the module's target is older than sm_<architecture>, or lacks the suffix
+        ("a")."""
         number, have = self.target
         if number < architecture or (suffix and have not in ("a", "f")):
             raise Unsupported(
-                f"{self.current.opcode!r} needs .target sm_{architecture}{suffix} or newer; this module is for sm_{number}{have}"
+                f"{self.current.opcode!r} needs .target sm_{architecture}{suffix} or newer; this module is "
+                f"for sm_{number}{have}"
             )
 
     @property
@@ -150,7 +159,7 @@ class Emitter:
         if isinstance(operand, Name):
             found = self.names.find(operand.name)
             if isinstance(found, Register):
-                register = self.register(operand)      # refuses a component: `%r1.b3210` selects bytes
+                register = self.register(operand)  # refuses a component: `%r1.b3210` selects bytes
                 return read_as(register.cpp, register.scalar, wanted)
             return self._named_value(operand, found, wanted)
         if isinstance(operand, Immediate):
@@ -160,7 +169,9 @@ class Emitter:
         if isinstance(operand, Negated):
             inner = self.value(operand.operand, type)
             if operand.minus == (type == "pred"):
-                raise Unsupported(f"{'-' if operand.minus else '!'} before an operand of type .{type} is not supported")
+                raise Unsupported(
+                    f"{'-' if operand.minus else '!'} before an operand of type .{type} is not supported"
+                )
             return f"(-{inner})" if operand.minus else f"(!{inner})"
         raise Unsupported(f"{self.text(operand)} cannot be read as .{type}")
 
@@ -176,7 +187,9 @@ class Emitter:
         special = SPECIAL.get(spelled)
         if special is None:
             if operand.name.startswith("%"):
-                raise Unsupported(f"register {spelled} is neither declared nor a special register that is supported")
+                raise Unsupported(
+                    f"register {spelled} is neither declared nor a special register that is supported"
+                )
             raise Unsupported(f"{spelled!r} is used but not declared")
         return read_as(f"({special.expression})", SCALARS[special.type], wanted)
 
@@ -214,7 +227,8 @@ class Emitter:
             base, offset = f"(char*){found.buffer}", found.offset + offset
         elif isinstance(found, Undefined):
             raise Unsupported(
-                f"variable {name} is defined in another file; modules that must be linked (-rdc=true) are not supported"
+                f"variable {name} is defined in another file; modules that must be linked (-rdc=true) are "
+                f"not supported"
             )
         else:
             raise Unsupported(f"{name!r} has no address")
@@ -247,7 +261,8 @@ class Emitter:
     # ---- writing
 
     def assign(self, operand: Operand, type: str, expression: str) -> str:
-        """Statement that writes an expression of a PTX type to a register, extended as PTX says where that is wider."""
+        """Statement that writes an expression of a PTX type to a register, extended as PTX says where that is
+        wider."""
         if isinstance(operand, Sink):
             return f"(void)({expression});"
         register = self.register(operand)
@@ -255,10 +270,14 @@ class Emitter:
         if written.cpp == held.cpp:
             return f"{register.cpp} = {expression};"
         if "pred" in (written.kind, held.kind) or 16 in (written.bytes, held.bytes):
-            raise Unsupported(f"a result of type .{type} does not fit register {self.text(operand)} (.{held.name})")
+            raise Unsupported(
+                f"a result of type .{type} does not fit register {self.text(operand)} (.{held.name})"
+            )
         if held.floating:
             if written.floating or written.bytes != held.bytes:
-                raise Unsupported(f"a result of type .{type} does not fit register {self.text(operand)} (.{held.name})")
+                raise Unsupported(
+                    f"a result of type .{type} does not fit register {self.text(operand)} (.{held.name})"
+                )
             return f"{register.cpp} = bits<{held.cpp}>(({written.cpp})({expression}));"
         if written.floating:
             unsigned = f"uint{8 * written.bytes}_t"
@@ -325,7 +344,8 @@ def _plus(base: str, offset: int) -> str:
 
 
 def read_as(expression: str, held: Scalar, wanted: Scalar) -> str:
-    """A value of one type read as another.  Narrower: the low bits.  Float and integer of one size: the same bits."""
+    """A value of one type read as another.  Narrower: the low bits.  Float and integer of one size: the same
+    bits."""
     if held.cpp == wanted.cpp and not wanted.signed:
         return expression
     if "pred" in (held.kind, wanted.kind) or 16 in (held.bytes, wanted.bytes):
@@ -334,14 +354,14 @@ def read_as(expression: str, held: Scalar, wanted: Scalar) -> str:
         if wanted.bytes > held.bytes and wanted.signed:
             expression = f"(int{8 * held.bytes}_t){expression}"
         return f"({wanted.read_as}){expression}"
-    if held.floating and wanted.floating or held.bytes < wanted.bytes:
+    if (held.floating and wanted.floating) or held.bytes < wanted.bytes:
         raise Unsupported(f"a value of type .{held.name} cannot be read as .{wanted.name}")
     if wanted.floating:
         return f"bits<{wanted.cpp}>((uint{8 * wanted.bytes}_t){expression})"
     return f"({wanted.read_as})bits<uint{8 * held.bytes}_t>({expression})"
 
 
-# ---- literals --------------------------------------------------------------------------------------------------------
+# ---- literals ----------------------------------------------------------------------------------------------
 
 
 def literal(constant: Immediate, wanted: Scalar) -> str:
@@ -352,20 +372,18 @@ def literal(constant: Immediate, wanted: Scalar) -> str:
         return _float_literal(_as_float(constant, wanted), wanted)
     if wanted.bytes == 16:
         raise Unsupported("a constant cannot be read as .b128")
-    value = constant.value
     if constant.kind != "int" and 8 * wanted.bytes != int(constant.kind[1:]):
-        if wanted.bytes != 2 or wanted.kind != "half":
-            raise Unsupported(f"a constant of type .{constant.kind} cannot be read as .{wanted.name}")
-    return _integer_literal(value, wanted)
+        raise Unsupported(f"a constant of type .{constant.kind} cannot be read as .{wanted.name}")
+    return _integer_literal(constant.value, wanted)
+
+
+_SUFFIXES = {32: "u", 64: "ull"}
 
 
 def _integer_literal(value: int, wanted: Scalar) -> str:
     bits = 8 * wanted.bytes
     value &= (1 << bits) - 1
-    if bits == 64:
-        text = f"{value}ull"
-    else:
-        text = f"{value}u" if bits == 32 or value < 0 else str(value)
+    text = str(value) + _SUFFIXES.get(bits, "")
     return f"(({wanted.read_as}){text})" if wanted.signed or bits < 32 else text
 
 
@@ -391,4 +409,8 @@ def _float_literal(data: bytes, wanted: Scalar) -> str:
     if value != value or value in (float("inf"), float("-inf")):
         bits = int.from_bytes(data, "little")
         return f"bits<{wanted.cpp}>((uint{8 * wanted.bytes}_t)0x{bits:x}ull)"
-    return f"({value.hex()}{'f' if wanted.bytes == 4 else ''})" if value or data[-1] else f"0.0{'f' if wanted.bytes == 4 else ''}"
+    return (
+        f"({value.hex()}{'f' if wanted.bytes == 4 else ''})"
+        if value or data[-1]
+        else f"0.0{'f' if wanted.bytes == 4 else ''}"
+    )

@@ -1,4 +1,5 @@
-"""One PTX function -> one C++ function: declarations, scopes, labels, guards, basic blocks around what the table's rows return.
+"""One PTX function -> one C++ function: declarations, scopes, labels, guards, basic blocks around what the
+table's rows return.
 
     void f_name(Thread& t, const char* parameters, char* result) {
         uint32_t r1_, r2_;               // every register that occurs: goto must not cross an initialisation
@@ -10,18 +11,9 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 
-from ..ptx.syntax import (
-    Declaration,
-    Function,
-    Instruction,
-    LabelDefinition,
-    Location,
-    Name,
-    Scope,
-    Statement,
-)
+from ..ptx.syntax import Declaration, Function, Instruction, LabelDefinition, Location, Name, Scope, Statement
 from ..ptx.types import SCALARS
 from .accumulators import early_uses
 from .emitter import Emitter, Usage, function_cpp
@@ -60,7 +52,7 @@ class Output:
 
     target: tuple[int, str]
     lines: SourceLines
-    functions: dict[str, Function]                    # declared and defined
+    functions: dict[str, Function]  # declared and defined
     sites: list[Site] = field(default_factory=list)
     basic_blocks: int = 0
     problems: list[Problem] = field(default_factory=list)
@@ -88,13 +80,13 @@ class FunctionTranslator:
         self._function, self._output = function, output
         self._text: list[str] = []
         self._block_pending = True
-        self._where = (0, 0)                   # file and line of the last .loc
+        self._where = (0, 0)  # file and line of the last .loc
         self._collector = Collector(symbols, function.name)
         self._outermost = Names(symbols.names)
         self._register_parameters: list[tuple[Declaration, int]] = []
         self._e = Emitter(output.target, symbols, self._outermost, function, output.functions)
-        self._early: dict[int, Instruction] = {}       # instructions that use a wgmma's result too early
-        self._numbers: dict[int, int] = {}             # sites by id() of the instruction
+        self._early: dict[int, Instruction] = {}  # instructions that use a wgmma's result too early
+        self._numbers: dict[int, int] = {}  # sites by id() of the instruction
 
     def translate(self) -> Translated:
         function = self._function
@@ -113,7 +105,13 @@ class FunctionTranslator:
             self._early = early_uses(function)
             self._scope(function.body, names)
         return Translated(
-            function, self._assembled(), self._e.usage, self._collector.frame_bytes, self._collector.registers, offsets, total,
+            function,
+            self._assembled(),
+            self._e.usage,
+            self._collector.frame_bytes,
+            self._collector.registers,
+            offsets,
+            total,
             refused=len(self._output.problems) > before,
         )
 
@@ -134,14 +132,20 @@ class FunctionTranslator:
                 self._register_parameters.append((declaration, offset))
             return
         if declaration.count is None:
-            raise Unsupported(f"parameter {declaration.name} has no size: variadic functions are not supported")
+            raise Unsupported(
+                f"parameter {declaration.name} has no size: variadic functions are not supported"
+            )
         place = ParameterPlace(buffer, offset, scalar_bytes(declaration))
         self._outermost.entities[declaration.name] = place
 
     def _load_register_parameters(self) -> None:
         for declaration, offset in self._register_parameters:
             cpp = SCALARS[declaration.type].cpp
-            self._line(self._e.assign(Name(declaration.name), declaration.type, f"load<{cpp}>(parameters + {offset})"))
+            self._line(
+                self._e.assign(
+                    Name(declaration.name), declaration.type, f"load<{cpp}>(parameters + {offset})"
+                )
+            )
 
     # ---- statements
 
@@ -186,7 +190,9 @@ class FunctionTranslator:
         try:
             code = translate_instruction(e, instruction)
             if product := self._early.get(id(instruction)):
-                code = f"wgmma_early_use(t, {self._numbers.get(id(product), e.site_number)}, {e.site()}); {code}"
+                code = (
+                    f"wgmma_early_use(t, {self._numbers.get(id(product), e.site_number)}, {e.site()}); {code}"
+                )
             if instruction.guard:
                 code = self._guarded(instruction, site, code)
         except Unsupported as refusal:
@@ -197,7 +203,8 @@ class FunctionTranslator:
             self._block_pending = True
 
     def _guarded(self, instruction: Instruction, site: Site, code: str) -> str:
-        """An instruction under a predicate counts by itself; a branch counts with its block, as it is always issued."""
+        """An instruction under a predicate counts by itself; a branch counts with its block, as it is always
+        issued."""
         condition = self._e.value(Name(instruction.guard), "pred")
         if instruction.guard_negated:
             condition = f"!{condition}"
@@ -231,7 +238,8 @@ class FunctionTranslator:
         for cpp, scalar in usage.registers.items():
             by_type.setdefault(scalar.cpp, []).append(cpp)
         for cpp_type, names in by_type.items():
-            initial = " = false" if cpp_type == "bool" else ""      # a bool holding neither 0 nor 1 would be two values at once
+            # A bool that holds neither 0 nor 1 would be two values at once.
+            initial = " = false" if cpp_type == "bool" else ""
             head.append(f"{cpp_type} {', '.join(name + initial for name in names)};")
         if "carry" in usage.flags:
             head.append("bool carry_ = false;")
@@ -250,11 +258,13 @@ def translate_instruction(e: Emitter, instruction: Instruction) -> str:
     given = len(instruction.operands)
     if not fewest <= given <= most:
         wanted = str(fewest) if fewest == most else f"{fewest} to {most}"
-        raise Unsupported(f"{instruction.spelling!r} with {given} operands is not supported (it takes {wanted})")
+        raise Unsupported(
+            f"{instruction.spelling!r} with {given} operands is not supported (it takes {wanted})"
+        )
     return row.translate(e, modifiers, *instruction.operands)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _operand_counts(translate: Callable[..., str]) -> tuple[int, int]:
     """How few and how many operands a row takes besides (emitter, modifiers)."""
     parameters = list(inspect.signature(translate).parameters.values())[2:]

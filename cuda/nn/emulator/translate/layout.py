@@ -1,7 +1,9 @@
-"""Where things lie: static shared variables in the block's window, and how much stack a kernel's threads need.
+"""Where things lie: static shared variables in the block's window, and how much stack a kernel's threads
+need.
 
-A shared variable has one offset in the whole module, as a device function is compiled once for all kernels that call it.
-Variables that no kernel uses together may overlap: each is put right above those with which it shares a kernel."""
+A shared variable has one offset in the whole module, as a device function is compiled once for all kernels
+that call it. Variables that no kernel uses together may overlap: each is put right above those with which it
+shares a kernel."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,9 +11,12 @@ from dataclasses import dataclass, field
 from .function import Translated
 from .names import SYSTEM, Variable, natural_alignment, scalar_bytes
 
-RED_ZONE = 64            # bytes between shared variables, and after globals: what runs over an end does not hit the next unseen
-_FRAME_OVERHEAD = 256    # bytes of a C++ function's frame besides its variables: saved registers, arguments, alignment
-_RECURSIONS = 32         # how deep a recursive function is expected to go
+# bytes between shared variables, and after globals: what runs over an end does not hit the next unseen
+RED_ZONE = 64
+_FRAME_OVERHEAD = (
+    256  # bytes of a C++ function's frame besides its variables: saved registers, arguments, alignment
+)
+_RECURSIONS = 32  # how deep a recursive function is expected to go
 
 
 @dataclass
@@ -19,13 +24,14 @@ class SharedLayout:
     """Offsets of all shared variables; for each kernel its own and where its dynamic memory begins."""
 
     offsets: list[int]
-    used: dict[str, list[int]] = field(default_factory=dict)         # kernel -> numbers of its variables, by offset
-    declared_bytes: dict[str, int] = field(default_factory=dict)     # what the hardware's limit counts
+    used: dict[str, list[int]] = field(default_factory=dict)  # kernel -> numbers of its variables, by offset
+    declared_bytes: dict[str, int] = field(default_factory=dict)  # what the hardware's limit counts
     dynamic_offset: dict[str, int] = field(default_factory=dict)
 
 
 def reachable(name: str, functions: Mapping[str, Translated], address_taken: Iterable[str]) -> list[str]:
-    """A function and all that it may call; through pointers it may call whatever has had its address taken."""
+    """A function and all that it may call; through pointers it may call whatever has had its address
+    taken."""
     found: dict[str, None] = {}
     left = [name]
     while left:
@@ -40,7 +46,9 @@ def reachable(name: str, functions: Mapping[str, Translated], address_taken: Ite
     return list(found)
 
 
-def lay_out_shared(shared: Sequence[Variable], reached: Mapping[str, list[str]], functions: Mapping[str, Translated]) -> SharedLayout:
+def lay_out_shared(
+    shared: Sequence[Variable], reached: Mapping[str, list[str]], functions: Mapping[str, Translated]
+) -> SharedLayout:
     """Offsets for the variables that the kernels reach."""
     users: dict[int, list[str]] = {}
     alignments: dict[str, int] = {}
@@ -76,7 +84,7 @@ def stack_bytes(kernel: str, functions: Mapping[str, Translated], address_taken:
 
     def depth(name: str) -> int:
         if name in walking:
-            recursive.update(walking[walking.index(name):])
+            recursive.update(walking[walking.index(name) :])
             return 0
         translated = functions.get(name)
         if name in depths or translated is None:
@@ -94,7 +102,9 @@ def stack_bytes(kernel: str, functions: Mapping[str, Translated], address_taken:
 
 def frame_bytes(translated: Translated) -> int:
     """Local memory, buffers of calls, and every register spilled."""
-    return translated.frame_bytes + 2 * translated.usage.call_bytes + 8 * translated.registers + _FRAME_OVERHEAD
+    return (
+        translated.frame_bytes + 2 * translated.usage.call_bytes + 8 * translated.registers + _FRAME_OVERHEAD
+    )
 
 
 def _aligned(value: int, alignment: int) -> int:

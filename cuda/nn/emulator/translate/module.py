@@ -3,8 +3,9 @@
     translation = translate(open("kernels.ptx").read())
     translation.cpp, translation.kernels
 
-Raises PtxError for text that is not PTX, TranslationError for what the emulator does not have: all of it at once, each with the
-line of the .cu file.  With partial=True kernels that reach something unsupported are left out, and named in `refused`."""
+Raises PtxError for text that is not PTX, TranslationError for what the emulator does not have: all of it at
+once, each with the line of the .cu file.  With partial=True kernels that reach something unsupported are left
+out, and named in `refused`."""
 
 import json
 import re
@@ -13,16 +14,16 @@ from dataclasses import dataclass, field
 from ..errors import EmulatorError
 from ..ptx import parse
 from ..ptx.syntax import Declaration, Function, Module
-from . import instructions as _rows      # noqa: F401  (enters the rows of every instruction)
+from . import instructions as _rows  # noqa: F401  (enters the rows of every instruction)
 from .emitter import function_cpp
 from .function import SIGNATURE, FunctionTranslator, Output, Problem, Translated
 from .layout import SharedLayout, lay_out_shared, reachable, stack_bytes
-from .names import FunctionName, Names, Symbols, Variable, scalar_bytes
+from .names import FunctionName, Names, Symbols, scalar_bytes
 from .sites import SourceLines
 from .table import Unsupported
 from .variables import addresses_taken, declare
 
-_SHOWN = 20              # problems listed in an error
+_SHOWN = 20  # problems listed in an error
 
 
 class TranslationError(EmulatorError):
@@ -34,10 +35,10 @@ class Translation:
     """A module's C++."""
 
     cpp: str
-    kernels: list[str]                           # mangled names
-    target: str                                  # "sm_90a"
-    files: list[str]                             # sources that the sites name
-    refused: dict[str, list[str]] = field(default_factory=dict)      # kernels left out (partial=True), and why
+    kernels: list[str]  # mangled names
+    target: str  # "sm_90a"
+    files: list[str]  # sources that the sites name
+    refused: dict[str, list[str]] = field(default_factory=dict)  # kernels left out (partial=True), and why
 
 
 def translate(ptx_text: str, *, partial: bool = False) -> Translation:
@@ -122,28 +123,57 @@ class ModuleTranslator:
 
     # ---- C++
 
-    def _assembled(self, variables: list[str], kernels: list[str], layout: SharedLayout, refused: set[str]) -> str:
-        shared = [f"constexpr uint32_t {variable.cpp} = {offset};    // {variable.declaration.name}"
-                  for variable, offset in zip(self._symbols.shared, layout.offsets, strict=True)]
+    def _assembled(
+        self, variables: list[str], kernels: list[str], layout: SharedLayout, refused: set[str]
+    ) -> str:
+        shared = [
+            f"constexpr uint32_t {variable.cpp} = {offset};    // {variable.declaration.name}"
+            for variable, offset in zip(self._symbols.shared, layout.offsets, strict=True)
+        ]
         kept = {name: t for name, t in self._functions.items() if name not in refused}
         forward = [f"void {function_cpp(name)}{SIGNATURE};" for name in kept]
         bodies: list[str] = []
         for name, translated in kept.items():
             bodies.extend(_trapping(name) if translated.refused else translated.text)
         tables = [
-            *self._site_table(), *self._variable_table(),
-            *(line for index, name in enumerate(kernels) for line in self._kernel_tables(index, name, layout)),
+            *self._site_table(),
+            *self._variable_table(),
+            *(
+                line
+                for index, name in enumerate(kernels)
+                for line in self._kernel_tables(index, name, layout)
+            ),
             *self._kernel_table(kernels, layout),
         ]
-        return "\n".join([
-            "// Translated from PTX; see cuda/nn/emulator/translate.", '#include "device.h"', "", "namespace emu {", "namespace {", "",
-            *forward, *shared, *variables, "", *bodies, "", *tables, "", "}  // namespace", "",
-            self._descriptor(kernels), "", "}  // namespace emu", "",
-        ])
+        return "\n".join(
+            [
+                "// Translated from PTX; see cuda/nn/emulator/translate.",
+                '#include "device.h"',
+                "",
+                "namespace emu {",
+                "namespace {",
+                "",
+                *forward,
+                *shared,
+                *variables,
+                "",
+                *bodies,
+                "",
+                *tables,
+                "",
+                "}  // namespace",
+                "",
+                self._descriptor(kernels),
+                "",
+                "}  // namespace emu",
+                "",
+            ]
+        )
 
     def _site_table(self) -> list[str]:
         rows = [
-            f'{{{s.file}, {s.line}, {s.ptx_line}, {s.basic_block}, "{s.opcode}", FlopKind::{s.flop_kind}, {s.flops}}},'
+            f'{{{s.file}, {s.line}, {s.ptx_line}, {s.basic_block}, "{s.opcode}", '
+            f"FlopKind::{s.flop_kind}, {s.flops}}},"
             for s in self._output.sites
         ]
         return ["const Site sites[] = {", *(rows or ['{0, 0, 0, 0, "", FlopKind::none, 0},']), "};"]
@@ -168,7 +198,8 @@ class ModuleTranslator:
 
     def _shared_row(self, number: int, layout: SharedLayout) -> str:
         declaration = self._symbols.shared[number].declaration
-        return f"{{{_quoted(declaration.name)}, {layout.offsets[number]}, {scalar_bytes(declaration)}, Space::shared}}"
+        place = f"{layout.offsets[number]}, {scalar_bytes(declaration)}"
+        return f"{{{_quoted(declaration.name)}, {place}, Space::shared}}"
 
     def _kernel_table(self, kernels: list[str], layout: SharedLayout) -> list[str]:
         rows = [self._kernel_row(index, name, layout) for index, name in enumerate(kernels)]
@@ -180,22 +211,36 @@ class ModuleTranslator:
         count = len(function.parameters)
         stack = stack_bytes(name, self._functions, self._taken)
         fields = [
-            _quoted(name), f"&{function_cpp(name)}", str(count), f"offsets_{index}", f"sizes_{index}", str(translated.parameter_bytes),
-            str(layout.declared_bytes.get(name, 0)), str(layout.dynamic_offset[name]), f"shared_{index}",
-            str(len(layout.used.get(name, []))), str(stack), _triple(function, "maxntid"), _triple(function, "reqntid"),
-            _triple(function, "reqnctapercluster"), str(self._output.basic_blocks),
+            _quoted(name),
+            f"&{function_cpp(name)}",
+            str(count),
+            f"offsets_{index}",
+            f"sizes_{index}",
+            str(translated.parameter_bytes),
+            str(layout.declared_bytes.get(name, 0)),
+            str(layout.dynamic_offset[name]),
+            f"shared_{index}",
+            str(len(layout.used.get(name, []))),
+            str(stack),
+            _triple(function, "maxntid"),
+            _triple(function, "reqntid"),
+            _triple(function, "reqnctapercluster"),
+            str(self._output.basic_blocks),
         ]
         return f"{{{', '.join(fields)}}},"
 
     def _descriptor(self, kernels: list[str]) -> str:
         files = self._output.lines.files
-        return "\n".join([
-            f"static const char* const files[] = {{{', '.join(map(_quoted, files))}}};",
-            'extern "C" __attribute__((visibility("default"))) const ModuleDescriptor emu_module = {',
-            f"DESCRIPTOR_VERSION, EMU_HOOKS, {_quoted(self._module.target)}, files, {len(files)}, sites, {len(self._output.sites)},",
-            f"kernels, {len(kernels)}, variables, {len(self._symbols.variables)},",
-            "};",
-        ])
+        return "\n".join(
+            [
+                f"static const char* const files[] = {{{', '.join(map(_quoted, files))}}};",
+                'extern "C" __attribute__((visibility("default"))) const ModuleDescriptor emu_module = {',
+                f"DESCRIPTOR_VERSION, EMU_HOOKS, {_quoted(self._module.target)}, files, {len(files)}, sites, "
+                f"{len(self._output.sites)},",
+                f"kernels, {len(kernels)}, variables, {len(self._symbols.variables)},",
+                "};",
+            ]
+        )
 
 
 def _trapping(name: str) -> list[str]:
@@ -226,7 +271,7 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-# ---- messages ----------------------------------------------------------------------------------------------------------
+# ---- messages ----------------------------------------------------------------------------------------------
 
 
 def _line(problem: Problem) -> str:
@@ -236,7 +281,8 @@ def _line(problem: Problem) -> str:
 
 
 def _message(problems: list[Problem]) -> tuple[str, str]:
-    """The first line, and the others where there are several; equal messages of one source line are told once."""
+    """The first line, and the others where there are several; equal messages of one source line are told
+    once."""
     lines: dict[tuple[str, str, int], str] = {}
     for problem in problems:
         lines.setdefault((problem.message, problem.file, problem.line), _line(problem))
@@ -244,4 +290,6 @@ def _message(problems: list[Problem]) -> tuple[str, str]:
     if len(texts) == 1:
         return texts[0], ""
     more = [f"... and {len(texts) - _SHOWN} more"] if len(texts) > _SHOWN else []
-    return f"{len(texts)} things in these kernels are not supported; the first: {texts[0]}", "\n".join(texts[1:_SHOWN] + more)
+    return f"{len(texts)} things in these kernels are not supported; the first: {texts[0]}", "\n".join(
+        texts[1:_SHOWN] + more
+    )

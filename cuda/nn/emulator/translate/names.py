@@ -1,7 +1,9 @@
-"""What the names of a module and of a function mean, scope by scope: registers, labels, parameters, variables, functions.
+"""What the names of a module and of a function mean, scope by scope: registers, labels, parameters,
+variables, functions.
 
-Inline assembly opens scopes of its own (`{ .reg .b32 t; again: ... }`), so each register and label gets a C++ name that is
-unique in its function.  Registers end in `_` or `_<scope>`, which nothing else in the generated code does."""
+Inline assembly opens scopes of its own (`{ .reg .b32 t; again: ... }`), so each register and label gets a C++
+name that is unique in its function.  Registers end in `_` or `_<scope>`, which nothing else in the generated
+code does."""
 
 import re
 from collections.abc import Iterable
@@ -11,11 +13,10 @@ from ..ptx.syntax import Declaration, LabelDefinition, Prototype, Scope, TargetL
 from ..ptx.types import SCALARS, Scalar
 from .table import Unsupported
 
-
-MAX_REGISTERS = 1 << 20       # of one function: hundreds of times what nvcc writes
-MAX_LOCAL = 512 << 10         # bytes of local memory per thread, as on the hardware
-MAX_GLOBAL = 1 << 30          # bytes of variables of a module: what the host's compiler can address with ease
-SYSTEM = "(system)"      # owner of shared memory that the program did not declare
+MAX_REGISTERS = 1 << 20  # of one function: hundreds of times what nvcc writes
+MAX_LOCAL = 512 << 10  # bytes of local memory per thread, as on the hardware
+MAX_GLOBAL = 1 << 30  # bytes of variables of a module: what the host's compiler can address with ease
+SYSTEM = "(system)"  # owner of shared memory that the program did not declare
 
 
 @dataclass
@@ -33,9 +34,10 @@ class VectorRegister:
 
 @dataclass
 class ParameterPlace:
-    """Bytes in a parameter buffer: of this function's parameters, of its result, or of a call that is being prepared."""
+    """Bytes in a parameter buffer: of this function's parameters, of its result, or of a call that is being
+    prepared."""
 
-    buffer: str                  # C++ expression of a char*
+    buffer: str  # C++ expression of a char*
     offset: int
     bytes: int
 
@@ -49,15 +51,17 @@ class LocalPlace:
 
 @dataclass
 class SharedPlace:
-    """A static shared variable.  `constant` names the C++ constant of its offset, known when the whole module is laid out."""
+    """A static shared variable.  `constant` names the C++ constant of its offset, known when the whole module
+    is laid out."""
 
-    number: int                  # among the module's shared variables
+    number: int  # among the module's shared variables
     constant: str
 
 
 @dataclass
 class DynamicShared:
-    """`extern __shared__`: begins where the kernel's static variables end.  Several names mean the same bytes."""
+    """`extern __shared__`: begins where the kernel's static variables end.  Several names mean the same
+    bytes."""
 
     alignment: int
 
@@ -67,7 +71,7 @@ class GlobalPlace:
     """A variable in global or constant memory: a C++ array."""
 
     cpp: str
-    space: str                   # global, const
+    space: str  # global, const
 
 
 @dataclass
@@ -85,12 +89,22 @@ class Undefined:
 @dataclass
 class Label:
     cpp: str
-    position: int                # number of the statement at which it stands
+    position: int  # number of the statement at which it stands
 
 
 Entity = (
-    Register | VectorRegister | ParameterPlace | LocalPlace | SharedPlace | DynamicShared | GlobalPlace | FunctionName
-    | Undefined | Label | TargetList | Prototype
+    Register
+    | VectorRegister
+    | ParameterPlace
+    | LocalPlace
+    | SharedPlace
+    | DynamicShared
+    | GlobalPlace
+    | FunctionName
+    | Undefined
+    | Label
+    | TargetList
+    | Prototype
 )
 
 
@@ -100,7 +114,7 @@ class Names:
 
     outer: "Names | None" = None
     entities: dict[str, Entity] = field(default_factory=dict)
-    inner: "list[Names]" = field(default_factory=list)       # in the order of the text
+    inner: "list[Names]" = field(default_factory=list)  # in the order of the text
 
     def find(self, name: str) -> Entity | None:
         scope: Names | None = self
@@ -117,8 +131,8 @@ class Variable:
     """A variable of the module: global, constant or static shared, wherever it was declared."""
 
     declaration: Declaration
-    cpp: str                     # the C++ array, or for a shared variable the constant of its offset
-    owner: str = ""              # the function that declares it; "" for the module, SYSTEM for the system
+    cpp: str  # the C++ array, or for a shared variable the constant of its offset
+    owner: str = ""  # the function that declares it; "" for the module, SYSTEM for the system
 
 
 @dataclass
@@ -126,13 +140,14 @@ class Symbols:
     """All variables of a module and its outermost scope."""
 
     names: Names = field(default_factory=Names)
-    variables: list[Variable] = field(default_factory=list)      # global and const
+    variables: list[Variable] = field(default_factory=list)  # global and const
     shared: list[Variable] = field(default_factory=list)
     global_bytes: int = 0
     _reserved: SharedPlace | None = None
 
     def reserved(self) -> SharedPlace:
-        """The shared memory that the system keeps for cooperative groups: 288 bytes at %reserved_smem_offset_1."""
+        """The shared memory that the system keeps for cooperative groups: 288 bytes at
+        %reserved_smem_offset_1."""
         if self._reserved is None:
             name = "(reserved for cooperative groups)"
             place = self.variable(Declaration("shared", "b8", name, 0, alignment=16, count=288), SYSTEM)
@@ -155,7 +170,9 @@ class Symbols:
             return Undefined(declaration.name)
         self.global_bytes += scalar_bytes(declaration)
         if self.global_bytes > MAX_GLOBAL:
-            raise Unsupported(f"variable {declaration.name}: more than {MAX_GLOBAL:,} bytes of variables in a module")
+            raise Unsupported(
+                f"variable {declaration.name}: more than {MAX_GLOBAL:,} bytes of variables in a module"
+            )
         cpp = f"G{len(self.variables)}"
         self.variables.append(Variable(declaration, cpp, owner))
         return GlobalPlace(cpp, space)
@@ -182,7 +199,8 @@ def lay_out(declarations: Iterable[Declaration]) -> tuple[list[int], int]:
 
 
 class Collector:
-    """The first walk over a function: enters every declaration and label, so that the second walk finds them."""
+    """The first walk over a function: enters every declaration and label, so that the second walk finds
+    them."""
 
     def __init__(self, symbols: Symbols, owner: str) -> None:
         self.frame_bytes = 0
@@ -190,7 +208,7 @@ class Collector:
         self._symbols, self._owner = symbols, owner
         self._position = 0
         self._scopes = 0
-        self._taken = {"carry_", "frame_", "mark_"}          # of function.py and EMU_FRAME
+        self._taken = {"carry_", "frame_", "mark_"}  # of function.py and EMU_FRAME
 
     def collect(self, scope: Scope, outer: Names) -> Names:
         """The names of a scope and of those within."""
@@ -226,7 +244,9 @@ class Collector:
         scalar = SCALARS[declaration.type]
         count = declaration.range
         if count + self.registers > MAX_REGISTERS:
-            raise Unsupported(f"{declaration.name}<{count}>: more than {MAX_REGISTERS:,} registers in one function")
+            raise Unsupported(
+                f"{declaration.name}<{count}>: more than {MAX_REGISTERS:,} registers in one function"
+            )
         spelled = [f"{declaration.name}{i}" for i in range(count)] if count else [declaration.name]
         self.registers += len(spelled) * declaration.vector
         for name in spelled:
@@ -235,7 +255,9 @@ class Collector:
                 names.entities[name] = Register(cpp, scalar)
             else:
                 axes = "xyzw"[: declaration.vector]
-                names.entities[name] = VectorRegister({axis: Register(f"{cpp}{axis}", scalar) for axis in axes})
+                names.entities[name] = VectorRegister(
+                    {axis: Register(f"{cpp}{axis}", scalar) for axis in axes}
+                )
 
     def _local(self, declaration: Declaration) -> LocalPlace:
         alignment = natural_alignment(declaration)

@@ -1,6 +1,7 @@
 """The special registers: %tid.x and its like, as expressions over the running thread.
 
-Those that name hardware which is not there (%pm0, %envreg3, ...) are not in the table and so are refused by name."""
+Those that name hardware which is not there (%pm0, %envreg3, ...) are not in the table and so are refused by
+name."""
 
 from dataclasses import dataclass
 

@@ -1,12 +1,16 @@
-"""Where each instruction came from: the table of sites, and how a .loc becomes the line of the user's source."""
+"""Where each instruction came from: the table of sites, and how a .loc becomes the line of the user's
+source."""
 
 import re
 from dataclasses import dataclass, field
 
 from ..ptx.syntax import Location
 
-# Headers of CUDA itself and of the host compiler: an instruction inlined from them is reported at the user's line that called it.
-_FOREIGN = re.compile(r"(^|/)(cuda[^/]*/(targets/[^/]*/)?include|nvidia/[^/]+/include|crt|cccl|usr/include|usr/lib)/|^/usr/local/cuda")
+# Headers of CUDA itself and of the host compiler: an instruction inlined from them is reported at the user's
+# line that called it.
+_FOREIGN = re.compile(
+    r"(^|/)(cuda[^/]*/(targets/[^/]*/)?include|nvidia/[^/]+/include|crt|cccl|usr/include|usr/lib)/|^/usr/local/cuda"
+)
 
 
 @dataclass
@@ -36,12 +40,13 @@ class SourceLines:
         self._callers.clear()
 
     def enter(self, location: Location) -> tuple[int, int]:
-        """(index into files, line) of the instructions after a .loc: the innermost position in the user's own files.
+        """(index into files, line) of the instructions after a .loc: the innermost position in the user's own
+        files.
 
         Line 0 is the compiler's word for "of no line in particular": the caller keeps the line before."""
         self._callers[(location.file, location.line, location.column)] = location
         chosen = location
-        for _ in range(64):                                # chains of inlined calls end; a malformed one must, too
+        for _ in range(64):  # chains of inlined calls end; a malformed one must, too
             if not self._is_foreign(chosen.file) or chosen.inlined_at is None:
                 break
             caller = chosen.inlined_at

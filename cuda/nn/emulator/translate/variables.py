@@ -1,7 +1,7 @@
 """Global and constant variables as C++ arrays, and their initialisers.
 
-Plain bytes become a string literal, which compiles fastest; elements that hold addresses become an array of integers, filled in
-when the module is loaded.  Each array is followed by a red zone."""
+Plain bytes become a string literal, which compiles fastest; elements that hold addresses become an array of
+integers, filled in when the module is loaded.  Each array is followed by a red zone."""
 
 import struct
 from collections.abc import Iterable
@@ -23,7 +23,10 @@ def declare(variables: Iterable[Variable], names: Names) -> list[str]:
             addressed.append(variable)
         else:
             plain.append(_plain(variable))
-    return [*plain, *(_addressed(variable, names) for variable in addressed)]       # PTX lets them name only what came before
+    return [
+        *plain,
+        *(_addressed(variable, names) for variable in addressed),
+    ]  # PTX lets them name only what came before
 
 
 def addresses_taken(variables: Iterable[Variable], names: Names) -> set[str]:
@@ -42,12 +45,19 @@ def _plain(variable: Variable) -> str:
     scalar = SCALARS[declaration.type]
     data = b"".join(element_bytes(value, scalar, declaration.name) for value in declaration.initializer or ())
     data = data.rstrip(b"\0")
-    begin = f"alignas({max(16, natural_alignment(declaration))}) char {variable.cpp}[{scalar_bytes(declaration) + RED_ZONE}]"
-    return f"{begin} = {_string(data)};    // {declaration.name}" if data else f"{begin};    // {declaration.name}"
+    begin = (
+        f"alignas({max(16, natural_alignment(declaration))}) char "
+        f"{variable.cpp}[{scalar_bytes(declaration) + RED_ZONE}]"
+    )
+    return (
+        f"{begin} = {_string(data)};    // {declaration.name}"
+        if data
+        else f"{begin};    // {declaration.name}"
+    )
 
 
 def _string(data: bytes) -> str:
-    pieces = ["".join(f"\\{byte:03o}" for byte in data[at:at + 4000]) for at in range(0, len(data), 4000)]
+    pieces = ["".join(f"\\{byte:03o}" for byte in data[at : at + 4000]) for at in range(0, len(data), 4000)]
     return "\n".join(f'"{piece}"' for piece in pieces)
 
 

@@ -1,7 +1,7 @@
 """Barriers of a block (bar, barrier) and of a cluster (barrier.cluster).  See csrc/emulator/barrier.cpp.
 
-`bar` is `barrier` with .aligned.  Whether the threads of a warp stand at the same aligned barrier is checked as they are released;
-the runtime tells the two forms apart by the instruction's spelling."""
+`bar` is `barrier` with .aligned.  Whether threads stand at the same aligned barrier is checked as they are
+released; the runtime tells the two forms apart by the instruction's spelling."""
 
 from types import SimpleNamespace
 
@@ -9,7 +9,7 @@ from ...ptx.syntax import Operand
 from ..emitter import Emitter
 from ..table import instruction
 
-_ALL = "0u"      # of the block's threads
+_ALL = "0u"  # of the block's threads
 
 
 def _thread_count(e: Emitter, operands: tuple[Operand, ...]) -> str:

@@ -1,7 +1,8 @@
 """Branches, calls, returns, and memory taken from the stack.
 
-A call collects its arguments in one buffer, laid out as the callee's parameters are, and passes a buffer for the result; a call
-through a pointer takes the layout from the prototype.  Calls and backward branches count against the step budget."""
+A call collects its arguments in one buffer, laid out as the callee's parameters are, and passes a buffer for
+the result; a call through a pointer takes the layout from the prototype.  Calls and backward branches count
+against the step budget."""
 
 from types import SimpleNamespace
 
@@ -12,7 +13,13 @@ from ..names import FunctionName, Label, ParameterPlace, lay_out, natural_alignm
 from ..table import Unsupported, instruction
 
 # Functions of NVIDIA's device runtime that launch kernels from kernels.
-_DEVICE_LAUNCH = ("cudaLaunchDevice", "cudaGetParameterBuffer", "cudaCreateStreamWithFlags", "cudaDeviceSynchronize", "__cudaCDP")
+_DEVICE_LAUNCH = (
+    "cudaLaunchDevice",
+    "cudaGetParameterBuffer",
+    "cudaCreateStreamWithFlags",
+    "cudaDeviceSynchronize",
+    "__cudaCDP",
+)
 
 
 @instruction("bra", "uni?")
@@ -40,7 +47,8 @@ def brx(e: Emitter, m: SimpleNamespace, index: Operand, targets: Operand) -> str
 def ret(e: Emitter, m: SimpleNamespace) -> str:
     stores = [
         f"store<{SCALARS[result.type].cpp}>(result, {e.value(Name(result.name), result.type)});"
-        for result in e.function.results if result.space == "reg"
+        for result in e.function.results
+        if result.space == "reg"
     ]
     return " ".join([*stores, "return;"])
 
@@ -51,12 +59,17 @@ def exit_(e: Emitter, m: SimpleNamespace) -> str:
     return "return;" if e.function.is_entry else "exit_thread(t);"
 
 
-# ---- calls -------------------------------------------------------------------------------------------------------------
+# ---- calls -------------------------------------------------------------------------------------------------
 
 
 @instruction("call", "uni?")
 def call(
-    e: Emitter, m: SimpleNamespace, results: Group, target: Operand, arguments: Group, prototype: Operand | None = None
+    e: Emitter,
+    m: SimpleNamespace,
+    results: Group,
+    target: Operand,
+    arguments: Group,
+    prototype: Operand | None = None,
 ) -> str:
     found = e.names.find(target.name) if isinstance(target, Name) else None
     if not isinstance(found, FunctionName):
@@ -68,13 +81,18 @@ def call(
     if found.name in _RUNTIME:
         return _RUNTIME[found.name](e, results, arguments)
     if found.name.startswith(_DEVICE_LAUNCH):
-        raise Unsupported(f"{found.name}: launching kernels from kernels (dynamic parallelism) is not supported")
+        raise Unsupported(
+            f"{found.name}: launching kernels from kernels (dynamic parallelism) is not supported"
+        )
     raise Unsupported(
-        f"function {found.name} is defined in another file; modules that must be linked (-rdc=true) are not supported"
+        f"function {found.name} is defined in another file; modules that must be linked (-rdc=true) are not "
+        f"supported"
     )
 
 
-def _call_indirect(e: Emitter, results: Group, target: Operand, arguments: Group, prototype: Operand | None) -> str:
+def _call_indirect(
+    e: Emitter, results: Group, target: Operand, arguments: Group, prototype: Operand | None
+) -> str:
     known = e.names.find(prototype.name) if isinstance(prototype, Name) else None
     if isinstance(known, TargetList) and known.kind == "calltargets":
         function = e.functions.get(known.targets[0])
@@ -93,12 +111,17 @@ def _call_indirect(e: Emitter, results: Group, target: Operand, arguments: Group
 
 
 def _call(
-    e: Emitter, function: str, formal_results: list[Declaration], formal_parameters: list[Declaration],
-    results: Group, arguments: Group,
+    e: Emitter,
+    function: str,
+    formal_results: list[Declaration],
+    formal_parameters: list[Declaration],
+    results: Group,
+    arguments: Group,
 ) -> str:
     if len(formal_parameters) != len(arguments.elements) or len(formal_results) != len(results.elements):
         raise Unsupported(
-            f"a call with {len(arguments.elements)} arguments and {len(results.elements)} results of a function that takes "
+            f"a call with {len(arguments.elements)} arguments and {len(results.elements)} results of a "
+            f"function that takes "
             f"{len(formal_parameters)} and returns {len(formal_results)}"
         )
     offsets, total = lay_out(formal_parameters)
@@ -131,7 +154,9 @@ def _pass(e: Emitter, formal: Declaration, to: str, argument: Operand) -> str:
         return f"store<{SCALARS[formal.type].cpp}>({to}, {e.value(argument, formal.type)});"
     size = scalar_bytes(formal)
     if place.bytes < size:
-        raise Unsupported(f"argument {e.text(argument)} has {place.bytes} bytes where the function takes {size}")
+        raise Unsupported(
+            f"argument {e.text(argument)} has {place.bytes} bytes where the function takes {size}"
+        )
     return f"std::memcpy({to}, {place.buffer} + {place.offset}, {size});" if size else ""
 
 
@@ -144,13 +169,17 @@ def _receive(e: Emitter, formals: list[Declaration], results: Group) -> tuple[li
     size = scalar_bytes(formal)
     if place is not None:
         if place.bytes < size:
-            raise Unsupported(f"result {e.text(operand)} has {place.bytes} bytes where the function returns {size}")
+            raise Unsupported(
+                f"result {e.text(operand)} has {place.bytes} bytes where the function returns {size}"
+            )
         return [f"char* const returned = (char*){place.buffer} + {place.offset};"], []
     cpp = SCALARS[formal.type].cpp
-    return [f"alignas(16) char returned[{max(1, size)}];"], [e.assign(operand, formal.type, f"load<{cpp}>(returned)")]
+    return [f"alignas(16) char returned[{max(1, size)}];"], [
+        e.assign(operand, formal.type, f"load<{cpp}>(returned)")
+    ]
 
 
-# ---- functions of the runtime ------------------------------------------------------------------------------------------------
+# ---- functions of the runtime ------------------------------------------------------------------------------
 
 
 def _argument(e: Emitter, arguments: Group, index: int, type: str) -> str:
@@ -180,7 +209,9 @@ def _assert_fail(e: Emitter, results: Group, arguments: Group) -> str:
 
 
 def _malloc(e: Emitter, results: Group, arguments: Group) -> str:
-    return _give(e, results, "u64", f"(uint64_t)device_malloc(t, {_argument(e, arguments, 0, 'u64')}, {e.site()})")
+    return _give(
+        e, results, "u64", f"(uint64_t)device_malloc(t, {_argument(e, arguments, 0, 'u64')}, {e.site()})"
+    )
 
 
 def _free(e: Emitter, results: Group, arguments: Group) -> str:
@@ -190,11 +221,13 @@ def _free(e: Emitter, results: Group, arguments: Group) -> str:
 _RUNTIME = {"vprintf": _vprintf, "__assertfail": _assert_fail, "malloc": _malloc, "free": _free}
 
 
-# ---- memory from the stack ----------------------------------------------------------------------------------------------------
+# ---- memory from the stack ---------------------------------------------------------------------------------
 
 
 @instruction("alloca", "type:u64|b64?")
-def alloca(e: Emitter, m: SimpleNamespace, pointer: Operand, size: Operand, alignment: Operand | None = None) -> str:
+def alloca(
+    e: Emitter, m: SimpleNamespace, pointer: Operand, size: Operand, alignment: Operand | None = None
+) -> str:
     """Local memory until the function returns.  Each piece is a frame of its own, for bounds."""
     boundary = e.immediate(alignment) if alignment is not None else 8
     e.usage.flags.add("alloca")

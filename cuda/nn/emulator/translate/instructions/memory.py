@@ -1,10 +1,11 @@
 """ld, ldu, st and prefetches.
 
-A load or store announces itself to the checker (EMU_ACCESS) and then copies its elements; a vector is one access of its full
-width, as on the hardware.  Strong accesses (volatile, relaxed and stronger) first let other threads run now and then, as whoever
-spins on one waits for another thread's store.
+A load or store announces itself to the checker (EMU_ACCESS) and then copies its elements; a vector is one
+access of its full width, as on the hardware.  Strong accesses (volatile, relaxed and stronger) first let
+other threads run now and then, as whoever spins on one waits for another thread's store.
 
-Cache operators, eviction priorities and prefetch sizes are hints without an effect on results; the ones listed here are accepted."""
+Cache operators, eviction priorities and prefetch sizes are hints without an effect on results; the ones
+listed here are accepted."""
 
 from types import SimpleNamespace
 
@@ -58,10 +59,17 @@ def _is_parameter(space: str | None) -> bool:
     return space is not None and space.startswith("param")
 
 
-# ---- loads -------------------------------------------------------------------------------------------------------------
+# ---- loads -------------------------------------------------------------------------------------------------
 
 
-def load(e: Emitter, m: SimpleNamespace, destination: Operand, source: Operand, ordering: str | None, scope: str | None) -> str:
+def load(
+    e: Emitter,
+    m: SimpleNamespace,
+    destination: Operand,
+    source: Operand,
+    ordering: str | None,
+    scope: str | None,
+) -> str:
     """Statement of a load.  m has space, vector and type."""
     elements = e.vector(destination)
     size = _width(e, m, elements)
@@ -84,7 +92,9 @@ def load(e: Emitter, m: SimpleNamespace, destination: Operand, source: Operand, 
 
 
 @instruction("ld", f"weak? space:{SPACES}? {_LOAD_CACHE} {_HINTS} {_PREFETCH} {_SHAPE}")
-def ld(e: Emitter, m: SimpleNamespace, destination: Operand, source: Operand, policy: Operand | None = None) -> str:
+def ld(
+    e: Emitter, m: SimpleNamespace, destination: Operand, source: Operand, policy: Operand | None = None
+) -> str:
     _check_policy(m, policy)
     return load(e, m, destination, source, None, None)
 
@@ -95,7 +105,9 @@ def ld_volatile(e: Emitter, m: SimpleNamespace, destination: Operand, source: Op
 
 
 @instruction("ld", f"ordering:relaxed|acquire scope:{SCOPES} space:{SPACES}? {_HINTS} {_PREFETCH} {_SHAPE}")
-def ld_ordered(e: Emitter, m: SimpleNamespace, destination: Operand, source: Operand, policy: Operand | None = None) -> str:
+def ld_ordered(
+    e: Emitter, m: SimpleNamespace, destination: Operand, source: Operand, policy: Operand | None = None
+) -> str:
     _check_policy(m, policy)
     return load(e, m, destination, source, m.ordering, m.scope)
 
@@ -106,8 +118,11 @@ def ld_mmio(e: Emitter, m: SimpleNamespace, destination: Operand, source: Operan
 
 
 @instruction("ld", f"space:global cache:ca|cg|cs? nc {_HINTS} {_PREFETCH} {_SHAPE}")
-def ld_nc(e: Emitter, m: SimpleNamespace, destination: Operand, source: Operand, policy: Operand | None = None) -> str:
-    """Through the read-only cache: what it reads must not be written while the kernel runs, which the checker sees as a race."""
+def ld_nc(
+    e: Emitter, m: SimpleNamespace, destination: Operand, source: Operand, policy: Operand | None = None
+) -> str:
+    """Through the read-only cache: what it reads must not be written while the kernel runs, which the checker
+    sees as a race."""
     _check_policy(m, policy)
     return load(e, m, destination, source, None, None)
 
@@ -122,10 +137,12 @@ def _check_policy(m: SimpleNamespace, policy: Operand | None) -> None:
         raise Unsupported("a cache policy operand and .L2::cache_hint belong together")
 
 
-# ---- stores ------------------------------------------------------------------------------------------------------------
+# ---- stores ------------------------------------------------------------------------------------------------
 
 
-def store(e: Emitter, m: SimpleNamespace, target: Operand, source: Operand, ordering: str | None, scope: str | None) -> str:
+def store(
+    e: Emitter, m: SimpleNamespace, target: Operand, source: Operand, ordering: str | None, scope: str | None
+) -> str:
     """Statement of a store.  m has space, vector and type."""
     elements = e.vector(source)
     size = _width(e, m, elements)
@@ -147,7 +164,9 @@ def store(e: Emitter, m: SimpleNamespace, target: Operand, source: Operand, orde
 
 
 @instruction("st", f"weak? space:{SPACES}? {_STORE_CACHE} {_HINTS} {_SHAPE}")
-def st(e: Emitter, m: SimpleNamespace, target: Operand, source: Operand, policy: Operand | None = None) -> str:
+def st(
+    e: Emitter, m: SimpleNamespace, target: Operand, source: Operand, policy: Operand | None = None
+) -> str:
     _check_policy(m, policy)
     _check_writable(m)
     return store(e, m, target, source, None, None)
@@ -160,7 +179,9 @@ def st_volatile(e: Emitter, m: SimpleNamespace, target: Operand, source: Operand
 
 
 @instruction("st", f"ordering:relaxed|release scope:{SCOPES} space:{SPACES}? {_HINTS} {_SHAPE}")
-def st_ordered(e: Emitter, m: SimpleNamespace, target: Operand, source: Operand, policy: Operand | None = None) -> str:
+def st_ordered(
+    e: Emitter, m: SimpleNamespace, target: Operand, source: Operand, policy: Operand | None = None
+) -> str:
     _check_policy(m, policy)
     _check_writable(m)
     return store(e, m, target, source, m.ordering, m.scope)
@@ -176,7 +197,7 @@ def _check_writable(m: SimpleNamespace) -> None:
         raise Unsupported(f"a store to .{m.space} memory is not possible")
 
 
-# ---- prefetches: no effect on results --------------------------------------------------------------------------------------
+# ---- prefetches: no effect on results ----------------------------------------------------------------------
 
 
 @instruction("prefetch", "space:global|local? level:L1|L2")
@@ -206,8 +227,12 @@ def discard(e: Emitter, m: SimpleNamespace, source: Operand, size: Operand) -> s
     if e.immediate(size) != 128:
         raise Unsupported("discard takes 128 bytes")
     announced = f"EMU_ACCESS(t, a + i, 16, {access_flags('WRITE', m.space)}, {e.site()});"
-    address = e.address(source, m.space or "generic")
-    return f"{{ char* const a = {address}; for (int i = 0; i < 128; i += 16) {{ {announced} }} std::memset(a, 0xFF, 128); }}"
+    statements = [
+        f"char* const a = {e.address(source, m.space or 'generic')};",
+        f"for (int i = 0; i < 128; i += 16) {{ {announced} }}",
+        "std::memset(a, 0xFF, 128);",
+    ]
+    return f"{{ {' '.join(statements)} }}"
 
 
 @instruction("applypriority", "space:global? level:L2::evict_normal")
@@ -217,8 +242,13 @@ def applypriority(e: Emitter, m: SimpleNamespace, source: Operand, size: Operand
     return f"(void)({e.address(source, m.space or 'generic')});"
 
 
-@instruction("createpolicy", f"fractional primary:{_LEVEL2}|L2::evict_unchanged secondary:L2::evict_first|L2::evict_unchanged? b64")
-def createpolicy_fractional(e: Emitter, m: SimpleNamespace, destination: Operand, fraction: Operand | None = None) -> str:
+@instruction(
+    "createpolicy",
+    f"fractional primary:{_LEVEL2}|L2::evict_unchanged secondary:L2::evict_first|L2::evict_unchanged? b64",
+)
+def createpolicy_fractional(
+    e: Emitter, m: SimpleNamespace, destination: Operand, fraction: Operand | None = None
+) -> str:
     """A cache policy is an opaque number: only hints take it."""
     return e.assign(destination, "b64", "0")
 
@@ -227,7 +257,9 @@ def createpolicy_fractional(e: Emitter, m: SimpleNamespace, destination: Operand
     "createpolicy",
     f"range global? primary:{_LEVEL2}|L2::evict_unchanged secondary:L2::evict_first|L2::evict_unchanged? b64",
 )
-def createpolicy_range(e: Emitter, m: SimpleNamespace, destination: Operand, address: Operand, primary: Operand, total: Operand) -> str:
+def createpolicy_range(
+    e: Emitter, m: SimpleNamespace, destination: Operand, address: Operand, primary: Operand, total: Operand
+) -> str:
     return e.assign(destination, "b64", "0")
 
 

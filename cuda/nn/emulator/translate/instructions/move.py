@@ -1,7 +1,7 @@
 """mov, cvta and isspacep: registers, packing and unpacking, addresses of symbols.
 
-Addresses: generic, global, local, constant and parameter addresses are plain pointers, so cvta leaves them alone; a shared address
-is an offset from the cluster's windows, t.shared."""
+Addresses: generic, global, local, constant and parameter addresses are plain pointers, so cvta leaves them
+alone; a shared address is an offset from the cluster's windows, t.shared."""
 
 from types import SimpleNamespace
 
@@ -31,7 +31,10 @@ def mov_special(e: Emitter, m: SimpleNamespace, destination: Operand, source: Op
     elements = e.vector(destination)
     if len(elements) != 4 or not isinstance(source, Name) or source.component:
         raise Unsupported("mov.v4 is for special registers such as %tid")
-    return " ".join(e.assign(element, "u32", e.value(Name(source.name, axis), "u32")) for element, axis in zip(elements, "xyzw", strict=True))
+    return " ".join(
+        e.assign(element, "u32", e.value(Name(source.name, axis), "u32"))
+        for element, axis in zip(elements, "xyzw", strict=True)
+    )
 
 
 def _element_type(type: str, parts: Vector) -> tuple[str, int]:
@@ -46,7 +49,11 @@ def _pack(e: Emitter, type: str, destination: Operand, source: Vector) -> str:
     element, bits = _element_type(type, source)
     values = [e.value(part, element) for part in source.elements]
     if type == "b128":
-        return e.assign(destination, type, f"b128{{{_join(values[:len(values) // 2], bits)}, {_join(values[len(values) // 2:], bits)}}}")
+        return e.assign(
+            destination,
+            type,
+            f"b128{{{_join(values[: len(values) // 2], bits)}, {_join(values[len(values) // 2 :], bits)}}}",
+        )
     return e.assign(destination, f"b{8 * SCALARS[type].bytes}", _join(values, bits))
 
 
@@ -66,11 +73,13 @@ def _unpack(e: Emitter, type: str, destination: Vector, source: Operand) -> str:
             continue
         at = index * bits
         word = "whole" if type != "b128" else ("whole.low" if at < 64 else "whole.high")
-        statements.append(e.assign(part, element, f"(uint{bits}_t)({word} >> {at % 64 if type == 'b128' else at})"))
+        statements.append(
+            e.assign(part, element, f"(uint{bits}_t)({word} >> {at % 64 if type == 'b128' else at})")
+        )
     return f"{{ {' '.join(statements)} }}"
 
 
-# ---- address spaces ----------------------------------------------------------------------------------------------------
+# ---- address spaces ----------------------------------------------------------------------------------------
 
 _PLAIN = "global|local|const|param|param::entry"
 _SHARED = "shared|shared::cta|shared::cluster"
@@ -97,9 +106,14 @@ def cvta_to_shared(e: Emitter, m: SimpleNamespace, destination: Operand, source:
 
 
 _PREDICATES = {
-    "shared": "is_shared(t, {})", "shared::cta": "is_shared(t, {})", "shared::cluster": "is_cluster_shared(t, {})",
-    "local": "is_local(t, {})", "const": "is_constant(t, {})", "global": "is_global(t, {})",
-    "param": "is_parameter(t, {})", "param::entry": "is_parameter(t, {})",
+    "shared": "is_shared(t, {})",
+    "shared::cta": "is_shared(t, {})",
+    "shared::cluster": "is_cluster_shared(t, {})",
+    "local": "is_local(t, {})",
+    "const": "is_constant(t, {})",
+    "global": "is_global(t, {})",
+    "param": "is_parameter(t, {})",
+    "param::entry": "is_parameter(t, {})",
 }
 
 

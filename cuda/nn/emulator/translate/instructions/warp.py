@@ -1,7 +1,8 @@
-"""Warp collectives: shfl, vote, match, redux, elect, activemask, bar.warp.sync; and what a thread asks of the scheduler.
+"""Warp collectives: shfl, vote, match, redux, elect, activemask, bar.warp.sync; and what a thread asks
+of the scheduler.
 
-All of them meet the lanes of their membermask first, see csrc/emulator/warp.cpp.  The forms without .sync are not valid
-for any architecture that is emulated (sm_75 and later), and so are not in the table."""
+The lanes of the membermask meet first, see csrc/emulator/warp.cpp.  The forms without .sync are not valid for
+any architecture that is emulated (sm_75 and later), and so are not in the table."""
 
 from types import SimpleNamespace
 
@@ -13,7 +14,15 @@ _SHUFFLES = {"up": "up", "down": "down", "bfly": "butterfly", "idx": "index"}
 
 
 @instruction("shfl", f"sync mode:{'|'.join(_SHUFFLES)} b32")
-def shfl(e: Emitter, m: SimpleNamespace, destination: Operand, value: Operand, lane: Operand, clamp: Operand, mask: Operand) -> str:
+def shfl(
+    e: Emitter,
+    m: SimpleNamespace,
+    destination: Operand,
+    value: Operand,
+    lane: Operand,
+    clamp: Operand,
+    mask: Operand,
+) -> str:
     result, predicate = e.pair(destination)
     operands = ", ".join(e.value(operand, "b32") for operand in (value, lane, clamp, mask))
     call = f"emu::shuffle(t, emu::Shuffle::{_SHUFFLES[m.mode]}, {operands}, {{}}, {e.site()})"
@@ -33,12 +42,14 @@ def ballot(e: Emitter, m: SimpleNamespace, destination: Operand, predicate: Oper
 
 @instruction("vote", "sync mode:all|any|uni pred")
 def vote(e: Emitter, m: SimpleNamespace, destination: Operand, predicate: Operand, mask: Operand) -> str:
-    outcome = f"emu::vote(t, emu::Vote::{m.mode}, {e.value(predicate, 'pred')}, {e.value(mask, 'b32')}, {e.site()})"
+    outcome = (
+        f"emu::vote(t, emu::Vote::{m.mode}, {e.value(predicate, 'pred')}, {e.value(mask, 'b32')}, {e.site()})"
+    )
     return e.assign(destination, "pred", outcome)
 
 
 @instruction("match", "any sync type:b32|b64")
-@instruction("match", "sync any type:b32|b64")      # the manual's text has one order, its examples the other
+@instruction("match", "sync any type:b32|b64")  # the manual's text has one order, its examples the other
 def match_any(e: Emitter, m: SimpleNamespace, destination: Operand, value: Operand, mask: Operand) -> str:
     lanes = f"emu::match_any(t, {e.value(value, m.type)}, {e.value(mask, 'b32')}, {e.site()})"
     return e.assign(destination, "b32", lanes)
@@ -54,12 +65,16 @@ def match_all(e: Emitter, m: SimpleNamespace, destination: Operand, value: Opera
 
 
 def _redux(e: Emitter, kind: str, type: str, destination: Operand, value: Operand, mask: Operand) -> str:
-    reduced = f"emu::redux(t, emu::Redux::{kind}, {e.value(value, 'b32')}, {e.value(mask, 'b32')}, {e.site()})"
+    reduced = (
+        f"emu::redux(t, emu::Redux::{kind}, {e.value(value, 'b32')}, {e.value(mask, 'b32')}, {e.site()})"
+    )
     return e.assign(destination, type, reduced)
 
 
 @instruction("redux", "sync operation:add|min|max type:u32|s32")
-def redux_arithmetic(e: Emitter, m: SimpleNamespace, destination: Operand, value: Operand, mask: Operand) -> str:
+def redux_arithmetic(
+    e: Emitter, m: SimpleNamespace, destination: Operand, value: Operand, mask: Operand
+) -> str:
     e.require(80)
     kind = "add" if m.operation == "add" else f"{m.operation}_{m.type[0]}"
     return _redux(e, kind, "b32", destination, value, mask)
@@ -97,7 +112,7 @@ def bar_warp(e: Emitter, m: SimpleNamespace, mask: Operand) -> str:
     return f"emu::warp_sync(t, {e.value(mask, 'b32')}, {e.site()});"
 
 
-# ---- the thread itself ---------------------------------------------------------------------------------------------------
+# ---- the thread itself -------------------------------------------------------------------------------------
 
 
 @instruction("nanosleep", "u32")
@@ -115,7 +130,7 @@ def trap(e: Emitter, m: SimpleNamespace) -> str:
 
 @instruction("griddepcontrol", "action:launch_dependents|wait")
 def griddepcontrol(e: Emitter, m: SimpleNamespace) -> str:
-    """Launches run one after the other: what this one depends on has ended, and nothing starts before its end."""
+    """Launches run one after the other: what this one waits for has ended already."""
     e.require(90)
     return ";"
 
