@@ -56,7 +56,7 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 @pytest.mark.parametrize("path", PAGES, ids=NAMES)
 def test_paths_exist(path: Path) -> None:
-    spans = re.findall(r"`((?:nn|cuda|csrc|tests|docs|examples|bench)/[\w./-]*)`", prose(path))
+    spans = re.findall(r"`((?:nn|cuda/nn|csrc|tests|docs|examples|bench)/[\w./-]*)`", prose(path))
     assert [span for span in spans if not (ROOT / span).exists()] == []
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from nn.cli.main import VERBS, main
 from nn.cli.parser import Parser
+from nn.cli.words import Words
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -51,6 +52,13 @@ def only_parse(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AcceptedError
 
     monkeypatch.setattr(Parser, "given", stop)
+    parse = Words.parse_args
+
+    def stop_words(self: Words, argv: Sequence[str]) -> None:
+        parse(self, argv)
+        raise AcceptedError
+
+    monkeypatch.setattr(Words, "parse_args", stop_words)
 
 
 @pytest.mark.usefixtures("only_parse")

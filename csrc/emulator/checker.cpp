@@ -16,11 +16,11 @@ namespace emu {
 
 namespace {
 
-constexpr uint32_t TICK_LIMIT = 3u << 30;      // a launch that begins later than this starts time anew
+constexpr uint32_t TICK_LIMIT = 3u << 30;    // a launch that begins later than this starts time anew
 
 void forget_everything(Watcher& w) {
     w.global.forget();
-    w.idle.clear();                            // with their shadows of shared memory
+    w.idle.clear();    // with their shadows of shared memory
     w.tick = 1;
 }
 
@@ -31,7 +31,7 @@ void begin_clusters_window(Watcher& w, BlockWatch& b, const Block& block) {
 }
 
 uint32_t take_ordinal(Watcher& w, uint64_t linear) {
-    if (w.ordinals.size() == ORDINALS) {       // four million blocks: those before are forgotten
+    if (w.ordinals.size() == ORDINALS) {    // four million blocks: those before are forgotten
         w.ordinals.clear();
         w.first = w.next_tick();
     }
@@ -63,6 +63,8 @@ void begin_watch(Watcher& w, BlockWatch& b, Block& block) {
     b.shared = reinterpret_cast<uintptr_t>(block.shared);
     b.own_window = b.shared + block.window;
     b.windows_bytes = WINDOW * launch.cluster.x * launch.cluster.y * launch.cluster.z;
+    const Variable* kept = system_shared(*launch.kernel);
+    b.system = kept ? Extent{kept->place, kept->bytes} : Extent{};
     b.shadow.chunks.clear();
     b.shadow.written.clear(0, shared_bytes(launch));
     b.threads.resize(launch.block.x * launch.block.y * launch.block.z);
@@ -75,17 +77,19 @@ void begin_watch(Watcher& w, BlockWatch& b, Block& block) {
 
 // A watch keeps what it knows until its cluster has ended: others may still look at its window.
 void retire(Watcher& w, std::vector<BlockWatch*>& ranks) {
-    for (BlockWatch* b : ranks) if (b && !b->ended) return;
+    for (BlockWatch* b : ranks)
+        if (b && !b->ended) return;
     for (BlockWatch* b : ranks) {
         if (!b) continue;
-        const auto found = std::find_if(w.active.begin(), w.active.end(), [&](const auto& one) { return one.get() == b; });
+        const auto found =
+            std::find_if(w.active.begin(), w.active.end(), [&](const auto& one) { return one.get() == b; });
         w.idle.push_back(std::move(*found));
         w.active.erase(found);
     }
     ranks.clear();
 }
 
-void retire_all(Watcher& w) {                  // after an abandoned launch
+void retire_all(Watcher& w) {    // after an abandoned launch
     for (auto& b : w.active) w.idle.push_back(std::move(b));
     w.active.clear();
     w.clusters.clear();
@@ -96,7 +100,7 @@ void retire_all(Watcher& w) {                  // after an abandoned launch
 
 InFlight& in_flight(uint32_t token) { return watcher().in_flight[token - 1]; }
 
-}  // namespace
+}    // namespace
 
 Watcher* make_watcher() { return new Watcher; }
 
@@ -119,7 +123,7 @@ BlockWatch* watch_of_rank(const BlockWatch& b, uint32_t rank) {
     return found != watcher().clusters.end() && rank < found->second.size() ? found->second[rank] : nullptr;
 }
 
-// ---- launches and blocks -----------------------------------------------------------------------------------------------------
+// ---- launches and blocks ----------------------------------------------------------------------------------
 
 void checker_launch_begin(Launch& launch) {
     Watcher& w = watcher();
@@ -166,7 +170,7 @@ void checker_flush(Block& block) {
     if (b->met) count_block_met(*b);
 }
 
-// ---- accesses ------------------------------------------------------------------------------------------------------------------
+// ---- accesses ---------------------------------------------------------------------------------------------
 
 void access(Thread& t, const void* pointer, uint32_t bytes, uint32_t what, uint32_t site) {
     BlockWatch* b = t.block->watch;
@@ -182,7 +186,8 @@ void access(Thread& t, const void* pointer, uint32_t bytes, uint32_t what, uint3
     if (b->check) {
         const bool orders = !(what & UNORDERED);
         if (orders && (what & (STRONG | ACQUIRE) || (what & KIND) == ATOMIC)) import(t, address);
-        check_access(t, place, address, bytes, what, site);
+        const bool systems_own = place.window && place.offset - b->system.begin < b->system.bytes;
+        if (!systems_own) check_access(t, place, address, bytes, what, site);
         if (orders && (what & KIND) != READ && (what & (STRONG | RELEASE) || (what & KIND) == ATOMIC)) {
             publish(t, address, what & RELEASE, what & SCOPE_BLOCK);
         }
@@ -196,7 +201,8 @@ uint32_t checker_async_issue(Thread& t, const void* pointer, uint32_t bytes, boo
     const auto address = reinterpret_cast<uintptr_t>(pointer);
     Place place;
     if (!locate(t, address, bytes, write ? WRITE : READ, site, place)) return 0;
-    if (write && b->count && place.window) count_access(t, address, bytes, WRITE | SHARED | ASYNC_PROXY, site);
+    if (write && b->count && place.window)
+        count_access(t, address, bytes, WRITE | SHARED | ASYNC_PROXY, site);
     if (!b->check) return 0;
     Watcher& w = watcher();
     const InFlight operation{address, bytes, site, b->threads[t.linear].actor, write};
@@ -211,28 +217,20 @@ uint32_t checker_async_issue(Thread& t, const void* pointer, uint32_t bytes, boo
     return index + 1;
 }
 
-static void land(Thread& t, uint32_t token, bool record) {
+static void finish(Thread& t, uint32_t token, bool record) {
     if (token == 0 || !t.block->watch || token > watcher().in_flight.size()) return;
     const InFlight operation = in_flight(token);
     Place place;
-    if (!locate(t, operation.address, operation.bytes, operation.write ? WRITE : READ, operation.site, place)) return;
+    if (!locate(t, operation.address, operation.bytes, operation.write ? WRITE : READ, operation.site, place))
+        return;
     unmark_in_flight(t, place, operation, record);
-    watcher().landed.push_back(token - 1);
-}
-
-static void finish(Thread& t, uint32_t token, bool landed) {
-    if (token == 0 || !t.block->watch || token > watcher().in_flight.size()) return;
-    const InFlight operation = in_flight(token);
-    Place place;
-    if (!locate(t, operation.address, operation.bytes, operation.write ? WRITE : READ, operation.site, place)) return;
-    unmark_in_flight(t, place, operation, landed);
     watcher().landed.push_back(token - 1);
 }
 
 void checker_async_land(Thread& t, uint32_t token) { finish(t, token, true); }
 void checker_async_drop(Thread& t, uint32_t token) { finish(t, token, false); }
 
-// ---- memory ------------------------------------------------------------------------------------------------------------------------
+// ---- memory -----------------------------------------------------------------------------------------------
 
 void checker_allocated(const void* begin, size_t bytes) {
     if (!in_arena(begin)) return;
@@ -250,4 +248,4 @@ void checker_written(const void* begin, size_t bytes) {
     global.written.set(global.offset(reinterpret_cast<uintptr_t>(begin)), bytes);
 }
 
-}  // namespace emu
+}    // namespace emu

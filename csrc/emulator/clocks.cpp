@@ -9,7 +9,7 @@ namespace emu {
 
 namespace {
 
-constexpr size_t SPARES = 2048;       // clocks kept for reuse: about two per thread of a block
+constexpr size_t SPARES = 2048;    // clocks kept for reuse: about two per thread of a block
 
 // Clocks of one launch have one size: freed ones are kept for the next barrier.
 struct Spares {
@@ -17,7 +17,7 @@ struct Spares {
     std::vector<Clock*> clocks;
 };
 Spares& spares() {
-    static Spares* instance = new Spares;      // never destroyed: clocks may outlive static objects at exit
+    static Spares* instance = new Spares;    // never destroyed: clocks may outlive static objects at exit
     return *instance;
 }
 
@@ -62,7 +62,7 @@ void join_span(Ref<Blocks::Span>& into, const Ref<Blocks::Span>& from) {
     for (uint32_t i = 0; i < Blocks::SPAN; ++i) join(into->views[i], from->views[i]);
 }
 
-}  // namespace
+}    // namespace
 
 Clock* Clock::create(uint32_t size) {
     Spares& s = spares();
@@ -157,4 +157,4 @@ void join(Ref<Fenced>& into, const Ref<Fenced>& from) {
     join(into->others, from->others);
 }
 
-}  // namespace emu
+}    // namespace emu

@@ -1,4 +1,5 @@
-// Counters: the launch's accesses by site while it runs; at its end summed by line and kernel, so that modules may be unloaded.
+// Counters: the launch's accesses by site while it runs; at its end summed by line and kernel, so that
+// modules may be unloaded.
 #include "counters.h"
 
 #include <algorithm>
@@ -13,7 +14,8 @@ namespace emu {
 
 namespace {
 
-constexpr size_t LONGEST_LOG = 4096;      // accesses of one lane; then the others of its warp get their turn to catch up
+constexpr size_t LONGEST_LOG =
+    4096;    // accesses of one lane; then the others of its warp get their turn to catch up
 
 using Line = std::pair<std::string, uint32_t>;
 
@@ -25,8 +27,8 @@ struct KernelTally {
 
 struct CountedLaunch {
     std::vector<MemoryTally> sites;
-    std::vector<uint32_t> line_of_site;              // number of its line, from 1
-    std::vector<Line> lines;                         // by number - 1
+    std::vector<uint32_t> line_of_site;    // number of its line, from 1
+    std::vector<Line> lines;               // by number - 1
     DistinctBytes distinct;
     uint64_t barriers = 0;
 };
@@ -41,7 +43,7 @@ std::map<std::string, KernelTally>& kernels() {
     return *instance;
 }
 
-// ---- while it runs ------------------------------------------------------------------------------------------------------------
+// ---- while it runs ----------------------------------------------------------------------------------------
 
 bool logged(uint32_t what) { return !(what & (LOCAL | CONSTANT)); }
 
@@ -100,7 +102,7 @@ void let_others_catch_up(Thread& t) {
     if (b.threads[t.linear].log.size() >= LONGEST_LOG) flush_warp(b, t.warp->index);
 }
 
-}  // namespace
+}    // namespace
 
 void count_access(Thread& t, uintptr_t address, uint32_t bytes, uint32_t what, uint32_t site) {
     BlockWatch& b = *t.block->watch;
@@ -129,7 +131,8 @@ void count_warp_met(Warp& warp, uint32_t lanes) {
         news |= !log.empty() && log.back().site != LoggedAccess::MEETING;
     }
     if (!news) return;
-    for (uint32_t rest = lanes; rest; rest &= rest - 1) threads[__builtin_ctz(rest)].log.push_back({0, 0, LoggedAccess::MEETING, 0});
+    for (uint32_t rest = lanes; rest; rest &= rest - 1)
+        threads[__builtin_ctz(rest)].log.push_back({0, 0, LoggedAccess::MEETING, 0});
 }
 
 void count_barrier(BlockWatch&) { ++current().barriers; }
@@ -158,13 +161,14 @@ void counters_launch_begin(const Launch& launch) {
     }
 }
 
-// ---- at its end -----------------------------------------------------------------------------------------------------------------
+// ---- at its end -------------------------------------------------------------------------------------------
 
 namespace {
 
 bool is_barrier(const char* kind) { return std::strcmp(kind, "barrier") == 0; }
 bool is_collective(const char* kind) {
-    return std::strcmp(kind, "warp") == 0 || std::strcmp(kind, "tensor") == 0 || std::strcmp(kind, "matrix") == 0;
+    return std::strcmp(kind, "warp") == 0 || std::strcmp(kind, "tensor") == 0 ||
+           std::strcmp(kind, "matrix") == 0;
 }
 
 Tally tally_of_site(const Site& site, const MemoryTally& memory, uint64_t executions) {
@@ -172,10 +176,11 @@ Tally tally_of_site(const Site& site, const MemoryTally& memory, uint64_t execut
     t.memory = memory;
     if (executions == 0) return t;
     const char* kind = instruction_class(site.opcode);
-    t.flops[static_cast<uint32_t>(site.flop_kind)] = site.flop_kind == FlopKind::none ? 0 : executions * site.flops;
+    t.flops[static_cast<uint32_t>(site.flop_kind)] =
+        site.flop_kind == FlopKind::none ? 0 : executions * site.flops;
     t.instructions = executions;
     t.mix[kind] = executions;
-    if (is_barrier(kind)) t.barriers = executions;                 // by thread: made barriers of blocks below
+    if (is_barrier(kind)) t.barriers = executions;    // by thread: made barriers of blocks below
     if (is_collective(kind)) t.collectives = (executions + WARP - 1) / WARP;
     return t;
 }
@@ -191,13 +196,16 @@ void add_distinct(const CountedLaunch& c, Tally& total, std::vector<Tally>& line
 // Barriers were counted as they opened; lines share them by how many threads arrived there.
 void share_barriers(uint64_t opened, Tally& total, std::vector<Tally>& lines) {
     const uint64_t arrivals = total.barriers;
-    for (Tally& line : lines) line.barriers = arrivals ? (line.barriers * opened + arrivals / 2) / arrivals : 0;
+    for (Tally& line : lines)
+        line.barriers = arrivals ? (line.barriers * opened + arrivals / 2) / arrivals : 0;
     total.barriers = opened;
 }
 
-bool empty(const Tally& t) { return t.instructions == 0 && t.memory.requests == 0 && t.memory.shared_requests == 0; }
+bool empty(const Tally& t) {
+    return t.instructions == 0 && t.memory.requests == 0 && t.memory.shared_requests == 0;
+}
 
-}  // namespace
+}    // namespace
 
 void counters_launch_end(const Launch& launch, const std::vector<uint64_t>& executions) {
     CountedLaunch& c = current();
@@ -221,7 +229,8 @@ void counters_launch_end(const Launch& launch, const std::vector<uint64_t>& exec
     kernel.blocks += blocks;
     kernel.threads += blocks * launch.block.x * launch.block.y * launch.block.z;
     kernel.total.add(total);
-    for (size_t i = 0; i < lines.size(); ++i) if (!empty(lines[i])) kernel.lines[c.lines[i]].add(lines[i]);
+    for (size_t i = 0; i < lines.size(); ++i)
+        if (!empty(lines[i])) kernel.lines[c.lines[i]].add(lines[i]);
     c.distinct.clear();
 }
 
@@ -230,12 +239,15 @@ std::string counters_json() {
     for (const auto& [name, kernel] : kernels()) {
         if (text.size() > 1) text += ",\n ";
         text += json_text(name) + ": {\"signature\": " + json_text(signature(name.c_str()));
-        text += format(", \"launches\": %llu, \"blocks\": %llu, \"threads\": %llu, ", static_cast<unsigned long long>(kernel.launches),
-                       static_cast<unsigned long long>(kernel.blocks), static_cast<unsigned long long>(kernel.threads));
+        text += format(", \"launches\": %llu, \"blocks\": %llu, \"threads\": %llu, ",
+                       static_cast<unsigned long long>(kernel.launches),
+                       static_cast<unsigned long long>(kernel.blocks),
+                       static_cast<unsigned long long>(kernel.threads));
         text += kernel.total.json_fields() + ", \"by_line\": [";
         bool first = true;
         for (const auto& [line, tally] : kernel.lines) {
-            text += format("%s\n  {\"file\": %s, \"line\": %u, ", first ? "" : ",", json_text(line.first).c_str(), line.second);
+            text += format("%s\n  {\"file\": %s, \"line\": %u, ", first ? "" : ",",
+                           json_text(line.first).c_str(), line.second);
             text += tally.json_fields() + "}";
             first = false;
         }
@@ -246,4 +258,4 @@ std::string counters_json() {
 
 void clear_counters() { kernels().clear(); }
 
-}  // namespace emu
+}    // namespace emu

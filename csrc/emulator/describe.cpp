@@ -24,7 +24,8 @@ std::string element_text(const std::string& name, uint64_t offset, uint64_t size
 const Variable* shared_variable_before(const KernelDescriptor& kernel, uint64_t offset) {
     const Variable* best = nullptr;
     for (uint32_t i = 0; i < kernel.shared_count; ++i)
-        if (kernel.shared[i].place <= offset && (!best || kernel.shared[i].place > best->place)) best = &kernel.shared[i];
+        if (kernel.shared[i].place <= offset && (!best || kernel.shared[i].place > best->place))
+            best = &kernel.shared[i];
     return best;
 }
 
@@ -38,13 +39,16 @@ SharedPlace shared_place(const Launch& launch, uint64_t offset) {
     const KernelDescriptor& kernel = *launch.kernel;
     const Variable* variable = shared_variable_before(kernel, offset);
     const bool dynamic = offset >= kernel.dynamic_shared_offset && (launch.dynamic_shared || !variable);
-    if (dynamic || !variable) return {"dynamic shared memory", kernel.dynamic_shared_offset, launch.dynamic_shared, true};
+    if (dynamic || !variable)
+        return {"dynamic shared memory", kernel.dynamic_shared_offset, launch.dynamic_shared, true};
     return {last_name(variable->name), variable->place, variable->bytes, false};
 }
 
 std::string rank_text(const Launch& launch, uint64_t offset, const Block* block) {
     const uint32_t rank = static_cast<uint32_t>(offset / WINDOW);
-    return launch.explicit_cluster && block && rank * WINDOW != block->window ? format(" of block %u of the cluster", rank) : "";
+    return launch.explicit_cluster && block && rank * WINDOW != block->window
+               ? format(" of block %u of the cluster", rank)
+               : "";
 }
 
 std::string describe_shared(const Launch& launch, const Block* block, uint64_t offset, uint32_t width) {
@@ -52,10 +56,11 @@ std::string describe_shared(const Launch& launch, const Block* block, uint64_t o
     const uint64_t at = offset % WINDOW - place.begin;
     const std::string owner = rank_text(launch, offset, block);
     if (place.dynamic) {
-        return format("byte %llu of the %llu bytes of dynamic shared memory%s", static_cast<ull>(at), static_cast<ull>(place.bytes),
-                      owner.c_str());
+        return format("byte %llu of the %llu bytes of dynamic shared memory%s", static_cast<ull>(at),
+                      static_cast<ull>(place.bytes), owner.c_str());
     }
-    return format("%s (byte %llu of %llu, shared%s)", element_text(place.name, at, place.bytes, width).c_str(), static_cast<ull>(at),
+    return format("%s (byte %llu of %llu, shared%s)",
+                  element_text(place.name, at, place.bytes, width).c_str(), static_cast<ull>(at),
                   static_cast<ull>(place.bytes), owner.c_str());
 }
 
@@ -77,7 +82,7 @@ std::string outermost_text_before(const std::string& text, char bracket) {
     return text;
 }
 
-}  // namespace
+}    // namespace
 
 const char* verb(uint32_t what) {
     if ((what & KIND) == ATOMIC) return "atomic";
@@ -92,7 +97,8 @@ std::string signature(const char* mangled) {
     return result;
 }
 
-// Variables of functions demangle to "kernel(float*)::tile"; nvcc numbers equal names "tile__1" or prefixes "__shared__".
+// Variables of functions demangle to "kernel(float*)::tile"; nvcc numbers equal names "tile__1" or prefixes
+// "__shared__".
 std::string last_name(const char* mangled) {
     std::string name = signature(mangled);
     const size_t colon = name.rfind("::");
@@ -109,7 +115,8 @@ Dim thread_index(const Launch& launch, uint32_t linear) {
 
 Dim block_index(const Launch& launch, uint64_t linear) {
     const Dim& n = launch.grid;
-    return {static_cast<uint32_t>(linear % n.x), static_cast<uint32_t>(linear / n.x % n.y), static_cast<uint32_t>(linear / n.x / n.y)};
+    return {static_cast<uint32_t>(linear % n.x), static_cast<uint32_t>(linear / n.x % n.y),
+            static_cast<uint32_t>(linear / n.x / n.y)};
 }
 
 std::string describe_place(const Launch& launch, const Block* block, const void* address, uint32_t width) {
@@ -121,35 +128,41 @@ std::string describe_place(const Launch& launch, const Block* block, const void*
     const Allocation* found = memory_find(address);
     if (!found) found = memory_near(address);
     if (found) return describe_global(*found, at) + (found->freed ? " (freed)" : "");
-    return at < (1 << 16) ? format("the null pointer plus %llu", static_cast<ull>(at)) : format("address 0x%llx", static_cast<ull>(at));
+    return at < (1 << 16) ? format("the null pointer plus %llu", static_cast<ull>(at))
+                          : format("address 0x%llx", static_cast<ull>(at));
 }
 
 std::string describe_address(const Launch& launch, const Block* block, const void* address) {
     return describe_place(launch, block, address, 4);
 }
 
-std::string describe_shared_overrun(const Launch& launch, const Block& block, uintptr_t address, const Wanted& wanted) {
+std::string describe_shared_overrun(const Launch& launch, const Block& block, uintptr_t address,
+                                    const Wanted& wanted) {
     const uint64_t offset = address - reinterpret_cast<uintptr_t>(block.shared);
     const std::string access = format("%s of %u bytes at", verb(wanted.what), wanted.bytes);
     if (offset >= windows_bytes(launch)) {
-        return format("%s shared address 0x%llx, outside the block's shared memory", access.c_str(), static_cast<ull>(offset));
+        return format("%s shared address 0x%llx, outside the block's shared memory", access.c_str(),
+                      static_cast<ull>(offset));
     }
     const SharedPlace place = shared_place(launch, offset % WINDOW);
     const long long at = static_cast<long long>(offset % WINDOW - place.begin);
-    if (place.dynamic && place.bytes == 0) return access + " dynamic shared memory, of which the launch gives none";
+    if (place.dynamic && place.bytes == 0)
+        return access + " dynamic shared memory, of which the launch gives none";
     if (place.dynamic) {
-        return format("%s byte %lld of dynamic shared memory: past its end (%llu bytes)", access.c_str(), at, static_cast<ull>(place.bytes));
+        return format("%s byte %lld of dynamic shared memory: past its end (%llu bytes)", access.c_str(), at,
+                      static_cast<ull>(place.bytes));
     }
     const std::string name = element_text(place.name, static_cast<uint64_t>(at), place.bytes, wanted.bytes);
     if (name == place.name) {
-        return format("%s byte %lld of %s: past its end (%llu bytes)", access.c_str(), at, name.c_str(), static_cast<ull>(place.bytes));
+        return format("%s byte %lld of %s: past its end (%llu bytes)", access.c_str(), at, name.c_str(),
+                      static_cast<ull>(place.bytes));
     }
     return format("%s %s: past its end (%llu elements of %u bytes)", access.c_str(), name.c_str(),
                   static_cast<ull>(place.bytes / wanted.bytes), wanted.bytes);
 }
 
-std::string describe_global_overrun(const Launch& launch, const Block& block, uintptr_t address, const Wanted& wanted,
-                                    const Allocation* near, bool freed) {
+std::string describe_global_overrun(const Launch& launch, const Block& block, uintptr_t address,
+                                    const Wanted& wanted, const Allocation* near, bool freed) {
     const std::string access = format("%s of %u bytes at ", verb(wanted.what), wanted.bytes);
     if (freed) return access + describe_global(*near, address) + ", which was freed";
     if (near) {
@@ -160,8 +173,11 @@ std::string describe_global_overrun(const Launch& launch, const Block& block, ui
     if (address - reinterpret_cast<uintptr_t>(block.shared) < windows_bytes(launch)) {
         return access + "a shared address, by an instruction for global memory";
     }
-    if (in_arena(reinterpret_cast<void*>(address))) return access + format("0x%llx, which is in no allocation", static_cast<ull>(address));
-    return access + format("0x%llx, which is not device memory: a host pointer, or another thread's local variable", static_cast<ull>(address));
+    if (in_arena(reinterpret_cast<void*>(address)))
+        return access + format("0x%llx, which is in no allocation", static_cast<ull>(address));
+    return access +
+           format("0x%llx, which is not device memory: a host pointer, or another thread's local variable",
+                  static_cast<ull>(address));
 }
 
-}  // namespace emu
+}    // namespace emu

@@ -9,4 +9,4 @@ bool report_again(const char* kind, const Launch&, uint32_t site, uint32_t other
 
 [[noreturn]] void report_misaligned(Thread&, uintptr_t address, const Wanted&);
 
-}  // namespace emu
+}    // namespace emu

@@ -41,6 +41,14 @@ inline bool is_global(const Thread& t, uint64_t address) {
 
 // ---- special registers -------------------------------------------------------------------------------------------------------
 
+// Shared memory that the system keeps for cooperative groups (%reserved_smem_offset_1): zeros when a block begins, and its
+// users order their accesses in ways of their own.  The translator gives it a name in parentheses.  Null: the kernel has none.
+inline const Variable* system_shared(const KernelDescriptor& kernel) {
+    for (uint32_t i = 0; i < kernel.shared_count; ++i)
+        if (kernel.shared[i].name[0] == '(') return &kernel.shared[i];
+    return nullptr;
+}
+
 uint64_t device_clock(Thread&);            // nanoseconds, as cycles of a 1 GHz device; whoever watches a clock lets others run
 uint64_t global_timer(Thread&);
 uint32_t hardware_warps();                 // %nwarpid: of the profile's multiprocessor

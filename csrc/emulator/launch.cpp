@@ -154,6 +154,9 @@ void make_threads_ready(ResidentBlock& block) {
 void begin_block(ResidentBlock& block, size_t used) {
     std::memset(block.shared + block.window, 0xff,
                 used);    // reads before writes give NaN, also where nothing checks
+    if (const Variable* kept = system_shared(*block.launch->kernel)) {
+        std::memset(block.shared + block.window + kept->place, 0, kept->bytes);
+    }
     make_threads_ready(block);
     wgmma_block_begin(block);
     if (block.launch->hooks) checker_block_begin(block);

@@ -12,52 +12,42 @@ constexpr uint32_t ALL = 0xffffffffu;
 
 // ---- ldmatrix, stmatrix, movmatrix -----------------------------------------------------------------------------------------
 
-struct MatrixMove {
-    uint32_t count;              // matrices: 1, 2 or 4
-    bool transposed;
-    char* row;
-    uint32_t registers[4];
-};
 using Matrix = uint16_t[8][8];
 template <class T> T& of(void* const* arguments, uint32_t lane) { return *static_cast<T*>(arguments[lane]); }
 
 // Register of lane L: elements (L / 4, 2 (L % 4)) and the one right of it; transposed: (2 (L % 4), L / 4) and the one below.
-uint32_t fragment(const Matrix& m, uint32_t lane, bool transposed) {
+template <bool TRANSPOSED> uint32_t fragment(const Matrix& m, uint32_t lane) {
     const uint32_t g = lane / 4, t = lane % 4 * 2;
-    if (transposed) return m[t][g] | static_cast<uint32_t>(m[t + 1][g]) << 16;
+    if (TRANSPOSED) return m[t][g] | static_cast<uint32_t>(m[t + 1][g]) << 16;
     return m[g][t] | static_cast<uint32_t>(m[g][t + 1]) << 16;
 }
-void set_fragment(Matrix& m, uint32_t lane, bool transposed, uint32_t value) {
+template <bool TRANSPOSED> void set_fragment(Matrix& m, uint32_t lane, uint32_t value) {
     const uint32_t g = lane / 4, t = lane % 4 * 2;
     const auto low = static_cast<uint16_t>(value), high = static_cast<uint16_t>(value >> 16);
-    (transposed ? m[t][g] : m[g][t]) = low;
-    (transposed ? m[t + 1][g] : m[g][t + 1]) = high;
+    (TRANSPOSED ? m[t][g] : m[g][t]) = low;
+    (TRANSPOSED ? m[t + 1][g] : m[g][t + 1]) = high;
 }
 
-void load_matrices(uint32_t, Thread* const*, void* const* arguments, uint32_t) {
-    const uint32_t count = of<MatrixMove>(arguments, 0).count;
-    const bool transposed = of<MatrixMove>(arguments, 0).transposed;
-    for (uint32_t i = 0; i < count; ++i) {
-        Matrix m;
-        for (uint32_t r = 0; r < 8; ++r) std::memcpy(m[r], of<MatrixMove>(arguments, 8 * i + r).row, sizeof m[r]);
-        for (uint32_t lane = 0; lane < WARP; ++lane) of<MatrixMove>(arguments, lane).registers[i] = fragment(m, lane, transposed);
-    }
+template <uint32_t COUNT, bool TRANSPOSED> void load_matrices(uint32_t, Thread* const*, void* const* arguments, uint32_t) {
+    Matrix m[COUNT];
+    for (uint32_t i = 0; i < COUNT; ++i)
+        for (uint32_t r = 0; r < 8; ++r) std::memcpy(m[i][r], of<MatrixRows>(arguments, 8 * i + r).row, sizeof m[i][r]);
+    for (uint32_t lane = 0; lane < WARP; ++lane)
+        for (uint32_t i = 0; i < COUNT; ++i) of<MatrixRows>(arguments, lane).registers[i] = fragment<TRANSPOSED>(m[i], lane);
 }
 
-void store_matrices(uint32_t, Thread* const*, void* const* arguments, uint32_t) {
-    const uint32_t count = of<MatrixMove>(arguments, 0).count;
-    const bool transposed = of<MatrixMove>(arguments, 0).transposed;
-    for (uint32_t i = 0; i < count; ++i) {
-        Matrix m;
-        for (uint32_t lane = 0; lane < WARP; ++lane) set_fragment(m, lane, transposed, of<MatrixMove>(arguments, lane).registers[i]);
-        for (uint32_t r = 0; r < 8; ++r) std::memcpy(of<MatrixMove>(arguments, 8 * i + r).row, m[r], sizeof m[r]);
-    }
+template <uint32_t COUNT, bool TRANSPOSED> void store_matrices(uint32_t, Thread* const*, void* const* arguments, uint32_t) {
+    Matrix m[COUNT];
+    for (uint32_t lane = 0; lane < WARP; ++lane)
+        for (uint32_t i = 0; i < COUNT; ++i) set_fragment<TRANSPOSED>(m[i], lane, of<MatrixRows>(arguments, lane).registers[i]);
+    for (uint32_t i = 0; i < COUNT; ++i)
+        for (uint32_t r = 0; r < 8; ++r) std::memcpy(of<MatrixRows>(arguments, 8 * i + r).row, m[i][r], sizeof m[i][r]);
 }
 
 void transpose_matrix(uint32_t, Thread* const*, void* const* arguments, uint32_t) {
     Matrix m;
-    for (uint32_t lane = 0; lane < WARP; ++lane) set_fragment(m, lane, false, of<uint32_t>(arguments, lane));
-    for (uint32_t lane = 0; lane < WARP; ++lane) of<uint32_t>(arguments, lane) = fragment(m, lane, true);
+    for (uint32_t lane = 0; lane < WARP; ++lane) set_fragment<false>(m, lane, of<uint32_t>(arguments, lane));
+    for (uint32_t lane = 0; lane < WARP; ++lane) of<uint32_t>(arguments, lane) = fragment<true>(m, lane);
 }
 
 // ---- mma -------------------------------------------------------------------------------------------------------------------
@@ -102,24 +92,24 @@ void begin_sums(TileC& c, void* const* arguments, MatrixElement kind) {
 }
 
 void finish_sums(const TileC& c, void* const* arguments, const MmaShape& shape) {
-    if (shape.d == MatrixElement::f32) {
+    if (shape.sum == MatrixElement::f32) {
         each_lane(arguments, [&](uint32_t g, uint32_t t, Mma& m) {
-            for (uint32_t h = 0; h < 2; ++h) std::memcpy(m.d + 2 * h, &c.values[g + 8 * h][2 * t], 8);
+            for (uint32_t h = 0; h < 2; ++h) std::memcpy(m.c + 2 * h, &c.values[g + 8 * h][2 * t], 8);
         });
-    } else if (shape.d == MatrixElement::f16) {
+    } else if (shape.sum == MatrixElement::f16) {
         each_lane(arguments, [&](uint32_t g, uint32_t t, Mma& m) {
-            for (uint32_t h = 0; h < 2; ++h) m.d[h] = to_f16_pair(&c.values[g + 8 * h][2 * t]);
+            for (uint32_t h = 0; h < 2; ++h) m.c[h] = to_f16_pair(&c.values[g + 8 * h][2 * t]);
         });
     } else {
         each_lane(arguments, [&](uint32_t g, uint32_t t, Mma& m) {
             for (uint32_t i = 0; i < shape.m / 4u; ++i)
-                m.d[i] = add_integer(m.c[i], c.values[g + i / 2 * 8][2 * t + i % 2], shape.saturate);
+                m.c[i] = add_integer(m.c[i], c.values[g + i / 2 * 8][2 * t + i % 2], shape.saturate);
         });
     }
 }
 
 void mma_words(uint32_t, Thread* const*, void* const* arguments, uint32_t) {
-    const MmaShape shape = of<Mma>(arguments, 0).shape;
+    const MmaShape shape = *of<Mma>(arguments, 0).shape;
     const uint32_t words = shape.k * element_bits(shape.a) / 32;      // of depth: 4 or 8
     Tiles tiles;
     if (shape.m < TILE_ROWS) {
@@ -131,7 +121,7 @@ void mma_words(uint32_t, Thread* const*, void* const* arguments, uint32_t) {
     if (is_bits(shape.a)) {
         multiply_bits(tiles.c, tiles.a, tiles.b, words, shape.a == MatrixElement::b1_xor);
     } else {
-        begin_sums(tiles.c, arguments, shape.c);
+        begin_sums(tiles.c, arguments, shape.sum);
         widen(tiles.a, shape.a, words);
         widen(tiles.b, shape.b, words);
         multiply_add(tiles.c, tiles.a, tiles.b, shape.k);
@@ -155,7 +145,7 @@ void mma_doubles(uint32_t, Thread* const*, void* const* arguments, uint32_t) {
             const uint32_t row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
             double sum = m.c[i];
             for (uint32_t k = 0; k < depth; ++k) sum = std::fma(a[k][row], b[k][column], sum);
-            m.d[i] = sum;
+            m.c[i] = sum;
         }
     }
 }
@@ -216,16 +206,18 @@ void mma_quads(uint32_t, Thread* const*, void* const* arguments, uint32_t) {
 
 }  // namespace
 
-void ldmatrix(Thread& t, uint32_t count, bool transposed, const char* row, uint32_t* registers, uint32_t site) {
-    MatrixMove move{count, transposed, const_cast<char*>(row), {}};
-    collective(t, ALL, load_matrices, &move, site);
-    std::memcpy(registers, move.registers, count * sizeof *registers);
+void ldmatrix(Thread& t, uint32_t count, bool transposed, MatrixRows& rows, uint32_t site) {
+    static constexpr Collective operations[3][2] = {{load_matrices<1, false>, load_matrices<1, true>},
+                                                    {load_matrices<2, false>, load_matrices<2, true>},
+                                                    {load_matrices<4, false>, load_matrices<4, true>}};
+    collective(t, ALL, operations[count / 2][transposed], &rows, site);
 }
 
-void stmatrix(Thread& t, uint32_t count, bool transposed, char* row, const uint32_t* registers, uint32_t site) {
-    MatrixMove move{count, transposed, row, {}};
-    std::memcpy(move.registers, registers, count * sizeof *registers);
-    collective(t, ALL, store_matrices, &move, site);
+void stmatrix(Thread& t, uint32_t count, bool transposed, MatrixRows& rows, uint32_t site) {
+    static constexpr Collective operations[3][2] = {{store_matrices<1, false>, store_matrices<1, true>},
+                                                    {store_matrices<2, false>, store_matrices<2, true>},
+                                                    {store_matrices<4, false>, store_matrices<4, true>}};
+    collective(t, ALL, operations[count / 2][transposed], &rows, site);
 }
 
 uint32_t movmatrix(Thread& t, uint32_t value, uint32_t site) {

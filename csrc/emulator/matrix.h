@@ -2,8 +2,9 @@
 //
 // All are collectives: every lane brings its registers in a struct on its own stack, the last one to arrive works for all.
 // Registers are bits (uint32_t, low element first), whatever their type; only f64 matrices are doubles.
-//     emu::Mma m = {{16, 16, emu::MatrixElement::bf16, emu::MatrixElement::bf16, emu::MatrixElement::f32, emu::MatrixElement::f32}, {a...}, {b...}, {c...}};
-//     emu::mma(t, m, site);                        // m.d
+//     static const MmaShape shape = {16, 16, MatrixElement::bf16, MatrixElement::bf16, MatrixElement::f32, false};
+//     Mma m = {&shape, {a0, a1, a2, a3}, {b0, b1}, {c0, c1, c2, c3}};
+//     mma(t, m, site);                             // now m.c is D
 // Rounding: products are exact, sums of f16, bf16, tf32 and 8-bit floats are float, one addition after the other in the order of k.
 // How a tensor core orders and truncates inside a sum is not documented: compare with tolerance.  An f16 result is rounded
 // once, at the end.  Integers are exact, and wrap or saturate at the end.  f64 is a chain of fma in the order of k.
@@ -16,25 +17,28 @@ enum class MatrixElement : uint8_t { f16, bf16, tf32, e4m3, e5m2, s8, u8, s4, u4
 
 // ---- moving 8x8 matrices of 16-bit elements -----------------------------------------------------------------------------
 
-// `row` is used of the lanes below 8 * count: lane 8i + r gives row r (16 bytes) of matrix i, register i of all lanes.
-void ldmatrix(Thread&, uint32_t count, bool transposed, const char* row, uint32_t* registers, uint32_t site);
-void stmatrix(Thread&, uint32_t count, bool transposed, char* row, const uint32_t* registers, uint32_t site);
+struct MatrixRows {              // of 1, 2 or 4 matrices
+    char* row;                   // lane 8i + r gives row r (16 bytes) of matrix i; those of further lanes are not looked at
+    uint32_t registers[4];       // register i of all lanes is matrix i
+};
+void ldmatrix(Thread&, uint32_t count, bool transposed, MatrixRows&, uint32_t site);
+void stmatrix(Thread&, uint32_t count, bool transposed, MatrixRows&, uint32_t site);
 uint32_t movmatrix(Thread&, uint32_t value, uint32_t site);              // transposes across the lanes
 
 // ---- mma.sync -------------------------------------------------------------------------------------------------------------
 
 struct MmaShape {                // n is always 8
     uint16_t m, k;
-    MatrixElement a, b, c, d;
+    MatrixElement a, b, sum;     // sum: of C and D
     bool saturate;               // .satfinite: an integer result stops at the ends of its range
 };
-struct Mma {
-    MmaShape shape;
-    uint32_t a[4], b[2], c[4], d[4];
+struct Mma {                     // less than a cache line, as 32 lanes' are walked through three times
+    const MmaShape* shape;
+    uint32_t a[4], b[2], c[4];   // D comes back in c
 };
 struct MmaDouble {
     uint32_t m, k;
-    double a[8], b[4], c[4], d[4];
+    double a[8], b[4], c[4];     // D comes back in c
 };
 struct MmaQuads {                // m8n8k4 of f16: four matrices at once, one per group of eight lanes
     bool a_row, b_row;           // .row or .col

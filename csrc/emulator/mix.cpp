@@ -9,7 +9,10 @@ namespace emu {
 
 namespace {
 
-struct Class { const char* name; const char* opcodes; };
+struct Class {
+    const char* name;
+    const char* opcodes;
+};
 
 // By base opcode.  Loads, stores and arithmetic are told apart further by their modifiers.
 const Class CLASSES[] = {
@@ -18,7 +21,8 @@ const Class CLASSES[] = {
     {"warp", "shfl vote match redux activemask elect"},
     {"barrier", "bar barrier"},
     {"atomic", "atom red multimem"},
-    {"async", "cp mbarrier cpr prefetch prefetchu applypriority discard createpolicy tensormap st_async red_async"},
+    {"async",
+     "cp mbarrier cpr prefetch prefetchu applypriority discard createpolicy tensormap st_async red_async"},
     {"fence", "fence membar griddepcontrol setmaxnreg"},
     {"control", "bra brx call ret exit trap brkpt nanosleep pmevent"},
     {"convert", "cvt cvta isspacep mapa getctarank"},
@@ -26,9 +30,12 @@ const Class CLASSES[] = {
     {"move", "mov prmt"},
     {"logic", "and or xor not cnot lop3 shl shr shf bfe bfi bmsk szext brev popc clz bfind fns"},
     {"special", "rcp sqrt rsqrt ex2 lg2 sin cos tanh"},
-    {"arithmetic", "add addc sub subc mul mul24 mad madc mad24 fma div rem abs neg min max sad dp4a dp2a copysign vadd vsub vabsdiff "
-                   "vmin vmax vshl vshr vmad vset vadd2 vadd4 vsub2 vsub4 vavrg2 vavrg4 vabsdiff2 vabsdiff4 vmin2 vmin4 vmax2 "
-                   "vmax4 vset2 vset4"},
+    {"arithmetic",
+     "add addc sub subc mul mul24 mad madc mad24 fma div rem abs neg min max sad dp4a dp2a copysign vadd "
+     "vsub vabsdiff "
+     "vmin vmax vshl vshr vmad vset vadd2 vadd4 vsub2 vsub4 vavrg2 vavrg4 vabsdiff2 vabsdiff4 vmin2 vmin4 "
+     "vmax2 "
+     "vmax4 vset2 vset4"},
     {"load", "ld ldu"},
     {"store", "st"},
 };
@@ -70,7 +77,7 @@ const char* arithmetic_class(const char* opcode) {
     return "integer";
 }
 
-}  // namespace
+}    // namespace
 
 const char* instruction_class(const char* opcode) {
     static const auto* table = new std::unordered_map<std::string, const char*>(by_opcode());
@@ -80,9 +87,11 @@ const char* instruction_class(const char* opcode) {
     if (name == "load" || name == "store") return memory_class(opcode, name == "load");
     if (name == "arithmetic") return arithmetic_class(opcode);
     if (name == "barrier" && std::strncmp(opcode, "bar.warp", 8) == 0) return "warp";
-    if (name == "tensor" && (has(opcode, ".fence") || has(opcode, ".commit_group") || has(opcode, ".wait_group"))) return "fence";
+    if (name == "tensor" &&
+        (has(opcode, ".fence") || has(opcode, ".commit_group") || has(opcode, ".wait_group")))
+        return "fence";
     if (name == "tensor" && (has(opcode, ".load") || has(opcode, ".store"))) return "matrix";
     return found->second;
 }
 
-}  // namespace emu
+}    // namespace emu

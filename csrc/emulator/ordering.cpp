@@ -1,8 +1,9 @@
-// What orders memory: barriers, __syncwarp, fences with flags or atomics, mbarriers.  Shuffles, votes and mma order nothing.
+// What orders memory: barriers, __syncwarp, fences with flags or atomics, mbarriers.  Shuffles, votes and mma
+// order nothing.
 //
-// Fences and flags follow the PTX memory model, leniently where people rely on more: a relaxed or volatile load, or an atomic,
-// imports without a fence behind it (the last-block ticket), and what other threads of the block fenced before a barrier
-// may be published by the one that goes on to the atomic.
+// Fences and flags follow the PTX memory model, leniently where people rely on more: a relaxed or volatile
+// load, or an atomic, imports without a fence behind it (the last-block ticket), and what other threads of
+// the block fenced before a barrier may be published by the one that goes on to the atomic.
 #include <algorithm>
 
 #include "checker.h"
@@ -12,13 +13,11 @@ namespace emu {
 
 namespace {
 
-BlockWatch* checked(const Block& block) {
-    return block.watch && block.watch->check ? block.watch : nullptr;
-}
+BlockWatch* checked(const Block& block) { return block.watch && block.watch->check ? block.watch : nullptr; }
 
 uint32_t thread_count(const BlockWatch& b) { return static_cast<uint32_t>(b.threads.size()); }
 
-// ---- meeting ---------------------------------------------------------------------------------------------------------------
+// ---- meeting ----------------------------------------------------------------------------------------------
 
 Knowledge knowledge_of(const ThreadWatch& me) {
     return Knowledge{thread_of_actor(me.actor), me.epoch, me.clock, me.others, me.fenced};
@@ -58,7 +57,8 @@ void meet_all(BlockWatch& b) {
     }
 }
 
-// The epoch of a thread that arrived somewhere and runs on: one tick for all that arrive in one phase, if that is later.
+// The epoch of a thread that arrived somewhere and runs on: one tick for all that arrive in one phase, if
+// that is later.
 void start_epoch(BarrierWatch& barrier, ThreadWatch& me) {
     if (barrier.pending == 0) barrier.pending = watcher().next_tick();
     me.epoch = me.epoch < barrier.pending ? barrier.pending : watcher().next_tick();
@@ -74,9 +74,9 @@ void open(BarrierWatch& barrier) {
     barrier.pending = 0;
 }
 
-}  // namespace
+}    // namespace
 
-// ---- barriers of a block, of a warp -----------------------------------------------------------------------------------------
+// ---- barriers of a block, of a warp -----------------------------------------------------------------------
 
 void checker_barrier_arrive(Thread& t, uint32_t id) {
     BlockWatch* b = checked(*t.block);
@@ -113,20 +113,21 @@ void checker_warp_sync(Warp& warp, uint32_t mask) {
     }
     ThreadWatch* lanes = &b->threads[warp.index * WARP];
     static thread_local std::vector<Knowledge> brought;
-    for (uint32_t rest = mask; rest; rest &= rest - 1) brought.push_back(knowledge_of(lanes[__builtin_ctz(rest)]));
+    for (uint32_t rest = mask; rest; rest &= rest - 1)
+        brought.push_back(knowledge_of(lanes[__builtin_ctz(rest)]));
     const Knowledge all = pool(*b, brought);
     brought.clear();
     const uint32_t epoch = watcher().next_tick();
     for (uint32_t rest = mask; rest; rest &= rest - 1) {
         ThreadWatch& me = lanes[__builtin_ctz(rest)];
-        me.clock = all.clock;                     // each lane's own was joined into it
+        me.clock = all.clock;    // each lane's own was joined into it
         me.others = all.others;
         me.fenced = all.fenced;
         me.epoch = epoch;
     }
 }
 
-// ---- barriers of a cluster --------------------------------------------------------------------------------------------------
+// ---- barriers of a cluster --------------------------------------------------------------------------------
 
 void checker_cluster_arrive(Thread& t) {
     BlockWatch* b = checked(*t.block);
@@ -157,7 +158,7 @@ void checker_cluster_wait(Thread& t) {
     b->threads[t.linear].epoch = watcher().next_tick();
 }
 
-// ---- fences ------------------------------------------------------------------------------------------------------------------
+// ---- fences -----------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -175,7 +176,7 @@ Fenced& own_fenced(ThreadWatch& me) {
     return *made;
 }
 
-}  // namespace
+}    // namespace
 
 void fence(Thread& t, Fence kind, uint32_t) {
     BlockWatch* b = checked(*t.block);
@@ -183,7 +184,8 @@ void fence(Thread& t, Fence kind, uint32_t) {
     ThreadWatch& me = b->threads[t.linear];
     const View now = present(*b, me);
     Fenced& fenced = own_fenced(me);
-    const bool wide = kind == Fence::device || kind == Fence::system || (kind == Fence::cluster && t.launch->explicit_cluster);
+    const bool wide = kind == Fence::device || kind == Fence::system ||
+                      (kind == Fence::cluster && t.launch->explicit_cluster);
     if (kind == Fence::proxy_async) {
         join(fenced.views[Fenced::PROXY], now);
     } else {
@@ -194,7 +196,7 @@ void fence(Thread& t, Fence kind, uint32_t) {
     me.epoch = watcher().next_tick();
 }
 
-// ---- through memory ------------------------------------------------------------------------------------------------------------
+// ---- through memory ---------------------------------------------------------------------------------------
 
 namespace {
 
@@ -222,7 +224,7 @@ void publish_fenced(Published& p, uint32_t ordinal, const Ref<Fenced>& fenced) {
     join(p.fenced, fenced);
 }
 
-}  // namespace
+}    // namespace
 
 void publish(Thread& t, uintptr_t address, bool release, bool block_scope) {
     BlockWatch& b = *t.block->watch;
@@ -264,4 +266,4 @@ void checker_acquire(Thread& t, const void* object) {
     if (checked(*t.block)) import(t, reinterpret_cast<uintptr_t>(object));
 }
 
-}  // namespace emu
+}    // namespace emu

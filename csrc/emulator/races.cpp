@@ -1,8 +1,9 @@
 // Races and uninitialised reads: what an access finds in the cells it covers, and what it leaves there.
 //
-// Two accesses to a byte by two threads race unless one happened before the other, both only read, or both are strong (atomic,
-// volatile, relaxed) at a scope that covers both.  A read leaves itself beside the write it saw; a write checks both and
-// replaces them.  A record that happened before its replacement may go: whatever comes after the newer comes after the older.
+// Two accesses to a byte by two threads race unless one happened before the other, both only read, or both
+// are strong (atomic, volatile, relaxed) at a scope that covers both.  A read leaves itself beside the write
+// it saw; a write checks both and replaces them.  A record that happened before its replacement may go:
+// whatever comes after the newer comes after the older.
 #include <algorithm>
 
 #include "watch.h"
@@ -11,10 +12,10 @@ namespace emu {
 
 namespace {
 
-// Entries per cell.  Readers beyond them are forgotten: whoever races with those races with one of the kept as well, unless
-// it waited for exactly these.
+// Entries per cell.  Readers beyond them are forgotten: whoever races with those races with one of the kept
+// as well, unless it waited for exactly these.
 constexpr uint32_t MOST_OWN_READERS = 64;
-constexpr uint32_t MOST_OTHER_READERS = 4;     // of other blocks: what all blocks read is seldom written
+constexpr uint32_t MOST_OTHER_READERS = 4;    // of other blocks: what all blocks read is seldom written
 
 uint32_t traits(uint32_t what) {
     uint32_t info = 0;
@@ -36,24 +37,26 @@ bool both_strong(const Accessor& a, uint32_t own, uint32_t other_warp, uint32_t 
 // The accessor with what its cells share.
 struct Visit {
     const Accessor& a;
-    uint32_t warp, lane_bit;      // own
-    uint32_t info;                // traits and site, no bytes
+    uint32_t warp, lane_bit;    // own
+    uint32_t info;              // traits and site, no bytes
     bool writes;
-    bool local;                   // only threads of the own block get here: the floor decides at once
+    bool local;    // only threads of the own block get here: the floor decides at once
 
     bool valid(uint32_t epoch) const { return epoch >= a.first; }
     bool settled(uint32_t epoch) const { return local && epoch < a.block.floor; }
-    bool ordered(uint32_t actor, uint32_t epoch) const { return happened_before(a.block, a.me, actor, epoch); }
+    bool ordered(uint32_t actor, uint32_t epoch) const {
+        return happened_before(a.block, a.me, actor, epoch);
+    }
 };
 
-// ---- conflicts -----------------------------------------------------------------------------------------------------------------
+// ---- conflicts --------------------------------------------------------------------------------------------
 
 void check_entry(const Visit& v, const Entry& e) {
     for (uint32_t lanes = e.lanes; lanes; lanes &= lanes - 1) {
         const uint32_t actor = e.warp * WARP + static_cast<uint32_t>(__builtin_ctz(lanes));
         if (v.ordered(actor, e.epoch) || both_strong(v.a, v.info, e.warp, e.info)) continue;
         report_race(v.a, actor, e.info);
-        return;                                // one report per pair of instructions is enough
+        return;    // one report per pair of instructions is enough
     }
 }
 
@@ -69,7 +72,8 @@ void check_proxy(const Visit& v, uint32_t actor, uint32_t epoch, uint32_t info) 
     if (v.writes || !(v.info & BY_ASYNC) || (info & BY_ASYNC) || !v.a.in_window) return;
     if (block_of_actor(actor) != v.a.block.ordinal) return;
     const Fenced* fenced = v.a.me.fenced.get();
-    if (!fenced || !fenced->views[Fenced::PROXY].knows(thread_of_actor(actor), epoch)) report_unfenced_proxy(v.a, actor, info);
+    if (!fenced || !fenced->views[Fenced::PROXY].knows(thread_of_actor(actor), epoch))
+        report_unfenced_proxy(v.a, actor, info);
 }
 
 void check_write(const Visit& v, const Write& w, uint32_t bytes) {
@@ -96,7 +100,9 @@ bool check_more(const Visit& v, Cell& cell, uint32_t bytes) {
                 in_flight = true;
                 report_race(v.a, e.warp * WARP + static_cast<uint32_t>(__builtin_ctz(e.lanes)), e.info);
             } else if (v.valid(e.epoch) && !v.settled(e.epoch)) {
-                if (!v.writes && v.info & BY_ASYNC) check_proxy(v, e.warp * WARP + static_cast<uint32_t>(__builtin_ctz(e.lanes)), e.epoch, e.info);
+                if (!v.writes && v.info & BY_ASYNC)
+                    check_proxy(v, e.warp * WARP + static_cast<uint32_t>(__builtin_ctz(e.lanes)), e.epoch,
+                                e.info);
                 check_entry(v, e);
             }
         }
@@ -104,7 +110,7 @@ bool check_more(const Visit& v, Cell& cell, uint32_t bytes) {
     return in_flight;
 }
 
-// ---- records ---------------------------------------------------------------------------------------------------------------------
+// ---- records ----------------------------------------------------------------------------------------------
 
 bool same_kind(uint32_t info, uint32_t other) { return ((info ^ other) & (TRAITS | BYTES)) == 0; }
 
@@ -165,18 +171,19 @@ void record_write(const Visit& v, Cell& cell, uint32_t bytes) {
     if (cell.more) drop_bytes(v, cell, bytes);
     Write& w = cell.write;
     const uint32_t left = w.info & BYTES & ~bytes;
-    if (left && v.valid(w.epoch) && !v.settled(w.epoch)) {       // other bytes of the word, by an earlier write
+    if (left && v.valid(w.epoch) && !v.settled(w.epoch)) {    // other bytes of the word, by an earlier write
         if (w.actor == v.a.me.actor && w.epoch == v.a.me.epoch && ((w.info ^ v.info) & TRAITS) == 0) {
             bytes |= left;
         } else {
-            const Entry before{w.actor / WARP, 1u << w.actor % WARP, w.epoch, (w.info & ~static_cast<uint32_t>(BYTES)) | left};
+            const Entry before{w.actor / WARP, 1u << w.actor % WARP, w.epoch,
+                               (w.info & ~static_cast<uint32_t>(BYTES)) | left};
             v.a.chunks.add(cell, before);
         }
     }
     w = {v.a.me.actor, v.a.me.epoch, v.info | bytes};
 }
 
-// ---- one cell ----------------------------------------------------------------------------------------------------------------------
+// ---- one cell ---------------------------------------------------------------------------------------------
 
 inline void visit(const Visit& v, Cell& cell, uint32_t bytes, Written* written, size_t offset) {
     check_write(v, cell.write, bytes);
@@ -186,14 +193,16 @@ inline void visit(const Visit& v, Cell& cell, uint32_t bytes, Written* written, 
     if (!v.writes) {
         if (written && !in_flight && (written->word(offset) & bytes) != bytes) {
             report_uninitialized(v.a);
-            written->set_word(offset, bytes);                 // once
+            written->set_word(offset, bytes);    // once
         }
         record_read(v, cell, bytes);
         return;
     }
     if (written) {
-        // An atomic also reads; whether it is an exchange, which need not care, is looked up only when it matters.
-        if (v.info & ATOMICALLY && !in_flight && (written->word(offset) & bytes) != bytes) report_uninitialized(v.a);
+        // An atomic also reads; whether it is an exchange, which need not care, is looked up only when it
+        // matters.
+        if (v.info & ATOMICALLY && !in_flight && (written->word(offset) & bytes) != bytes)
+            report_uninitialized(v.a);
         written->set_word(offset, bytes);
     }
     record_write(v, cell, bytes);
@@ -206,7 +215,8 @@ uint32_t bytes_in_word(uintptr_t word, uintptr_t begin, uintptr_t end) {
     return mask;
 }
 
-// Calls f(cell, bytes, written, offset) for every word of a range; the last two are null and 0 where that is not remembered.
+// Calls f(cell, bytes, written, offset) for every word of a range; the last two are null and 0 where that is
+// not remembered.
 template <class F> void for_each_word(const Place& place, uintptr_t address, uint32_t bytes, F f) {
     if (place.window) {
         SharedShadow& shadow = place.window->shadow;
@@ -221,47 +231,64 @@ template <class F> void for_each_word(const Place& place, uintptr_t address, uin
     Cell* cell = nullptr;
     for (uintptr_t word = address & ~uintptr_t{3}; word < end; word += 4, ++cell) {
         if (!cell || word % GlobalShadow::PAGE == 0) cell = shadow.cell(word);
-        f(*cell, bytes_in_word(word, address, end), written ? &shadow.written : nullptr, written ? shadow.offset(word) : 0);
+        f(*cell, bytes_in_word(word, address, end), written ? &shadow.written : nullptr,
+          written ? shadow.offset(word) : 0);
     }
 }
 
-Accessor accessor(Thread& t, const Place& place, uintptr_t address, uint32_t bytes, uint32_t what, uint32_t site) {
+Accessor accessor(Thread& t, const Place& place, uintptr_t address, uint32_t bytes, uint32_t what,
+                  uint32_t site) {
     BlockWatch& block = *t.block->watch;
     Watcher& w = watcher();
-    return Accessor{t, block, block.threads[t.linear], address, bytes, what, site, place.window != nullptr,
-                    place.window ? place.window->first : w.first, place.window ? place.window->shadow.chunks : w.global.chunks};
+    return Accessor{t,
+                    block,
+                    block.threads[t.linear],
+                    address,
+                    bytes,
+                    what,
+                    site,
+                    place.window != nullptr,
+                    place.window ? place.window->first : w.first,
+                    place.window ? place.window->shadow.chunks : w.global.chunks};
 }
 
 Visit visitor(const Accessor& a, uint32_t site) {
-    return Visit{a, a.me.actor / WARP, 1u << a.me.actor % WARP, traits(a.what) | site << SITE_SHIFT, (a.what & KIND) != READ,
+    return Visit{a,
+                 a.me.actor / WARP,
+                 1u << a.me.actor % WARP,
+                 traits(a.what) | site << SITE_SHIFT,
+                 (a.what & KIND) != READ,
                  a.in_window && a.block.windows_bytes == WINDOW};
 }
 
-}  // namespace
+}    // namespace
 
 namespace {
 
-// ---- the usual case ------------------------------------------------------------------------------------------------------------------
+// ---- the usual case ---------------------------------------------------------------------------------------
 
-// A plain access of one word whose records are settled at a glance: by the thread itself, or before the last barrier.  All else
-// is left to visit().
+// A plain access of one word whose records are settled at a glance: by the thread itself, or before the last
+// barrier.  All else is left to visit().
 struct Glance {
     const BlockWatch& block;
-    uint32_t actor, epoch, info;  // info without bytes
+    uint32_t actor, epoch, info;    // info without bytes
     uint32_t first;
-    bool local;                   // only threads of the own block get here
+    bool local;    // only threads of the own block get here
 
     bool behind(uint32_t e) const { return e < (local ? block.floor : first); }
     bool own_block(uint32_t a) const { return ((a ^ actor) >> THREAD_BITS) == 0; }
     bool settled(const Write& w, uint32_t bytes) const {
-        return !(w.info & bytes) || behind(w.epoch) || w.actor == actor || (!local && own_block(w.actor) && w.epoch < block.floor);
+        return !(w.info & bytes) || behind(w.epoch) || w.actor == actor ||
+               (!local && own_block(w.actor) && w.epoch < block.floor);
     }
     bool settled(const Entry& r, uint32_t bytes) const {
-        return !(r.info & bytes) || behind(r.epoch) || (r.warp == actor / WARP && r.lanes == 1u << actor % WARP) ||
+        return !(r.info & bytes) || behind(r.epoch) ||
+               (r.warp == actor / WARP && r.lanes == 1u << actor % WARP) ||
                (!local && own_block(r.warp * WARP) && r.epoch < block.floor);
     }
     bool same_reader(const Entry& r, uint32_t bytes) const {
-        return r.warp == actor / WARP && r.epoch == epoch && ((r.info ^ (info | bytes)) & (TRAITS | BYTES)) == 0;
+        return r.warp == actor / WARP && r.epoch == epoch &&
+               ((r.info ^ (info | bytes)) & (TRAITS | BYTES)) == 0;
     }
 };
 
@@ -289,7 +316,8 @@ inline bool joins_readers(const Glance& g, Chunks& chunks, Cell& cell, uint32_t 
     return true;
 }
 
-inline bool glance_read(const Glance& g, Chunks& chunks, Cell& cell, uint32_t bytes, const Written* written, size_t offset) {
+inline bool glance_read(const Glance& g, Chunks& chunks, Cell& cell, uint32_t bytes, const Written* written,
+                        size_t offset) {
     if (cell.more & Cell::HAS_WRITES || !g.settled(cell.write, bytes)) return false;
     if (written && (written->word(offset) & bytes) != bytes) return false;
     Entry& r = cell.read;
@@ -303,9 +331,11 @@ inline bool glance_read(const Glance& g, Chunks& chunks, Cell& cell, uint32_t by
     return true;
 }
 
-inline bool glance_write(const Glance& g, Chunks& chunks, Cell& cell, uint32_t bytes, Written* written, size_t offset) {
+inline bool glance_write(const Glance& g, Chunks& chunks, Cell& cell, uint32_t bytes, Written* written,
+                         size_t offset) {
     Write& w = cell.write;
-    if (!g.settled(w, bytes) || !g.settled(cell.read, bytes) || !drop_if_behind(g, chunks, cell)) return false;
+    if (!g.settled(w, bytes) || !g.settled(cell.read, bytes) || !drop_if_behind(g, chunks, cell))
+        return false;
     if ((w.info & BYTES & ~bytes) && !g.behind(w.epoch)) return false;
     w = {g.actor, g.epoch, g.info | bytes};
     cell.read.info &= ~bytes;
@@ -313,15 +343,19 @@ inline bool glance_write(const Glance& g, Chunks& chunks, Cell& cell, uint32_t b
     return true;
 }
 
-__attribute__((noinline)) void look_closely(Thread& t, const Place& place, uintptr_t address, uint32_t bytes, uint32_t what, uint32_t site) {
+__attribute__((noinline)) void look_closely(Thread& t, const Place& place, uintptr_t address, uint32_t bytes,
+                                            uint32_t what, uint32_t site) {
     const Accessor a = accessor(t, place, address, bytes, what, site);
     const Visit v = visitor(a, site);
-    for_each_word(place, address, bytes, [&](Cell& cell, uint32_t mask, Written* written, size_t offset) { visit(v, cell, mask, written, offset); });
+    for_each_word(place, address, bytes, [&](Cell& cell, uint32_t mask, Written* written, size_t offset) {
+        visit(v, cell, mask, written, offset);
+    });
 }
 
-}  // namespace
+}    // namespace
 
-void check_access(Thread& t, const Place& place, uintptr_t address, uint32_t bytes, uint32_t what, uint32_t site) {
+void check_access(Thread& t, const Place& place, uintptr_t address, uint32_t bytes, uint32_t what,
+                  uint32_t site) {
     const BlockWatch& block = *t.block->watch;
     const ThreadWatch& me = block.threads[t.linear];
     if (what & (KIND & ~WRITE) || what & (STRONG | ACQUIRE | RELEASE | ASYNC_PROXY)) {
@@ -330,29 +364,40 @@ void check_access(Thread& t, const Place& place, uintptr_t address, uint32_t byt
     }
     const bool writes = (what & KIND) == WRITE;
     const bool local = place.window && block.windows_bytes == WINDOW;
-    const Glance g{block, me.actor, me.epoch, (writes ? WROTE : 0u) | site << SITE_SHIFT, place.window ? place.window->first : watcher().first, local};
+    const Glance g{block,
+                   me.actor,
+                   me.epoch,
+                   (writes ? WROTE : 0u) | site << SITE_SHIFT,
+                   place.window ? place.window->first : watcher().first,
+                   local};
     Chunks& chunks = place.window ? place.window->shadow.chunks : watcher().global.chunks;
-    if (bytes <= 4 && place.window) {          // the commonest
+    if (bytes <= 4 && place.window) {    // the commonest
         SharedShadow& shadow = place.window->shadow;
         Cell& cell = shadow.cells[place.offset / 4];
         const uint32_t mask = ((1u << bytes) - 1) << place.offset % 4;
         const size_t word = place.offset & ~3u;
-        if (writes ? glance_write(g, chunks, cell, mask, &shadow.written, word) : glance_read(g, chunks, cell, mask, &shadow.written, word)) return;
+        if (writes ? glance_write(g, chunks, cell, mask, &shadow.written, word)
+                   : glance_read(g, chunks, cell, mask, &shadow.written, word))
+            return;
         look_closely(t, place, address, bytes, what, site);
         return;
     }
     bool all = true;
     for_each_word(place, address, bytes, [&](Cell& cell, uint32_t mask, Written* written, size_t offset) {
-        all = all && (writes ? glance_write(g, chunks, cell, mask, written, offset) : glance_read(g, chunks, cell, mask, written, offset));
+        all = all && (writes ? glance_write(g, chunks, cell, mask, written, offset)
+                             : glance_read(g, chunks, cell, mask, written, offset));
     });
-    if (!all) look_closely(t, place, address, bytes, what, site);      // words seen at a glance may be seen again
+    if (!all)
+        look_closely(t, place, address, bytes, what, site);    // words seen at a glance may be seen again
 }
 
-// ---- in flight -----------------------------------------------------------------------------------------------------------------------
+// ---- in flight --------------------------------------------------------------------------------------------
 
-// The bytes are marked until the operation lands.  Who writes must come after all earlier accesses, as if it wrote now.
+// The bytes are marked until the operation lands.  Who writes must come after all earlier accesses, as if it
+// wrote now.
 void mark_in_flight(Thread& t, const Place& place, const InFlight& f) {
-    const Accessor a = accessor(t, place, f.address, f.bytes, f.write ? WRITE | ASYNC_PROXY : READ | ASYNC_PROXY, f.site);
+    const Accessor a =
+        accessor(t, place, f.address, f.bytes, f.write ? WRITE | ASYNC_PROXY : READ | ASYNC_PROXY, f.site);
     const Visit v = visitor(a, f.site);
     for_each_word(place, f.address, f.bytes, [&](Cell& cell, uint32_t mask, Written*, size_t) {
         if (f.write) {
@@ -361,24 +406,30 @@ void mark_in_flight(Thread& t, const Place& place, const InFlight& f) {
             if (cell.more) check_more(v, cell, mask);
         }
         const uint32_t info = v.info | IN_FLIGHT | mask;
-        if (Chunk* c = a.chunks.first(cell)) {           // copies into neighbouring bytes, or the same range issued twice
+        if (Chunk* c =
+                a.chunks.first(cell)) {    // copies into neighbouring bytes, or the same range issued twice
             for (; c; c = a.chunks.next(*c))
                 for (uint32_t i = 0; i < c->count; ++i)
-                    if (c->entries[i].warp == v.warp && c->entries[i].lanes == v.lane_bit && c->entries[i].info == info) return;
+                    if (c->entries[i].warp == v.warp && c->entries[i].lanes == v.lane_bit &&
+                        c->entries[i].info == info)
+                        return;
         }
         a.chunks.add(cell, Entry{v.warp, v.lane_bit, a.me.epoch, info});
     });
 }
 
 void unmark_in_flight(Thread& t, const Place& place, const InFlight& f, bool record) {
-    const Accessor a = accessor(t, place, f.address, f.bytes, f.write ? WRITE | ASYNC_PROXY : READ | ASYNC_PROXY, f.site);
+    const Accessor a =
+        accessor(t, place, f.address, f.bytes, f.write ? WRITE | ASYNC_PROXY : READ | ASYNC_PROXY, f.site);
     const Visit v = visitor(a, f.site);
-    const uint32_t issuer = f.actor / WARP, lane_bit = 1u << f.actor % WARP;      // another thread may land it
+    const uint32_t issuer = f.actor / WARP, lane_bit = 1u << f.actor % WARP;    // another thread may land it
     for_each_word(place, f.address, f.bytes, [&](Cell& cell, uint32_t mask, Written* written, size_t offset) {
         for (Chunk* c = a.chunks.first(cell); c; c = a.chunks.next(*c))
             for (uint32_t i = 0; i < c->count; ++i) {
                 Entry& e = c->entries[i];
-                if (e.info & IN_FLIGHT && e.warp == issuer && e.lanes == lane_bit && site_of_info(e.info) == f.site) e.info &= ~mask;
+                if (e.info & IN_FLIGHT && e.warp == issuer && e.lanes == lane_bit &&
+                    site_of_info(e.info) == f.site)
+                    e.info &= ~mask;
             }
         a.chunks.tidy(cell);
         if (!record) return;
@@ -391,4 +442,4 @@ void unmark_in_flight(Thread& t, const Place& place, const InFlight& f, bool rec
     });
 }
 
-}  // namespace emu
+}    // namespace emu

@@ -1,5 +1,5 @@
-// Findings: kept by what and where, counted, told as JSON.  Everything a report needs of its module is copied when it is made, so
-// that modules may be unloaded before the reports are read.
+// Findings: kept by what and where, counted, told as JSON.  Everything a report needs of its module is copied
+// when it is made, so that modules may be unloaded before the reports are read.
 #include "reports.h"
 
 #include <algorithm>
@@ -19,9 +19,9 @@ namespace emu {
 
 namespace {
 
-constexpr size_t MOST_REPORTS = 1000;      // different ones; the rest is only counted
+constexpr size_t MOST_REPORTS = 1000;    // different ones; the rest is only counted
 
-struct Position {                          // of one side
+struct Position {    // of one side
     std::string file, opcode;
     uint32_t line = 0, ptx_line = 0;
 };
@@ -31,12 +31,13 @@ struct Kept {
     Position here, there;
 };
 
-struct Pair {                              // for report_again(), within one launch
+struct Pair {    // for report_again(), within one launch
     const char* kind;
     uint32_t site, other;
     bool operator<(const Pair& o) const {
-        return std::tie(site, other) != std::tie(o.site, o.other) ? std::tie(site, other) < std::tie(o.site, o.other)
-                                                                  : std::strcmp(kind, o.kind) < 0;
+        return std::tie(site, other) != std::tie(o.site, o.other)
+                   ? std::tie(site, other) < std::tie(o.site, o.other)
+                   : std::strcmp(kind, o.kind) < 0;
     }
 };
 
@@ -44,22 +45,24 @@ constexpr size_t UNKNOWN = SIZE_MAX;
 
 struct Reports {
     std::mutex lock;
-    std::vector<Kept> kept;                             // in order of first appearance
+    std::vector<Kept> kept;    // in order of first appearance
     std::map<std::string, size_t> by_key;
-    std::map<Pair, size_t> known;                       // of the launch with this serial: index in kept, or UNKNOWN
+    std::map<Pair, size_t> known;    // of the launch with this serial: index in kept, or UNKNOWN
     uint64_t known_launch = 0;
     long omitted = 0;
 };
 
 Reports& reports() {
-    static Reports* instance = new Reports;             // never destroyed: the last reports are read while the process ends
+    static Reports* instance =
+        new Reports;    // never destroyed: the last reports are read while the process ends
     return *instance;
 }
 
 Position position(const ModuleDescriptor* module, uint32_t site) {
     if (!module || site >= module->site_count) return {};
     const Site& s = module->sites[site];
-    return {s.file < module->file_count ? module->files[s.file] : "", s.opcode ? s.opcode : "", s.line, s.ptx_line};
+    return {s.file < module->file_count ? module->files[s.file] : "", s.opcode ? s.opcode : "", s.line,
+            s.ptx_line};
 }
 
 std::string place_key(const Position& p) {
@@ -76,22 +79,29 @@ std::string key_of(const Kept& k) {
     return key;
 }
 
-std::string dim_json(bool known, const Dim& d) { return known ? format("[%u, %u, %u]", d.x, d.y, d.z) : "null"; }
+std::string dim_json(bool known, const Dim& d) {
+    return known ? format("[%u, %u, %u]", d.x, d.y, d.z) : "null";
+}
 
 std::string json(const Kept& k) {
     const Report& r = k.report;
     const auto number = [](uint32_t n) { return n ? std::to_string(n) : std::string("null"); };
-    std::string text = "{\"kind\": " + json_text(r.kind) + ", \"message\": " + json_text(r.message) + ", \"fix\": " + json_text(r.fix);
-    text += ", \"kernel\": " + json_text(r.kernel) + ", \"signature\": " + json_text(signature(r.kernel.c_str()));
+    std::string text = "{\"kind\": " + json_text(r.kind) + ", \"message\": " + json_text(r.message) +
+                       ", \"fix\": " + json_text(r.fix);
+    text +=
+        ", \"kernel\": " + json_text(r.kernel) + ", \"signature\": " + json_text(signature(r.kernel.c_str()));
     text += ", \"file\": " + json_text(k.here.file) + ", \"line\": " + std::to_string(k.here.line);
-    text += ", \"ptx_line\": " + std::to_string(k.here.ptx_line) + ", \"opcode\": " + json_text(k.here.opcode);
+    text +=
+        ", \"ptx_line\": " + std::to_string(k.here.ptx_line) + ", \"opcode\": " + json_text(k.here.opcode);
     text += ", \"other_file\": " + json_text(k.there.file) + ", \"other_line\": " + number(k.there.line);
-    text += ", \"other_ptx_line\": " + number(k.there.ptx_line) + ", \"other_opcode\": " + json_text(k.there.opcode);
-    text += ", \"thread\": " + dim_json(r.in_kernel, r.thread) + ", \"block\": " + dim_json(r.in_kernel, r.block);
+    text += ", \"other_ptx_line\": " + number(k.there.ptx_line) +
+            ", \"other_opcode\": " + json_text(k.there.opcode);
+    text +=
+        ", \"thread\": " + dim_json(r.in_kernel, r.thread) + ", \"block\": " + dim_json(r.in_kernel, r.block);
     return text + ", \"count\": " + std::to_string(r.count) + "}";
 }
 
-}  // namespace
+}    // namespace
 
 void report(Report r) {
     Reports& all = reports();
@@ -127,7 +137,7 @@ bool report_again(const char* kind, const Launch& launch, uint32_t site, uint32_
         same.here = position(launch.module, site);
         same.there = position(launch.module, other_site);
         const auto kept = all.by_key.find(key_of(same));
-        if (kept == all.by_key.end()) {                 // beyond MOST_REPORTS
+        if (kept == all.by_key.end()) {    // beyond MOST_REPORTS
             ++all.omitted;
             return true;
         }
@@ -156,7 +166,8 @@ std::string format(const char* pattern, ...) {
     char buffer[1024];
     const int length = std::vsnprintf(buffer, sizeof buffer, pattern, arguments);
     va_end(arguments);
-    if (length < static_cast<int>(sizeof buffer)) return std::string(buffer, static_cast<size_t>(std::max(0, length)));
+    if (length < static_cast<int>(sizeof buffer))
+        return std::string(buffer, static_cast<size_t>(std::max(0, length)));
     std::string text(static_cast<size_t>(length) + 1, '\0');
     va_start(arguments, pattern);
     std::vsnprintf(text.data(), text.size(), pattern, arguments);
@@ -196,4 +207,4 @@ long report_count() {
     return static_cast<long>(all.kept.size()) + (all.omitted != 0);
 }
 
-}  // namespace emu
+}    // namespace emu

@@ -7,13 +7,13 @@ namespace emu {
 
 namespace {
 
-constexpr uint32_t SECTOR = 32;           // bytes: what L2 transfers
-constexpr uint32_t BANKS = 32;            // of shared memory, 4 bytes each
-constexpr uint32_t WAVEFRONT = 128;       // bytes that all banks deliver together
+constexpr uint32_t SECTOR = 32;        // bytes: what L2 transfers
+constexpr uint32_t BANKS = 32;         // of shared memory, 4 bytes each
+constexpr uint32_t WAVEFRONT = 128;    // bytes that all banks deliver together
 
 uint32_t first_lane(uint32_t lanes) { return static_cast<uint32_t>(__builtin_ctz(lanes)); }
 
-// ---- sectors ---------------------------------------------------------------------------------------------------------------
+// ---- sectors ----------------------------------------------------------------------------------------------
 
 void add_range(uintptr_t begin, uint32_t bytes, std::vector<Sector>& sectors) {
     const uintptr_t end = begin + bytes;
@@ -29,7 +29,8 @@ void add_range(uintptr_t begin, uint32_t bytes, std::vector<Sector>& sectors) {
 
 void merge_equal(std::vector<Sector>& sectors) {
     const auto by_number = [](const Sector& a, const Sector& b) { return a.number < b.number; };
-    if (!std::is_sorted(sectors.begin(), sectors.end(), by_number)) std::sort(sectors.begin(), sectors.end(), by_number);
+    if (!std::is_sorted(sectors.begin(), sectors.end(), by_number))
+        std::sort(sectors.begin(), sectors.end(), by_number);
     size_t kept = 0;
     for (size_t i = 1; i < sectors.size(); ++i) {
         if (sectors[i].number == sectors[kept].number) sectors[kept].bytes |= sectors[i].bytes;
@@ -38,11 +39,11 @@ void merge_equal(std::vector<Sector>& sectors) {
     if (!sectors.empty()) sectors.resize(kept + 1);
 }
 
-// ---- banks -----------------------------------------------------------------------------------------------------------------
+// ---- banks ------------------------------------------------------------------------------------------------
 
 // The most distinct words that one bank must deliver to these lanes.
 uint32_t conflicts(const Request& r, uint32_t lanes) {
-    uint32_t words[BANKS][WARP];            // a phase has at most 32 words
+    uint32_t words[BANKS][WARP];    // a phase has at most 32 words
     uint32_t count[BANKS] = {}, most = 0;
     for (; lanes; lanes &= lanes - 1) {
         const uint32_t lane = first_lane(lanes);
@@ -59,9 +60,12 @@ uint32_t conflicts(const Request& r, uint32_t lanes) {
     return most;
 }
 
-// ---- grouping --------------------------------------------------------------------------------------------------------------
+// ---- grouping ---------------------------------------------------------------------------------------------
 
-struct Position { const LoggedAccess* at; const LoggedAccess* end; };
+struct Position {
+    const LoggedAccess* at;
+    const LoggedAccess* end;
+};
 
 void take(Request& r, uint32_t lane, const LoggedAccess& access) {
     if (r.lanes == 0) {
@@ -102,9 +106,12 @@ void group_lockstep(const Position* lanes, uint32_t count, UseRequest use, void*
 
 // Lanes went different ways: the n-th execution of a site by each lane belongs together.
 void group_by_occurrence(const Position* lanes, uint32_t count, UseRequest use, void* context) {
-    struct Key { uint32_t site, occurrence, lane; const LoggedAccess* access; };
+    struct Key {
+        uint32_t site, occurrence, lane;
+        const LoggedAccess* access;
+    };
     static thread_local std::vector<Key> keys;
-    static thread_local std::vector<uint32_t> seen;            // by site
+    static thread_local std::vector<uint32_t> seen;    // by site
     keys.clear();
     for (uint32_t lane = 0; lane < count; ++lane) {
         for (const LoggedAccess* a = lanes[lane].at; a < lanes[lane].end; ++a) {
@@ -114,7 +121,9 @@ void group_by_occurrence(const Position* lanes, uint32_t count, UseRequest use, 
         for (const LoggedAccess* a = lanes[lane].at; a < lanes[lane].end; ++a) seen[a->site] = 0;
     }
     std::sort(keys.begin(), keys.end(), [](const Key& a, const Key& b) {
-        return a.site != b.site ? a.site < b.site : a.occurrence != b.occurrence ? a.occurrence < b.occurrence : a.lane < b.lane;
+        return a.site != b.site               ? a.site < b.site
+               : a.occurrence != b.occurrence ? a.occurrence < b.occurrence
+                                              : a.lane < b.lane;
     });
     for (size_t i = 0; i < keys.size();) {
         Request r;
@@ -131,20 +140,23 @@ const LoggedAccess* next_meeting(const LoggedAccess* at, const LoggedAccess* end
     return at;
 }
 
-}  // namespace
+}    // namespace
 
 void sectors_of(const Request& r, std::vector<Sector>& sectors) {
     sectors.clear();
-    for (uint32_t lanes = r.lanes; lanes; lanes &= lanes - 1) add_range(r.address[first_lane(lanes)], r.bytes[first_lane(lanes)], sectors);
+    for (uint32_t lanes = r.lanes; lanes; lanes &= lanes - 1)
+        add_range(r.address[first_lane(lanes)], r.bytes[first_lane(lanes)], sectors);
     merge_equal(sectors);
 }
 
 uint32_t wavefronts_of(const Request& r, uint32_t* ideal) {
     uint32_t widest = 0;
-    for (uint32_t lanes = r.lanes; lanes; lanes &= lanes - 1) widest = std::max(widest, r.bytes[first_lane(lanes)]);
+    for (uint32_t lanes = r.lanes; lanes; lanes &= lanes - 1)
+        widest = std::max(widest, r.bytes[first_lane(lanes)]);
     *ideal = 0;
-    if (widest > 16) {                     // a bulk copy: contiguous
-        for (uint32_t lanes = r.lanes; lanes; lanes &= lanes - 1) *ideal += (r.bytes[first_lane(lanes)] + WAVEFRONT - 1) / WAVEFRONT;
+    if (widest > 16) {    // a bulk copy: contiguous
+        for (uint32_t lanes = r.lanes; lanes; lanes &= lanes - 1)
+            *ideal += (r.bytes[first_lane(lanes)] + WAVEFRONT - 1) / WAVEFRONT;
         return *ideal;
     }
     const uint32_t per_phase = widest <= 4 ? 32 : widest == 8 ? 16 : 8;
@@ -176,4 +188,4 @@ void group_requests(AccessLog* const* logs, uint32_t lanes, UseRequest use, void
     for (uint32_t i = 0; i < lanes; ++i) logs[i]->clear();
 }
 
-}  // namespace emu
+}    // namespace emu

@@ -14,16 +14,17 @@ namespace emu {
 namespace {
 
 constexpr size_t SYSTEM_PAGE = 4096;
-constexpr size_t LARGE = 1 << 16;                 // bytes of bits from which on pages are given back rather than cleared
+constexpr size_t LARGE = 1 << 16;    // bytes of bits from which on pages are given back rather than cleared
 
 void* reserve(size_t bytes) {
-    void* range = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* range =
+        mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     return range == MAP_FAILED ? nullptr : range;
 }
 
-}  // namespace
+}    // namespace
 
-// ---- chunks -----------------------------------------------------------------------------------------------------------
+// ---- chunks -----------------------------------------------------------------------------------------------
 
 uint32_t Chunks::take(const Cell& owner) {
     uint32_t number = free_;
@@ -100,13 +101,15 @@ void Chunks::tidy(Cell& cell) {
     if (begin) at(begin).latest = latest;
 }
 
-// ---- which bytes were written -------------------------------------------------------------------------------------------
+// ---- which bytes were written -----------------------------------------------------------------------------
 
 void Written::set(size_t offset, size_t bytes) {
     if (!bits_) return;
-    for (; bytes && offset % 8; ++offset, --bytes) bits_[offset >> 3] |= static_cast<uint8_t>(1u << (offset & 7));
+    for (; bytes && offset % 8; ++offset, --bytes)
+        bits_[offset >> 3] |= static_cast<uint8_t>(1u << (offset & 7));
     std::memset(bits_ + offset / 8, 0xff, bytes / 8);
-    for (offset += bytes / 8 * 8, bytes %= 8; bytes; ++offset, --bytes) bits_[offset >> 3] |= static_cast<uint8_t>(1u << (offset & 7));
+    for (offset += bytes / 8 * 8, bytes %= 8; bytes; ++offset, --bytes)
+        bits_[offset >> 3] |= static_cast<uint8_t>(1u << (offset & 7));
 }
 
 void Written::clear(size_t offset, size_t bytes) {
@@ -127,12 +130,12 @@ void Written::clear(size_t offset, size_t bytes) {
     for (offset += whole * 8, bytes %= 8; bytes; ++offset, --bytes) clear_one(offset);
 }
 
-// ---- shared ---------------------------------------------------------------------------------------------------------------
+// ---- shared -----------------------------------------------------------------------------------------------
 
 SharedShadow::SharedShadow(size_t window) : cell_bytes_(window / 4 * sizeof(Cell)), bit_bytes_(window / 8) {
     cells = static_cast<Cell*>(reserve(cell_bytes_));
     bits_ = reserve(bit_bytes_);
-    if (!cells || !bits_) std::abort();            // 2 MB of addresses: nothing would run any more
+    if (!cells || !bits_) std::abort();    // 2 MB of addresses: nothing would run any more
     written.use(static_cast<uint8_t*>(bits_));
 }
 
@@ -141,9 +144,10 @@ SharedShadow::~SharedShadow() {
     munmap(bits_, bit_bytes_);
 }
 
-// ---- global ---------------------------------------------------------------------------------------------------------------
+// ---- global -----------------------------------------------------------------------------------------------
 
-GlobalShadow::GlobalShadow() : arena_(reinterpret_cast<uintptr_t>(arena_begin())), arena_bytes_(arena_bytes()) {
+GlobalShadow::GlobalShadow()
+    : arena_(reinterpret_cast<uintptr_t>(arena_begin())), arena_bytes_(arena_bytes()) {
     if (arena_bytes_ == 0) return;
     cells_ = static_cast<Cell*>(reserve(arena_bytes_ / 4 * sizeof(Cell)));
     written.use(static_cast<uint8_t*>(reserve(arena_bytes_ / 8)));
@@ -166,4 +170,4 @@ Cell* GlobalShadow::outside(uintptr_t address) {
     return last_cells_ + address % PAGE / 4;
 }
 
-}  // namespace emu
+}    // namespace emu

@@ -9,7 +9,8 @@ namespace {
 
 using ull = unsigned long long;
 
-const char* const FLOP_NAMES[FLOP_KINDS] = {"none", "f16", "bf16", "f32", "f64", "tensor_f16", "tensor_bf16", "tensor_tf32",
+const char* const FLOP_NAMES[FLOP_KINDS] = {"none",      "f16",         "bf16",        "f32",
+                                            "f64",       "tensor_f16",  "tensor_bf16", "tensor_tf32",
                                             "tensor_f8", "tensor_int8", "tensor_f64"};
 
 std::string flops_json(const std::array<uint64_t, FLOP_KINDS>& flops) {
@@ -24,15 +25,17 @@ std::string flops_json(const std::array<uint64_t, FLOP_KINDS>& flops) {
 
 std::string mix_json(const std::map<std::string, uint64_t>& mix) {
     std::string text = "{";
-    for (const auto& [name, count] : mix) text += format("%s\"%s\": %llu", text.size() > 1 ? ", " : "", name.c_str(), static_cast<ull>(count));
+    for (const auto& [name, count] : mix)
+        text += format("%s\"%s\": %llu", text.size() > 1 ? ", " : "", name.c_str(), static_cast<ull>(count));
     return text + "}";
 }
 
-}  // namespace
+}    // namespace
 
 void MemoryTally::add(const MemoryTally& o) {
     requests += o.requests, sectors += o.sectors, ideal_sectors += o.ideal_sectors;
-    shared_requests += o.shared_requests, bank_wavefronts += o.bank_wavefronts, ideal_wavefronts += o.ideal_wavefronts;
+    shared_requests += o.shared_requests, bank_wavefronts += o.bank_wavefronts,
+        ideal_wavefronts += o.ideal_wavefronts;
     bytes_read += o.bytes_read, bytes_written += o.bytes_written;
     distinct_bytes_read += o.distinct_bytes_read, distinct_bytes_written += o.distinct_bytes_written;
     atomics += o.atomics;
@@ -48,16 +51,21 @@ void Tally::add(const Tally& o) {
 std::string Tally::json_fields() const {
     const MemoryTally& m = memory;
     std::string text;
-    const auto field = [&](const char* name, uint64_t value) { text += format("\"%s\": %llu, ", name, static_cast<ull>(value)); };
+    const auto field = [&](const char* name, uint64_t value) {
+        text += format("\"%s\": %llu, ", name, static_cast<ull>(value));
+    };
     field("requests", m.requests), field("sectors", m.sectors), field("ideal_sectors", m.ideal_sectors);
     field("shared_requests", m.shared_requests), field("bank_wavefronts", m.bank_wavefronts);
-    field("ideal_wavefronts", m.ideal_wavefronts), field("bytes_read", m.bytes_read), field("bytes_written", m.bytes_written);
-    field("distinct_bytes_read", m.distinct_bytes_read), field("distinct_bytes_written", m.distinct_bytes_written);
-    field("atomics", m.atomics), field("instructions", instructions), field("barriers", barriers), field("collectives", collectives);
+    field("ideal_wavefronts", m.ideal_wavefronts), field("bytes_read", m.bytes_read),
+        field("bytes_written", m.bytes_written);
+    field("distinct_bytes_read", m.distinct_bytes_read),
+        field("distinct_bytes_written", m.distinct_bytes_written);
+    field("atomics", m.atomics), field("instructions", instructions), field("barriers", barriers),
+        field("collectives", collectives);
     return text + "\"flops\": " + flops_json(flops) + ", \"mix\": " + mix_json(mix);
 }
 
-// ---- distinct bytes ----------------------------------------------------------------------------------------------------------
+// ---- distinct bytes ---------------------------------------------------------------------------------------
 
 DistinctBytes::Slot& DistinctBytes::find(uint64_t key) {
     size_t at = (key * 0x9e3779b97f4a7c15ull >> 20) & (slots_.size() - 1);
@@ -68,12 +76,14 @@ DistinctBytes::Slot& DistinctBytes::find(uint64_t key) {
 void DistinctBytes::grow() {
     std::vector<Slot> old(slots_.empty() ? 4096 : slots_.size() * 2);
     old.swap(slots_);
-    for (const Slot& s : old) if (s.key) find(s.key) = s;
+    for (const Slot& s : old)
+        if (s.key) find(s.key) = s;
 }
 
 void DistinctBytes::add(uint32_t group, uint64_t sector, uint32_t bytes, bool write) {
     if (used_ * 2 >= slots_.size()) grow();
-    const uint64_t key = static_cast<uint64_t>(group + 1) << SECTOR_BITS | (sector & ((1ull << SECTOR_BITS) - 1));
+    const uint64_t key =
+        static_cast<uint64_t>(group + 1) << SECTOR_BITS | (sector & ((1ull << SECTOR_BITS) - 1));
     Slot& slot = find(key);
     used_ += slot.key == 0;
     slot.key = key;
@@ -97,4 +107,4 @@ std::string json_text(const std::string& text) {
     return out + "\"";
 }
 
-}  // namespace emu
+}    // namespace emu

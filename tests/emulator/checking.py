@@ -1,7 +1,8 @@
 """Small kernels for the checker (checker/*.cu), correct and broken ones, and the lines that must be reported.
 
-A comment `// [name]` marks a line of a source; a Case says which kernel to run and what must be found.  Every case runs under three
-schedules: what a checker finds must not hang on the order in which threads happen to run."""
+A comment `// [name]` marks a line of a source; a Case says which kernel to run and what must be found.
+Every case runs under three schedules: what a checker finds must not hang on the order in which threads
+happen to run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,18 +19,19 @@ SCHEDULES = ({"schedule": "forward"}, {"schedule": "reverse"}, {"schedule": "ran
 
 @dataclass(frozen=True)
 class Case:
-    """One launch.  kind "": nothing may be found; else a report of that kind at `at`, its other side (either way round) at `other`."""
+    """One launch.  kind "": nothing may be found; else a report of that kind at the line marked `at`, and its
+    other side, either way round, at the line marked `other`."""
 
     kernel: str
     kind: str = ""
     at: str = ""
     other: str = ""
-    says: str = ""                       # part of the message
+    says: str = ""  # part of the message
     grid: int = 1
     block: int = 64
-    args: Sequence[Any] = ()             # "out", "in", "zero": arrays of 4096 ints; numbers by value
+    args: Sequence[Any] = ()  # "out", "in", "zero": arrays of 4096 ints; numbers by value
     shared_bytes: int = 0
-    also: Sequence[str] = field(default=("uninitialized",))     # what a race brings along
+    also: Sequence[str] = field(default=("uninitialized",))  # what a race brings along
 
     def __str__(self) -> str:
         return self.kernel

@@ -47,7 +47,7 @@ def _folder() -> Path:
 def host_program(name: str) -> Path:
     library = build.runtime_library()
     program = _folder() / name
-    _call([*toolchain.host_compiler().split(), "-std=c++17", "-Wall", "-Wextra", "-Werror", "-isystem", str(toolchain.cuda_include()),
+    _call([*toolchain.host_compiler().split(), "-std=c++17", "-Wall", "-Wextra", "-Werror", "-I", str(build.source_folder()), "-isystem", str(toolchain.cuda_include()),
            str(HERE / f"{name}.cpp"), "-o", str(program), "-L", str(library.parent), f"-l:{build.LIBRARY}", "-ldl", "-pthread"])
     return program
 

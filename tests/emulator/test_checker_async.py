@@ -7,9 +7,34 @@ from tests.emulator.checking import Case, Checked
 CASES = [
     Case("copy_ok", block=16, args=("out", "in")),
     Case("copy_first_ok", block=16, args=("out", "in")),
-    Case("copy_not_waited", "async", "copied read", "second copy", block=16, args=("out", "in"), says="in flight", also=("race",)),
-    Case("copy_no_barrier", "race", "copied read", "second copy", block=16, args=("out", "in"), also=("async", "uninitialized")),
-    Case("copy_overwritten", "async", "overwriting", "overwritten copy", block=16, args=("out", "in"), also=("race",)),
+    Case(
+        "copy_not_waited",
+        "async",
+        "copied read",
+        "second copy",
+        block=16,
+        args=("out", "in"),
+        says="in flight",
+        also=("race",),
+    ),
+    Case(
+        "copy_no_barrier",
+        "race",
+        "copied read",
+        "second copy",
+        block=16,
+        args=("out", "in"),
+        also=("async", "uninitialized"),
+    ),
+    Case(
+        "copy_overwritten",
+        "async",
+        "overwriting",
+        "overwritten copy",
+        block=16,
+        args=("out", "in"),
+        also=("race",),
+    ),
     Case("copy_reuse", "race", "reusing copy", "reused read", block=16, args=("out", "in"), also=("async",)),
 ]
 
@@ -26,12 +51,22 @@ def test_copies_in_flight(case: Case, checked: Checked) -> None:
 
 HOPPER = [
     Case("bulk_ok", args=("out", "in")),
-    Case("bulk_not_waited", "async", "bulk read", "bulk load", args=("out", "in"), says="in flight", also=("race",)),
+    Case(
+        "bulk_not_waited",
+        "async",
+        "bulk read",
+        "bulk load",
+        args=("out", "in"),
+        says="in flight",
+        also=("race",),
+    ),
     Case("refill_ok", args=("out", "in")),
     Case("refill_bad", "race", "refill read", "bulk load", args=("out", "in"), also=("async",)),
     Case("store_ok", args=("out", "in")),
     Case("store_late_fence_ok", args=("out", "in")),
-    Case("store_no_fence", "async", "bulk store", "tile write", args=("out", "in"), says="no fence.proxy.async"),
+    Case(
+        "store_no_fence", "async", "bulk store", "tile write", args=("out", "in"), says="no fence.proxy.async"
+    ),
     Case("store_rewritten", "async", "tile rewrite", "bulk store", args=("out", "in"), also=("race",)),
 ]
 

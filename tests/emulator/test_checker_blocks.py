@@ -16,8 +16,18 @@ CASES = [
     Case("volatile_flag", grid=4, block=32, args=("zero",)),
     Case("ticket_all_fence", grid=4, block=32, args=("zero", "zero", "zero")),
     Case("ticket_one_fence", grid=4, block=32, args=("zero", "zero", "zero")),
-    Case("ticket_block_fence", "race", "part read", "part write", grid=4, block=32, args=("zero", "zero", "zero")),
-    Case("ticket_no_fence", "race", "part read", "part write", grid=4, block=32, args=("zero", "zero", "zero")),
+    Case(
+        "ticket_block_fence",
+        "race",
+        "part read",
+        "part write",
+        grid=4,
+        block=32,
+        args=("zero", "zero", "zero"),
+    ),
+    Case(
+        "ticket_no_fence", "race", "part read", "part write", grid=4, block=32, args=("zero", "zero", "zero")
+    ),
     Case("chain_gpu", grid=4, block=1, args=("zero", "zero", "zero")),
     Case("chain_cta", "race", "chain read", "chain write", grid=4, block=1, args=("zero", "zero", "zero")),
     Case("cluster_ok", grid=4, block=32, args=("out",)),

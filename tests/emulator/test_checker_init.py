@@ -7,7 +7,14 @@ from tests.emulator.checking import Case, Checked
 
 CASES = [
     Case("shared_filled", block=32, args=("out",)),
-    Case("shared_edge", "uninitialized", "edge read", block=64, args=("out", 60), says="no thread of the block has written"),
+    Case(
+        "shared_edge",
+        "uninitialized",
+        "edge read",
+        block=64,
+        args=("out", 60),
+        says="no thread of the block has written",
+    ),
     Case("shared_edge", block=64, args=("out", 64)),
     Case("shared_bins", "uninitialized", "bins", block=32, args=("out", "in"), says="bins["),
     Case("shared_exchange", block=32, args=("out",)),
@@ -35,8 +42,13 @@ def test_global_memory_counts_as_written_byte_by_byte(checked: Checked) -> None:
     assert not checked.module.reports
     checked.module.launch("read_global", 1, 32, [y, x])
     (report,) = checked.module.reports
-    assert (report.kind, report.line, report.thread) == ("uninitialized", checked.line("global read"), (31, 0, 0))
-    assert "never written" in report.message and report.count == 1
+    assert (report.kind, report.line, report.thread) == (
+        "uninitialized",
+        checked.line("global read"),
+        (31, 0, 0),
+    )
+    assert "never written" in report.message
+    assert report.count == 1
 
 
 def test_memory_used_again_counts_as_never_written(checked: Checked) -> None:

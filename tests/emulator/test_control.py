@@ -487,3 +487,24 @@ def test_ordinary_structures(ordinary):
 def test_refused_by_name(body, part):
     declared = FUNCTIONS + ".extern .func elsewhere(); .extern .func cudaLaunchDeviceV2();"
     assert part in refusal(f"again: {body}", registers=R, declarations=declared)
+
+
+GROUPS = r"""
+#include <cooperative_groups.h>
+#include <cooperative_groups/reduce.h>
+namespace cg = cooperative_groups;
+extern "C" __global__ void pairs_of_warps(const int* x, int* sums) {
+    auto tile = cg::tiled_partition<64>(cg::this_thread_block());
+    sums[threadIdx.x] = cg::reduce(tile, x[threadIdx.x], cg::plus<int>()); }
+"""
+
+
+def test_groups_of_several_warps_use_the_systems_shared_memory(tmp_path):
+    """Cooperative groups keep their state in shared memory that no program declares; it begins as zeros."""
+    path = tmp_path / "groups.cu"
+    path.write_text(GROUPS)
+    module = emulator.compile(path, arch="sm_80", mode="check", flags=["-std=c++17"])
+    x, sums = np.arange(256, dtype=np.int32), np.zeros(256, np.int32)
+    module.launch("pairs_of_warps", 1, 256, [x, sums])
+    np.testing.assert_array_equal(sums, x.reshape(4, 64).sum(1).repeat(64))
+    assert not module.reports

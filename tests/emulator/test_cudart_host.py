@@ -1,6 +1,7 @@
 """The stand-in runtime without a kernel: memory, copies, streams, events, graphs, deferred work, the device's properties."""
 
 import pytest
+
 from tests.emulator.cudart_programs import check, host_program, run
 
 # From the CUDA C++ programming guide, table "Technical Specifications per Compute Capability".
@@ -15,6 +16,10 @@ DEVICES = {
 
 def test_memory() -> None:
     check(run(host_program("memory")), least=100)
+
+
+def test_internals() -> None:
+    check(run(host_program("internals")), least=35)
 
 
 def test_memory_where_address_space_is_limited() -> None:

@@ -1,7 +1,10 @@
 """The stand-in runtime under programs that nvcc built: launches, symbols, limits, attributes, graphs, faults, deferred kernels."""
 
+from pathlib import Path
+
 import pytest
-from tests.emulator.cudart_programs import check, cuda_program, run
+
+from tests.emulator.cudart_programs import Outcome, check, cuda_program, run
 
 MODES = [("fast", {}), ("check", {}), ("count", {}), ("check", {"schedule": "random", "seed": 5}), ("fast", {"threads": 2})]
 
@@ -13,52 +16,61 @@ def test_kernels(mode: str, options: dict[str, object]) -> None:
     assert outcome.kinds == []                       # the program clears what it provoked
 
 
-def test_kernels_with_a_default_stream_per_thread() -> None:
-    program = cuda_program("kernels", "-arch=sm_80", "--default-stream=per-thread", output="per_thread")
-    check(run(program), least=75)
-
-
 def test_kernels_deferred_throughout() -> None:
-    """The whole program with work deferred: what synchronises correctly sees no difference."""
-    outcome = run(cuda_program("kernels"), options={"defer": 1})
-    allowed = {"graph", "fault"}
-    wrong = [line for line in outcome.failed if not any(word in line for word in allowed)]
-    assert not wrong, "\n".join(wrong)
+    """The whole program with work deferred: it synchronises correctly, so it sees no difference."""
+    check(run(cuda_program("kernels"), options={"defer": 1}), least=75)
+
+
+def test_clusters() -> None:
+    check(run(cuda_program("clusters", "-arch=sm_90"), arch="sm_90"), least=20)
+
+
+@pytest.mark.parametrize("kind,streams", [("legacy", "one"), ("per-thread", "one per thread")])
+def test_default_stream(kind: str, streams: str) -> None:
+    outcome = run(cuda_program("small", "-arch=sm_80", f"--default-stream={kind}", output=f"small-{kind}"))
+    check(outcome, least=8)
+    assert f"default streams: {streams}\n" in outcome.output
+
+
+# ---- programs and translators that cannot work: an error of the launch, never a crash ---------------------------------------
+
+
+def fails(outcome: Outcome, code: str, message: str) -> None:
+    assert outcome.status > 0
+    assert f"launch: got {code}\n" in outcome.output
+    assert outcome.kinds == ["translation"]          # once, however often the kernel is used
+    assert message in outcome.report["reports"][0]["message"]
 
 
 def test_program_without_ptx() -> None:
-    """Machine code alone cannot be emulated: the launch fails with the runtime's code, and the message says how to build."""
-    program = cuda_program("kernels", "-gencode=arch=compute_80,code=sm_80", output="no_ptx")
-    outcome = run(program)
-    assert outcome.status != 0
-    assert "cudaErrorNoKernelImageForDevice" in outcome.output
+    outcome = run(cuda_program("small", "-gencode=arch=compute_80,code=sm_80", output="no_ptx"))
+    fails(outcome, "cudaErrorNoKernelImageForDevice", "build it with PTX")
     assert "code=compute_80" in outcome.errors
 
 
 def test_relocatable_program() -> None:
-    outcome = run(cuda_program("kernels", "-arch=sm_80", "-rdc=true", output="relocatable"))
-    assert outcome.status != 0
-    assert any("-rdc=true" in one["message"] for one in outcome.report["reports"]) or "-rdc=true" in outcome.errors
+    fails(run(cuda_program("small", "-arch=sm_80", "-rdc=true", output="relocatable")), "cudaErrorNotSupported", "-rdc=true")
 
 
-@pytest.mark.parametrize("command,why", [
-    ("/bin/false", "status 1"),
-    ("/nonexistent/translator", "could not be started"),
-    ("/bin/echo /nonexistent/module.so", ""),
-    ("'/bin/sh' -c 'exit 3'", "no PTX"),
+@pytest.mark.parametrize("command,code,message", [
+    ("/bin/false", "cudaErrorInvalidKernelImage", "ended with status 1"),
+    ("/nonexistent/translator", "cudaErrorInvalidKernelImage", "could not be started (/nonexistent/translator)"),
+    ("/bin/echo /nonexistent/module.so", "cudaErrorInvalidKernelImage", "/nonexistent/module.so"),
+    ("'/bin/sh' -c \"exit 3\"", "cudaErrorNoKernelImageForDevice", "no PTX"),
 ])
-def test_translator_that_fails(command: str, why: str) -> None:
-    """A broken translator is an error of the launch, never a crash; and it is reported once."""
-    outcome = run(cuda_program("kernels"), variables={"CUDA_NN_EMULATOR_TRANSLATE": command, "CUDA_NN_EMULATOR_CACHE": ""})
-    assert outcome.status > 0 and "launch: expected cudaSuccess" in outcome.output
-    code = "cudaErrorNoKernelImageForDevice" if "exit 3" in command else "cudaErrorInvalidKernelImage"
-    assert f"got {code}" in outcome.output
-    del why
+def test_translator_that_fails(command: str, code: str, message: str) -> None:
+    program = cuda_program("small", "-arch=sm_80", "--default-stream=legacy", output="small-legacy")
+    variables = {"CUDA_NN_EMULATOR_TRANSLATE": command, "CUDA_NN_EMULATOR_CACHE": ""}
+    fails(run(program, variables=variables), code, message)
 
 
-def test_translation_is_kept(tmp_path) -> None:
+def test_translation_is_kept(tmp_path: Path) -> None:
     """The second process does not ask the translator: a broken one does no harm."""
+    program = cuda_program("small", "-arch=sm_80", "--default-stream=legacy", output="small-legacy")
     kept = {"CUDA_NN_EMULATOR_CACHE": str(tmp_path)}
-    check(run(cuda_program("kernels"), variables=kept), least=75)
-    assert [path.name.startswith("fatbin-") for path in tmp_path.iterdir()] == [True]
-    check(run(cuda_program("kernels"), variables={**kept, "CUDA_NN_EMULATOR_TRANSLATE": "/bin/false"}), least=75)
+    check(run(program, variables=kept), least=8)
+    [answer] = tmp_path.iterdir()
+    assert answer.name.startswith("fatbin-") and answer.name.endswith("-fast-sm_80.path")
+    check(run(program, variables={**kept, "CUDA_NN_EMULATOR_TRANSLATE": "/bin/false"}), least=8)
+    answer.write_text("/nonexistent/module.so\n")    # tidied away: asked for again
+    check(run(program, variables=kept), least=8)

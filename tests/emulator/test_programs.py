@@ -66,3 +66,11 @@ def test_planted_fault_is_found_on_its_line(fault, compiled: dict, tmp_path: Pat
             (one in sides[0] and two in sides[1]) or (one in sides[1] and two in sides[0])
             for one, two in pairs_of_lines
         ), f"expected {sides}, found {pairs_of_lines}"
+
+
+def test_dynamic_parallelism_is_refused_by_name(tmp_path: Path) -> None:
+    source = tmp_path / "parent.cu"
+    source.write_text("__global__ void child(int* x) { *x = 1; }\n"
+                      "__global__ void parent(int* x) { child<<<1, 1>>>(x); }\n")
+    with pytest.raises(emulator.EmulatorError, match=r"parent\.cu:2: .*dynamic parallelism"):
+        emulator.compile(source, flags=["-rdc=true"])

@@ -1,12 +1,13 @@
 """ptxas's figures, occupancy against NVIDIA's own table and formula, the roofline's bound, and machine code."""
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from cuda.nn import emulator
-from cuda.nn.emulator import EmulatorError, resources, roofline, sass
+from cuda.nn.emulator import EmulatorError, resources, roofline, sass, toolchain
 from cuda.nn.emulator.counters import KernelCounters
 from cuda.nn.emulator.profiles import PROFILES, occupancy, profile_of
 
@@ -53,28 +54,62 @@ def test_ptxas_s_refusal_is_passed_on() -> None:
         resources.read_resources(".version 9.0\n.target sm_80\n.address_size 64\n.entry k() { nonsense; }\n", "sm_80")
 
 
-# Worked out with the occupancy calculator of NVIDIA's profiler: arch, threads, registers, shared bytes -> blocks, what limits.
-CASES = [
-    ("sm_80", 256, 32, 0, 8, "threads"),
-    ("sm_80", 256, 64, 0, 4, "registers"),
-    ("sm_80", 256, 255, 0, 1, "registers"),
-    ("sm_80", 32, 16, 0, 32, "blocks"),
-    ("sm_80", 128, 32, 48 * 1024, 3, "shared memory"),          # 164 KiB / (48 + 1) KiB
-    ("sm_80", 1024, 40, 0, 1, "registers"),
-    ("sm_86", 256, 32, 0, 6, "threads"),
-    ("sm_86", 1024, 32, 0, 1, "threads"),
-    ("sm_89", 64, 32, 0, 24, "threads"),
-    ("sm_90", 384, 168, 200 * 1024, 1, "registers"),
-    ("sm_75", 128, 32, 32 * 1024, 2, "shared memory"),          # nothing reserved
-    ("sm_75", 256, 32, 0, 4, "threads"),
-]
+# NVIDIA's calculator is a header of the toolkit.
+CALCULATOR = r"""
+#include <climits>
+#include <cstdio>
+#include <cuda_occupancy.h>
+int main() {
+    int major, minor, per_sm, registers, threads;
+    size_t sm_shared, reserved, shared;
+    while (std::scanf("%d %d %d %zu %zu %d %d %zu", &major, &minor, &per_sm, &sm_shared, &reserved, &threads, &registers, &shared) == 8) {
+        cudaOccDeviceProp device;
+        device.computeMajor = major; device.computeMinor = minor;
+        device.maxThreadsPerBlock = 1024; device.maxThreadsPerMultiprocessor = per_sm;
+        device.regsPerBlock = device.regsPerMultiprocessor = 65536;
+        device.warpSize = 32; device.numSms = 1;
+        device.sharedMemPerBlock = 48 << 10; device.sharedMemPerMultiprocessor = sm_shared;
+        device.sharedMemPerBlockOptin = sm_shared - reserved; device.reservedSharedMemPerBlock = reserved;
+        cudaOccFuncAttributes kernel;
+        kernel.maxThreadsPerBlock = INT_MAX; kernel.numRegs = registers; kernel.sharedSizeBytes = 0;
+        kernel.partitionedGCConfig = PARTITIONED_GC_OFF;
+        kernel.shmemLimitConfig = FUNC_SHMEM_LIMIT_OPTIN; kernel.maxDynamicSharedSizeBytes = sm_shared - reserved;
+        kernel.numBlockBarriers = 1;
+        cudaOccDeviceState state;
+        state.carveoutConfig = SHAREDMEM_CARVEOUT_MAX_SHARED;
+        cudaOccResult result;
+        int error = cudaOccMaxActiveBlocksPerMultiprocessor(&result, &device, &kernel, &state, threads, shared);
+        std::printf("%d\n", error ? -1 : result.activeBlocksPerMultiprocessor);
+    }
+}
+"""
 
 
-@pytest.mark.parametrize(("arch", "threads", "registers", "shared", "blocks", "limit"), CASES)
-def test_occupancy(arch: str, threads: int, registers: int, shared: int, blocks: int, limit: str) -> None:
-    found = occupancy(PROFILES[arch], threads, registers, shared)
-    assert (found.blocks, found.limit) == (blocks, limit)
-    assert found.share == blocks * threads / PROFILES[arch].threads
+def test_occupancy_agrees_with_nvidia_s_calculator(tmp_path: Path) -> None:
+    (tmp_path / "calculator.cpp").write_text(CALCULATOR)
+    include = ["-I", str(toolchain.cuda_include())]
+    command = [toolchain.host_compiler(), "-w", *include, str(tmp_path / "calculator.cpp"), "-o", str(tmp_path / "calculator")]
+    subprocess.run(command, check=True)
+    cases = [(profile, threads, registers, shared)
+             for profile in PROFILES.values() for threads in (1, 32, 64, 96, 128, 160, 256, 384, 512, 640, 1024)
+             for registers in (16, 24, 32, 40, 63, 64, 80, 96, 128, 168, 255)
+             for shared in (0, 1, 1024, 10_000, 16 * 1024, 40_000, 48 * 1024, 64 * 1024, 99 * 1024, 227 * 1024)]
+    lines = [f"{p.name[3]} {p.name[4]} {p.threads} {p.shared_bytes} {p.shared_reserved} {threads} {registers} {shared}"
+             for p, threads, registers, shared in cases]
+    done = subprocess.run([tmp_path / "calculator"], input="\n".join(lines), capture_output=True, text=True, check=True)
+    theirs = list(map(int, done.stdout.split()))
+    ours = [occupancy(*case).blocks for case in cases]
+    assert len(theirs) == len(cases)
+    assert [(case, own, their) for case, own, their in zip(cases, ours, theirs, strict=True) if own != their] == []
+
+
+@pytest.mark.parametrize(("arch", "threads", "registers", "shared", "limit"), [
+    ("sm_80", 256, 32, 0, "threads"), ("sm_80", 256, 64, 0, "registers"), ("sm_80", 32, 16, 0, "blocks"),
+    ("sm_80", 128, 32, 48 * 1024, "shared memory"),
+])
+def test_what_limits_occupancy(arch: str, threads: int, registers: int, shared: int, limit: str) -> None:
+    assert occupancy(PROFILES[arch], threads, registers, shared).limit == limit
+    assert occupancy(PROFILES["sm_80"], 256, 64, 0).share == 0.5
 
 
 def test_the_profiles_agree_with_the_runtime_s() -> None:

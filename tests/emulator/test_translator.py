@@ -248,7 +248,7 @@ def test_everything_unsupported_is_told_at_once():
         "k.cu:30: modifier '.weird' of 'add.weird.u32' is not supported (PTX line 11, in bad)"
     )
     assert lines[2].startswith(
-        "k.cu:31: register %pm3 is neither declared nor a special register that is supported (PTX line 13, "
+        "k.cu:31: register %pm3 is neither declared nor a special register that is supported (PTX line 14, "
         "in bad)"
     )
 

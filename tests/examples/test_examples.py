@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from cuda.nn import emulator
+
 FOLDER = Path(__file__).parent.parent.parent / "examples"
 
 
@@ -33,6 +35,14 @@ def test_a_wrong_backward_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_folder_for_hugging_face_is_read_back() -> None:
     assert "model.layers.1.block_sparse_moe.experts.3.w2.weight" in run("exchange_with_hugging_face.py")
+
+
+def test_transpositions_are_right_and_the_padded_one_is_at_its_ideal() -> None:
+    module = emulator.compile(FOLDER / "transpose.cu", mode="count")
+    runpy.run_path(str(FOLDER / "transpose.py"))["run"](module)
+    assert module.reports == []
+    padded = module.counters["transpose_padded"]
+    assert (padded.sectors, padded.bank_wavefronts) == (padded.ideal_sectors, padded.ideal_wavefronts)
 
 
 def test_every_example_is_tested_here() -> None:

@@ -78,4 +78,10 @@ template <class Body> cudaError_t call(const char* name, Body&& body) {
     });
 }
 
+template <class T> cudaError_t give(T* to, T value) {        // an answer through a pointer
+    if (!to) return cudaErrorInvalidValue;
+    *to = value;
+    return cudaSuccess;
+}
+
 }  // namespace emu::cudart

@@ -201,20 +201,16 @@ cudaError_t CUDARTAPI cudaMemcpyFromSymbolAsync(void* to, const void* symbol, si
 cudaError_t CUDARTAPI cudaGetSymbolAddress(void** out, const void* host) {
     return call("cudaGetSymbolAddress", [&]() -> cudaError_t {
         Symbol* symbol = nullptr;
-        if (!out) return cudaErrorInvalidValue;
         if (cudaError_t error = find_symbol(host, &symbol)) return error;
-        *out = symbol->address;
-        return cudaSuccess;
+        return give(out, static_cast<void*>(symbol->address));
     });
 }
 
 cudaError_t CUDARTAPI cudaGetSymbolSize(size_t* bytes, const void* host) {
     return call("cudaGetSymbolSize", [&]() -> cudaError_t {
         Symbol* symbol = nullptr;
-        if (!bytes) return cudaErrorInvalidValue;
         if (cudaError_t error = find_symbol(host, &symbol)) return error;
-        *bytes = symbol->bytes;
-        return cudaSuccess;
+        return give(bytes, symbol->bytes);
     });
 }
 

@@ -159,9 +159,7 @@ extern "C" {
 
 cudaError_t CUDARTAPI cudaGetDeviceCount(int* count) {
     return call_always("cudaGetDeviceCount", [&]() -> cudaError_t {
-        if (!count) return cudaErrorInvalidValue;
-        *count = 1;
-        return cudaSuccess;
+        return give(count, 1);
     });
 }
 
@@ -176,25 +174,19 @@ cudaError_t CUDARTAPI cudaInitDevice(int device, unsigned, unsigned) {
 cudaError_t CUDARTAPI cudaSetValidDevices(int*, int) { return cudaSuccess; }
 
 cudaError_t CUDARTAPI cudaChooseDevice(int* device, const cudaDeviceProp*) {
-    if (!device) return remember(cudaErrorInvalidValue);
-    *device = 0;
-    return cudaSuccess;
+    return remember(give(device, 0));
 }
 
 cudaError_t CUDARTAPI cudaGetDevice(int* device) {
     return call_always("cudaGetDevice", [&]() -> cudaError_t {
-        if (!device) return cudaErrorInvalidValue;
-        *device = 0;
-        return cudaSuccess;
+        return give(device, 0);
     });
 }
 
 cudaError_t CUDARTAPI cudaGetDeviceProperties(cudaDeviceProp* out, int device) {
     return call_always("cudaGetDeviceProperties", [&]() -> cudaError_t {
-        if (!out) return cudaErrorInvalidValue;
         if (cudaError_t error = check_device(device)) return error;
-        *out = properties();
-        return cudaSuccess;
+        return give(out, properties());
     });
 }
 
@@ -225,9 +217,7 @@ cudaError_t CUDARTAPI cudaDeviceGetByPCIBusId(int* device, const char* id) {
 }
 
 cudaError_t CUDARTAPI cudaDriverGetVersion(int* version) {
-    if (!version) return remember(cudaErrorInvalidValue);
-    *version = VERSION;
-    return cudaSuccess;
+    return remember(give(version, VERSION));
 }
 
 cudaError_t CUDARTAPI cudaRuntimeGetVersion(int* version) { return cudaDriverGetVersion(version); }
@@ -270,14 +260,13 @@ cudaError_t CUDARTAPI cudaDeviceSetCacheConfig(cudaFuncCache cache) {
 }
 
 cudaError_t CUDARTAPI cudaDeviceGetCacheConfig(cudaFuncCache* cache) {
-    return call("cudaDeviceGetCacheConfig", [&] { *cache = settings().cache; return cudaSuccess; });
+    return call("cudaDeviceGetCacheConfig", [&] { return give(cache, settings().cache); });
 }
 
 cudaError_t CUDARTAPI cudaDeviceSetSharedMemConfig(cudaSharedMemConfig) { return cudaSuccess; }
 
 cudaError_t CUDARTAPI cudaDeviceGetSharedMemConfig(cudaSharedMemConfig* config) {
-    *config = cudaSharedMemBankSizeFourByte;
-    return cudaSuccess;
+    return remember(give(config, cudaSharedMemBankSizeFourByte));
 }
 
 cudaError_t CUDARTAPI cudaSetDeviceFlags(unsigned flags) {
@@ -290,9 +279,7 @@ cudaError_t CUDARTAPI cudaSetDeviceFlags(unsigned flags) {
 
 cudaError_t CUDARTAPI cudaGetDeviceFlags(unsigned* flags) {
     return call("cudaGetDeviceFlags", [&]() -> cudaError_t {
-        if (!flags) return cudaErrorInvalidValue;
-        *flags = settings().flags;
-        return cudaSuccess;
+        return give(flags, settings().flags);
     });
 }
 

@@ -128,9 +128,7 @@ extern "C" {
 
 cudaError_t CUDARTAPI cudaFuncGetAttributes(cudaFuncAttributes* out, const void* function) {
     return with_kernel("cudaFuncGetAttributes", function, [&](Kernel& kernel) -> cudaError_t {
-        if (!out) return cudaErrorInvalidValue;
-        *out = attributes(kernel);
-        return cudaSuccess;
+        return give(out, attributes(kernel));
     });
 }
 
@@ -152,7 +150,7 @@ cudaError_t CUDARTAPI cudaFuncSetSharedMemConfig(const void* function, cudaShare
 }
 
 cudaError_t CUDARTAPI cudaFuncGetName(const char** name, const void* function) {
-    return with_kernel("cudaFuncGetName", function, [&](Kernel& kernel) { *name = kernel.name.c_str(); return cudaSuccess; });
+    return with_kernel("cudaFuncGetName", function, [&](Kernel& kernel) { return give(name, kernel.name.c_str()); });
 }
 
 cudaError_t CUDARTAPI cudaFuncGetParamInfo(const void* function, size_t index, size_t* offset, size_t* bytes) {

@@ -65,7 +65,6 @@ Graph::Graph() { known().graphs.insert(this); }
 Graph::~Graph() {
     known().graphs.erase(this);
     for (auto& node : nodes) known().nodes.erase(node.get());
-    for (void* pointer : allocations) memory_free(pointer);
 }
 
 std::unique_ptr<Graph> Graph::copy(std::unordered_map<const Node*, Node*>* map) const {

@@ -26,7 +26,6 @@ struct Node {
 
 struct Graph {
     std::vector<std::unique_ptr<Node>> nodes;            // in order of creation
-    std::vector<void*> allocations;                      // of its memory nodes, freed with it
     std::unordered_map<const Node*, Node*> clone_of;     // cudaGraphClone: node of the original -> its own
     bool owned = false;                                  // by a node or an executable graph: not the program's to destroy
 
@@ -60,6 +59,7 @@ struct GraphWork : WorkOf<GraphWork> {                   // a launch, and a chil
 
 struct AllocationWork : WorkOf<AllocationWork> {         // memory node: the address is fixed when the node is made
     cudaMemAllocNodeParams parameters{};
+    std::shared_ptr<void> memory;                        // freed with the last copy of the node
     cudaError_t run() override;
     cudaGraphNodeType type() const override { return cudaGraphNodeTypeMemAlloc; }
     std::string describe() const override { return "a memory allocation node"; }

@@ -41,32 +41,31 @@ cudaError_t add(const char* name, cudaGraphNode_t* out, cudaGraph_t handle, cons
         if (cudaError_t error = read_nodes(graph, dependencies, count, &nodes)) return error;
         std::unique_ptr<Work> work;
         if (cudaError_t error = make_work(params, &work)) return error;
-        if (params.type == cudaGraphNodeTypeMemAlloc) graph.allocations.push_back(params.alloc.dptr);
         *out = emu::cudart::handle(graph.add(std::move(work), std::move(nodes)));
         return cudaSuccess;
     });
 }
 
 // The runtime's way to return lists: without an array the count; with one, as many as fit, the rest of it null.
-void give_nodes(const std::vector<Node*>& found, cudaGraphNode_t* out, size_t* count) {
-    if (!out) { *count = found.size(); return; }
+cudaError_t give_nodes(const std::vector<Node*>& found, cudaGraphNode_t* out, size_t* count) {
+    if (!out || !count) return give(count, found.size());
     for (size_t i = 0; i < *count; ++i) out[i] = i < found.size() ? handle(found[i]) : nullptr;
     *count = std::min(*count, found.size());
+    return cudaSuccess;
 }
 
 struct Edge { Node *from, *to; };
 
-void give_edges(const std::vector<Edge>& found, cudaGraphNode_t* from, cudaGraphNode_t* to, cudaGraphEdgeData* data, size_t* count) {
-    if (from || to) {
-        for (size_t i = 0; i < *count; ++i) {
-            if (from) from[i] = i < found.size() ? handle(found[i].from) : nullptr;
-            if (to) to[i] = i < found.size() ? handle(found[i].to) : nullptr;
-            if (data) data[i] = cudaGraphEdgeData{};
-        }
-        *count = std::min(*count, found.size());
-    } else {
-        *count = found.size();
+cudaError_t give_edges(const std::vector<Edge>& found, cudaGraphNode_t* from, cudaGraphNode_t* to,
+                       cudaGraphEdgeData* data, size_t* count) {
+    if (!count || (!from && !to)) return give(count, found.size());
+    for (size_t i = 0; i < *count; ++i) {
+        if (from) from[i] = i < found.size() ? handle(found[i].from) : nullptr;
+        if (to) to[i] = i < found.size() ? handle(found[i].to) : nullptr;
+        if (data) data[i] = cudaGraphEdgeData{};
     }
+    *count = std::min(*count, found.size());
+    return cudaSuccess;
 }
 
 std::vector<Node*> dependents(const Node& node) {
@@ -274,15 +273,14 @@ cudaError_t CUDARTAPI cudaGraphDestroyNode(cudaGraphNode_t node_handle) {
 // ---- looking at them --------------------------------------------------------------------------------------------------
 
 cudaError_t CUDARTAPI cudaGraphNodeGetType(cudaGraphNode_t node_handle, cudaGraphNodeType* type) {
-    return with_node("cudaGraphNodeGetType", node_handle, [&](Node& node) { *type = node.work->type(); return cudaSuccess; });
+    return with_node("cudaGraphNodeGetType", node_handle, [&](Node& node) { return give(type, node.work->type()); });
 }
 
 cudaError_t CUDARTAPI cudaGraphGetNodes(cudaGraph_t graph_handle, cudaGraphNode_t* nodes, size_t* count) {
     return with_graph("cudaGraphGetNodes", graph_handle, [&](Graph& graph) {
         std::vector<Node*> found;
         for (const auto& node : graph.nodes) found.push_back(node.get());
-        give_nodes(found, nodes, count);
-        return cudaSuccess;
+        return give_nodes(found, nodes, count);
     });
 }
 
@@ -291,8 +289,7 @@ cudaError_t CUDARTAPI cudaGraphGetRootNodes(cudaGraph_t graph_handle, cudaGraphN
         std::vector<Node*> found;
         for (const auto& node : graph.nodes)
             if (node->dependencies.empty()) found.push_back(node.get());
-        give_nodes(found, nodes, count);
-        return cudaSuccess;
+        return give_nodes(found, nodes, count);
     });
 }
 
@@ -302,17 +299,16 @@ cudaError_t CUDARTAPI cudaGraphGetEdges(cudaGraph_t graph_handle, cudaGraphNode_
         std::vector<Edge> found;
         for (const auto& node : graph.nodes)
             for (Node* dependency : node->dependencies) found.push_back({dependency, node.get()});
-        give_edges(found, from, to, data, count);
-        return cudaSuccess;
+        return give_edges(found, from, to, data, count);
     });
 }
 
 cudaError_t CUDARTAPI cudaGraphNodeGetDependencies(cudaGraphNode_t node_handle, cudaGraphNode_t* nodes, cudaGraphEdgeData*, size_t* count) {
-    return with_node("cudaGraphNodeGetDependencies", node_handle, [&](Node& node) { give_nodes(node.dependencies, nodes, count); return cudaSuccess; });
+    return with_node("cudaGraphNodeGetDependencies", node_handle, [&](Node& node) { return give_nodes(node.dependencies, nodes, count); });
 }
 
 cudaError_t CUDARTAPI cudaGraphNodeGetDependentNodes(cudaGraphNode_t node_handle, cudaGraphNode_t* nodes, cudaGraphEdgeData*, size_t* count) {
-    return with_node("cudaGraphNodeGetDependentNodes", node_handle, [&](Node& node) { give_nodes(dependents(node), nodes, count); return cudaSuccess; });
+    return with_node("cudaGraphNodeGetDependentNodes", node_handle, [&](Node& node) { return give_nodes(dependents(node), nodes, count); });
 }
 
 cudaError_t CUDARTAPI cudaGraphAddDependencies(cudaGraph_t graph_handle, const cudaGraphNode_t* from, const cudaGraphNode_t* to,

@@ -145,7 +145,7 @@ cudaError_t CUDARTAPI cudaGraphExecDestroy(cudaGraphExec_t handle) {
 }
 
 cudaError_t CUDARTAPI cudaGraphExecGetFlags(cudaGraphExec_t handle, unsigned long long* flags) {
-    return with_exec("cudaGraphExecGetFlags", handle, [&](GraphExec& exec) { *flags = exec.flags; return cudaSuccess; });
+    return with_exec("cudaGraphExecGetFlags", handle, [&](GraphExec& exec) { return give(flags, exec.flags); });
 }
 
 cudaError_t CUDARTAPI cudaGraphExecUpdate(cudaGraphExec_t handle, cudaGraph_t graph, cudaGraphExecUpdateResultInfo* info) {
@@ -168,9 +168,7 @@ cudaError_t CUDARTAPI cudaGraphNodeSetEnabled(cudaGraphExec_t handle, cudaGraphN
 cudaError_t CUDARTAPI cudaGraphNodeGetEnabled(cudaGraphExec_t handle, cudaGraphNode_t origin, unsigned* enabled) {
     return with_exec("cudaGraphNodeGetEnabled", handle, [&](GraphExec& exec) -> cudaError_t {
         Node* node = node_of(exec, origin);
-        if (!node) return cudaErrorInvalidValue;
-        *enabled = node->enabled;
-        return cudaSuccess;
+        return node ? give(enabled, node->enabled ? 1u : 0u) : cudaErrorInvalidValue;
     });
 }
 

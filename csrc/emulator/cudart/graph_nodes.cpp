@@ -81,6 +81,7 @@ cudaError_t make_allocation(cudaMemAllocNodeParamsV2& p, std::unique_ptr<Work>* 
     AllocationWork work;
     static_assert(sizeof work.parameters == sizeof p, "two names of one layout");
     std::memcpy(&work.parameters, &p, sizeof p);
+    work.memory = std::shared_ptr<void>(p.dptr, memory_free);
     return give(work, out);
 }
 
@@ -237,64 +238,62 @@ cudaError_t CUDARTAPI cudaGraphEventWaitNodeSetEvent(cudaGraphNode_t node, cudaE
 
 cudaError_t CUDARTAPI cudaGraphKernelNodeGetParams(cudaGraphNode_t node, cudaKernelNodeParams* p) {
     return with_work<KernelWork>("cudaGraphKernelNodeGetParams", node, [&](KernelWork& work) {
-        *p = cudaKernelNodeParams{const_cast<void*>(work.kernel->host), work.grid, work.block, work.shared, work.arguments, nullptr};
-        return cudaSuccess;
+        return give(p, cudaKernelNodeParams{const_cast<void*>(work.kernel->host), work.grid, work.block, work.shared,
+                                            work.arguments, nullptr});
     });
 }
 
 cudaError_t CUDARTAPI cudaGraphMemcpyNodeGetParams(cudaGraphNode_t node, cudaMemcpy3DParms* p) {
     return with_work<CopyWork>("cudaGraphMemcpyNodeGetParams", node, [&](CopyWork& work) {
         auto rows = [](size_t slice, size_t pitch, size_t height) { return slice && pitch ? slice / pitch : height; };
-        *p = cudaMemcpy3DParms{};
-        p->dstPtr = cudaPitchedPtr{work.destination, work.destination_pitch, work.width,
+        cudaMemcpy3DParms made{};
+        made.dstPtr = cudaPitchedPtr{work.destination, work.destination_pitch, work.width,
                                    rows(work.destination_slice, work.destination_pitch, work.height)};
-        p->srcPtr = cudaPitchedPtr{const_cast<char*>(work.source), work.source_pitch, work.width,
+        made.srcPtr = cudaPitchedPtr{const_cast<char*>(work.source), work.source_pitch, work.width,
                                    rows(work.source_slice, work.source_pitch, work.height)};
-        p->extent = cudaExtent{work.width, work.height, work.depth};
-        p->kind = work.kind;
-        return cudaSuccess;
+        made.extent = cudaExtent{work.width, work.height, work.depth};
+        made.kind = work.kind;
+        return give(p, made);
     });
 }
 
 cudaError_t CUDARTAPI cudaGraphMemsetNodeGetParams(cudaGraphNode_t node, cudaMemsetParams* p) {
     return with_work<FillWork>("cudaGraphMemsetNodeGetParams", node, [&](FillWork& work) {
-        *p = cudaMemsetParams{work.destination, work.pitch, work.value, work.element, work.width / work.element, work.height};
-        return cudaSuccess;
+        return give(p, cudaMemsetParams{work.destination, work.pitch, work.value, work.element, work.width / work.element, work.height});
     });
 }
 
 cudaError_t CUDARTAPI cudaGraphHostNodeGetParams(cudaGraphNode_t node, cudaHostNodeParams* p) {
     return with_work<HostWork>("cudaGraphHostNodeGetParams", node, [&](HostWork& work) {
-        *p = cudaHostNodeParams{work.function, work.data};
-        return cudaSuccess;
+        return give(p, cudaHostNodeParams{work.function, work.data});
     });
 }
 
 cudaError_t CUDARTAPI cudaGraphEventRecordNodeGetEvent(cudaGraphNode_t node, cudaEvent_t* event) {
-    return with_work<EventRecordWork>("cudaGraphEventRecordNodeGetEvent", node, [&](EventRecordWork& work) { *event = work.event; return cudaSuccess; });
+    return with_work<EventRecordWork>("cudaGraphEventRecordNodeGetEvent", node, [&](EventRecordWork& work) { return give(event, work.event); });
 }
 
 cudaError_t CUDARTAPI cudaGraphEventWaitNodeGetEvent(cudaGraphNode_t node, cudaEvent_t* event) {
-    return with_work<EventWaitWork>("cudaGraphEventWaitNodeGetEvent", node, [&](EventWaitWork& work) { *event = work.event; return cudaSuccess; });
+    return with_work<EventWaitWork>("cudaGraphEventWaitNodeGetEvent", node, [&](EventWaitWork& work) { return give(event, work.event); });
 }
 
 cudaError_t CUDARTAPI cudaGraphChildGraphNodeGetGraph(cudaGraphNode_t node, cudaGraph_t* graph) {
-    return with_work<GraphWork>("cudaGraphChildGraphNodeGetGraph", node, [&](GraphWork& work) { *graph = handle(work.graph.get()); return cudaSuccess; });
+    return with_work<GraphWork>("cudaGraphChildGraphNodeGetGraph", node, [&](GraphWork& work) { return give(graph, handle(work.graph.get())); });
 }
 
 cudaError_t CUDARTAPI cudaGraphMemAllocNodeGetParams(cudaGraphNode_t node, cudaMemAllocNodeParams* p) {
-    return with_work<AllocationWork>("cudaGraphMemAllocNodeGetParams", node, [&](AllocationWork& work) { *p = work.parameters; return cudaSuccess; });
+    return with_work<AllocationWork>("cudaGraphMemAllocNodeGetParams", node, [&](AllocationWork& work) { return give(p, work.parameters); });
 }
 
 cudaError_t CUDARTAPI cudaGraphMemFreeNodeGetParams(cudaGraphNode_t node, void* pointer) {
     return with_work<ReleaseWork>("cudaGraphMemFreeNodeGetParams", node, [&](ReleaseWork& work) {
-        *static_cast<void**>(pointer) = work.pointer;
-        return cudaSuccess;
+        return give(static_cast<void**>(pointer), work.pointer);
     });
 }
 
 cudaError_t CUDARTAPI cudaGraphKernelNodeSetAttribute(cudaGraphNode_t node, cudaLaunchAttributeID attribute, const cudaLaunchAttributeValue* value) {
     return with_work<KernelWork>("cudaGraphKernelNodeSetAttribute", node, [&](KernelWork& work) -> cudaError_t {
+        if (!value) return cudaErrorInvalidValue;
         if (attribute == cudaLaunchAttributeCooperative) work.cooperative = value->cooperative != 0;
         if (attribute == cudaLaunchAttributePriority) work.priority = value->priority;
         if (attribute == cudaLaunchAttributeClusterDimension) work.cluster = dim3(value->clusterDim.x, value->clusterDim.y, value->clusterDim.z);
@@ -304,11 +303,11 @@ cudaError_t CUDARTAPI cudaGraphKernelNodeSetAttribute(cudaGraphNode_t node, cuda
 
 cudaError_t CUDARTAPI cudaGraphKernelNodeGetAttribute(cudaGraphNode_t node, cudaLaunchAttributeID attribute, cudaLaunchAttributeValue* value) {
     return with_work<KernelWork>("cudaGraphKernelNodeGetAttribute", node, [&](KernelWork& work) {
-        *value = cudaLaunchAttributeValue{};
-        if (attribute == cudaLaunchAttributeCooperative) value->cooperative = work.cooperative;
-        if (attribute == cudaLaunchAttributePriority) value->priority = work.priority;
-        if (attribute == cudaLaunchAttributeClusterDimension) value->clusterDim = {work.cluster.x, work.cluster.y, work.cluster.z};
-        return cudaSuccess;
+        cudaLaunchAttributeValue read{};
+        if (attribute == cudaLaunchAttributeCooperative) read.cooperative = work.cooperative;
+        if (attribute == cudaLaunchAttributePriority) read.priority = work.priority;
+        if (attribute == cudaLaunchAttributeClusterDimension) read.clusterDim = {work.cluster.x, work.cluster.y, work.cluster.z};
+        return give(value, read);
     });
 }
 

@@ -110,7 +110,6 @@ cudaError_t allocate_in_graph(void** out, size_t bytes, Stream& stream) {
     params.alloc.bytesize = bytes;
     std::unique_ptr<Work> work;
     if (cudaError_t error = make_work(params, &work)) return error;
-    stream.capture->graph->allocations.push_back(params.alloc.dptr);
     *out = params.alloc.dptr;
     return capture_work(stream, std::move(work));
 }
@@ -231,18 +230,16 @@ cudaError_t CUDARTAPI cudaHostUnregister(void* p) {
 cudaError_t CUDARTAPI cudaHostGetDevicePointer(void** out, void* host, unsigned flags) {
     return call("cudaHostGetDevicePointer", [&]() -> cudaError_t {
         const Allocation* a = memory_find(host);
-        if (!out || flags || !a || a->freed || !is_host(*a)) return cudaErrorInvalidValue;
-        *out = host;                         // one address space
-        return cudaSuccess;
+        if (flags || !a || a->freed || !is_host(*a)) return cudaErrorInvalidValue;
+        return give(out, host);              // one address space
     });
 }
 
 cudaError_t CUDARTAPI cudaHostGetFlags(unsigned* flags, void* host) {
     return call("cudaHostGetFlags", [&]() -> cudaError_t {
         const Allocation* a = memory_find(host);
-        if (!flags || !a || a->freed || !is_host(*a)) return cudaErrorInvalidValue;
-        *flags = cudaHostAllocMapped;
-        return cudaSuccess;
+        if (!a || a->freed || !is_host(*a)) return cudaErrorInvalidValue;
+        return give(flags, static_cast<unsigned>(cudaHostAllocMapped));
     });
 }
 

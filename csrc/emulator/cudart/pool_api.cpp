@@ -80,16 +80,14 @@ cudaError_t CUDARTAPI cudaMemPoolDestroy(cudaMemPool_t handle) {
 cudaError_t CUDARTAPI cudaDeviceGetDefaultMemPool(cudaMemPool_t* out, int device) {
     return call("cudaDeviceGetDefaultMemPool", [&]() -> cudaError_t {
         if (device) return cudaErrorInvalidDevice;
-        *out = reinterpret_cast<cudaMemPool_t>(&default_pool());
-        return cudaSuccess;
+        return give(out, reinterpret_cast<cudaMemPool_t>(&default_pool()));
     });
 }
 
 cudaError_t CUDARTAPI cudaDeviceGetMemPool(cudaMemPool_t* out, int device) {
     return call("cudaDeviceGetMemPool", [&]() -> cudaError_t {
         if (device) return cudaErrorInvalidDevice;
-        *out = reinterpret_cast<cudaMemPool_t>(current_pool());
-        return cudaSuccess;
+        return give(out, reinterpret_cast<cudaMemPool_t>(current_pool()));
     });
 }
 
@@ -129,7 +127,7 @@ cudaError_t CUDARTAPI cudaMemPoolSetAccess(cudaMemPool_t handle, const cudaMemAc
 }
 
 cudaError_t CUDARTAPI cudaMemPoolGetAccess(cudaMemAccessFlags* flags, cudaMemPool_t handle, cudaMemLocation*) {
-    return with_pool("cudaMemPoolGetAccess", handle, [&](Pool&) { *flags = cudaMemAccessFlagsProtReadWrite; return cudaSuccess; });
+    return with_pool("cudaMemPoolGetAccess", handle, [&](Pool&) { return give(flags, cudaMemAccessFlagsProtReadWrite); });
 }
 
 }  // extern "C"

@@ -197,19 +197,19 @@ cudaError_t CUDARTAPI cudaLaunchHostFunc(cudaStream_t handle, cudaHostFn_t funct
 }
 
 cudaError_t CUDARTAPI cudaStreamGetFlags(cudaStream_t handle, unsigned* flags) {
-    return with_stream("cudaStreamGetFlags", handle, [&](Stream& stream) { *flags = stream.flags; return cudaSuccess; });
+    return with_stream("cudaStreamGetFlags", handle, [&](Stream& stream) { return give(flags, stream.flags); });
 }
 
 cudaError_t CUDARTAPI cudaStreamGetPriority(cudaStream_t handle, int* priority) {
-    return with_stream("cudaStreamGetPriority", handle, [&](Stream& stream) { *priority = stream.priority; return cudaSuccess; });
+    return with_stream("cudaStreamGetPriority", handle, [&](Stream& stream) { return give(priority, stream.priority); });
 }
 
 cudaError_t CUDARTAPI cudaStreamGetId(cudaStream_t handle, unsigned long long* id) {
-    return with_stream("cudaStreamGetId", handle, [&](Stream& stream) { *id = stream.id; return cudaSuccess; });
+    return with_stream("cudaStreamGetId", handle, [&](Stream& stream) { return give(id, static_cast<unsigned long long>(stream.id)); });
 }
 
 cudaError_t CUDARTAPI cudaStreamGetDevice(cudaStream_t handle, int* device) {
-    return with_stream("cudaStreamGetDevice", handle, [&](Stream&) { *device = 0; return cudaSuccess; });
+    return with_stream("cudaStreamGetDevice", handle, [&](Stream&) { return give(device, 0); });
 }
 
 cudaError_t CUDARTAPI cudaStreamAttachMemAsync(cudaStream_t handle, void*, size_t, unsigned) {

@@ -21,7 +21,7 @@ class Profile:
     shared_reserved: int           # bytes that the system takes of it for each block
     registers: int = 65536
     register_unit: int = 256       # registers are given to a warp in such units
-    warp_unit: int = 4             # warps of a block, by scheduler
+    schedulers: int = 4            # among which registers and warps are divided
     shared_unit: int = 128         # bytes
 
 
@@ -59,9 +59,8 @@ def occupancy(profile: Profile, threads: int, registers: int, shared_bytes: int)
     by = {"threads": profile.threads // (warps * 32), "blocks": profile.blocks}
     if registers:
         per_warp = _up(registers * 32, profile.register_unit)
-        by["registers"] = profile.registers // per_warp // profile.warp_unit * profile.warp_unit // _up(warps, profile.warp_unit)
-    per_block = _up(shared_bytes + profile.shared_reserved, profile.shared_unit)
-    if shared_bytes:
+        by["registers"] = profile.registers // profile.schedulers // per_warp * profile.schedulers // warps
+    if per_block := _up(shared_bytes + profile.shared_reserved, profile.shared_unit):
         by["shared memory"] = profile.shared_bytes // per_block
     limit = min(by, key=lambda name: by[name])
     return Occupancy(by[limit], limit, by[limit] * warps * 32 / profile.threads)

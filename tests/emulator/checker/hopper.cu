@@ -6,8 +6,8 @@ __device__ void expect(uint64_t* bar, int bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address(bar)), "r"(bytes) : "memory");
 }
 __device__ void load(void* to, const void* from, int bytes, uint64_t* bar) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"      // [bulk load]
-                 ::"r"(address(to)), "l"(from), "r"(bytes), "r"(address(bar)) : "memory");
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+                 ::"r"(address(to)), "l"(from), "r"(bytes), "r"(address(bar)) : "memory");                      // [bulk load]
 }
 __device__ void wait(uint64_t* bar, int parity) {
     int done = 0;
@@ -37,22 +37,22 @@ template <bool waits> __device__ void loaded(int* y, const int* x) {
 __global__ void bulk_ok(int* y, const int* x) { loaded<true>(y, x); }
 __global__ void bulk_not_waited(int* y, const int* x) { loaded<false>(y, x); }
 
-// ---- two stages, refilled: the consumer must say that it has read
+// ---- a tile filled twice: nobody may still read it
 template <bool releases> __device__ void refilled(int* y, const int* x) {
     __shared__ __align__(16) int tile[64];
-    __shared__ uint64_t full;
+    __shared__ uint64_t full[2];
     if (threadIdx.x == 0) {
-        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(address(&full)) : "memory");
+        for (int i = 0; i < 2; ++i) asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(address(full + i)) : "memory");
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     __syncthreads();
     int sum = 0;
     for (int i = 0; i < 2; ++i) {
         if (threadIdx.x == 0) {
-            expect(&full, 256);
-            load(tile, x + 64 * i, 256, &full);
+            expect(full + i, 256);
+            load(tile, x + 64 * i, 256, full + i);
         }
-        wait(&full, i & 1);
+        wait(full + i, 0);
         sum += tile[63 - threadIdx.x];                                                                          // [refill read]
         if (releases) __syncthreads();
     }

@@ -269,11 +269,15 @@ void stream_memory() {
     CODE("end allocation", cudaSuccess, cudaStreamEndCapture(stream, &graph));
     cudaGraphExec_t exec;
     cudaGraphInstantiate(&exec, graph, 0);
+    cudaGraphDestroy(graph);                         // what was instantiated keeps the memory
     cudaGraphLaunch(exec, stream);
     cudaGraphLaunch(exec, stream);
     CHECK("captured memory works", d[5] == 0x03030303);
     cudaGraphExecDestroy(exec);
-    cudaGraphDestroy(graph);
+    CODE("and then it is freed", cudaErrorInvalidValue, cudaMemset(p, 0, 1));
+    CODE("null answers", cudaErrorInvalidValue, cudaStreamGetFlags(stream, nullptr));
+    CODE("null counts", cudaErrorInvalidValue, cudaGraphGetNodes(nullptr, nullptr, nullptr));
+    cudaGetLastError();
     cudaStreamDestroy(stream);
 }
 

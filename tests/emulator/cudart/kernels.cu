@@ -1,5 +1,4 @@
-// Launches, symbols, attributes, limits, graphs of kernels, faults: what needs device code.  Also built with
-// --default-stream per-thread, which calls the runtime by other names.
+// Launches, symbols, attributes, limits, graphs of kernels, faults: what needs device code.
 #include <cooperative_groups.h>
 #include <cuda_runtime.h>
 

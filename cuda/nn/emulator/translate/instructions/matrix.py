@@ -58,8 +58,9 @@ def _moved(e: Emitter, m: SimpleNamespace, address: Operand, kind: str) -> tuple
     count = int(m.count[1:])
     flags = f"{kind} | MATRIX" + (" | SHARED" if m.space else "")
     row = e.address(address, m.space or "generic")
-    announce = f"EMU_ACCESS(t, row, 16, {flags}, {e.site()});"
-    return count, f"char* const row = {row}; " + (f"if (t.lane < {8 * count}) " if count < 4 else "") + f"{{ {announce} }}"
+    announce = f"EMU_ACCESS(t, m.row, 16, {flags}, {e.site()});"
+    condition = f"if (t.lane < {8 * count}) " if count < 4 else ""
+    return count, f"MatrixRows m; m.row = {row}; {condition}{{ {announce} }}"
 
 
 @instruction("ldmatrix", f"sync aligned m8n8 count:x1|x2|x4 trans? {_SPACE} b16")
@@ -71,8 +72,7 @@ def ldmatrix(e: Emitter, m: SimpleNamespace, destination: Operand, address: Oper
     count, row = _moved(e, m, address, "READ")
     to = registers(e, destination, count)
     transposed = "true" if m.trans else "false"
-    call = f"ldmatrix(t, {count}, {transposed}, row, r, {e.site()});"
-    return f"{{ {row} uint32_t r[{count}]; {call} {unpacked(e, to, 'r')} }}"
+    return f"{{ {row} ldmatrix(t, {count}, {transposed}, m, {e.site()}); {unpacked(e, to, 'm.registers')} }}"
 
 
 @instruction("stmatrix", f"sync aligned m8n8 count:x1|x2|x4 trans? {_SPACE} b16")
@@ -81,9 +81,11 @@ def ldmatrix(e: Emitter, m: SimpleNamespace, destination: Operand, address: Oper
 def stmatrix(e: Emitter, m: SimpleNamespace, address: Operand, source: Operand) -> str:
     e.require(90)
     count, row = _moved(e, m, address, "WRITE")
-    values = packed(e, registers(e, source, count))
+    values = " ".join(
+        f"m.registers[{i}] = {e.value(register, 'b32')};" for i, register in enumerate(registers(e, source, count))
+    )
     transposed = "true" if m.trans else "false"
-    return f"{{ {row} const uint32_t r[{count}] = {values}; stmatrix(t, {count}, {transposed}, row, r, {e.site()}); }}"
+    return f"{{ {row} {values} stmatrix(t, {count}, {transposed}, m, {e.site()}); }}"
 
 
 @instruction("movmatrix", "sync aligned m8n8 trans b16")
@@ -135,8 +137,10 @@ def _multiply(e: Emitter, shape: str, product: Product, operands: Sequence[Opera
         for operand, count in zip(operands, (sums, rows * words // 32, columns * words // 32, sums), strict=True)
     )
     count_work(e, product.a, rows * columns * depth)
-    fields = ", ".join((f"{{{rows}, {depth}, {product.elements}}}", packed(e, a), packed(e, b), packed(e, c)))
-    return f"{{ Mma m = {{{fields}}}; mma(t, m, {e.site()}); {unpacked(e, d, 'm.d')} }}"
+    names = product.elements.split(", ")
+    shape = f"static const MmaShape s = {{{rows}, {depth}, {', '.join((*names[:2], *names[3:]))}}};"
+    fields = ", ".join(("&s", packed(e, a), packed(e, b), packed(e, c)))
+    return f"{{ {shape} Mma m = {{{fields}}}; mma(t, m, {e.site()}); {unpacked(e, d, 'm.c')} }}"
 
 
 @instruction("mma", "sync aligned shape:m16n8k8|m16n8k16 row col d:f16|f32 a:f16 b:f16 c:f16|f32")
@@ -179,7 +183,7 @@ def mma_f64(e: Emitter, m: SimpleNamespace, *operands: Operand) -> str:
     d, a, b, c = (registers(e, operand, count) for operand, count in zip(operands, counts, strict=True))
     count_work(e, "f64", rows * columns * depth)
     fields = ", ".join((str(rows), str(depth), *(packed(e, part, "f64") for part in (a, b, c))))
-    return f"{{ MmaDouble m = {{{fields}}}; mma(t, m, {e.site()}); {unpacked(e, d, 'm.d', 'f64')} }}"
+    return f"{{ MmaDouble m = {{{fields}}}; mma(t, m, {e.site()}); {unpacked(e, d, 'm.c', 'f64')} }}"
 
 
 @instruction("mma", "sync aligned m8n8k4 a_layout:row|col b_layout:row|col d:f16|f32 f16 b:f16 c:f16|f32")
