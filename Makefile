@@ -50,8 +50,10 @@ $(STAMP): pyproject.toml setup.py requirements.txt
 	@touch $@
 
 # The tests of the CUDA kernels need nvcc, though no GPU.  Where there is none, it comes from PyPI, in the version that pyproject.toml pins.
+# Those packages lack two names under which nvcc looks for its libraries when it links.
 $(NVCC): pyproject.toml $(STAMP)
 	@$(BIN)/python -c 'import sys; from cuda.nn.emulator import toolchain; sys.exit(not toolchain.find("nvcc"))' || { \
 	    echo "no nvcc found: installing version 13.0 into $(VENV) (400 MB)"; \
-	    $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-compile -e ".[toolchain]"; }
+	    $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-compile -e ".[toolchain]" && \
+	    cd $(VENV)/lib/python3*/site-packages/nvidia/cu13 && ln -sfn lib lib64 && ln -sf libcudart.so.13 lib/libcudart.so; }
 	@touch $@

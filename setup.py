@@ -1,5 +1,6 @@
-"""Entry point of the build.  Everything declarative is in pyproject.toml.  There is nothing to compile: cuda-nn installs without a
-compiler or a CUDA toolkit.  The C++ sources of the emulator travel within the package, where they are compiled at first use."""
+"""Entry point of the build.  Everything declarative is in pyproject.toml.  There is nothing to compile:
+cuda-nn installs without a compiler or a CUDA toolkit.  The C++ sources of the emulator travel within the
+package, where they are compiled at first use."""
 
 import shutil
 from pathlib import Path
@@ -8,7 +9,7 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 SOURCES = Path(__file__).parent / "csrc" / "emulator"
-PLACE = Path("cuda", "nn", "emulator", "csrc")          # where cuda/nn/emulator/build.py looks
+PLACE = Path("cuda", "nn", "emulator", "csrc")  # where cuda/nn/emulator/build.py looks
 
 
 class BuildWithSources(build_py):
@@ -21,7 +22,9 @@ class BuildWithSources(build_py):
 
     def get_outputs(self, include_bytecode: bool = True) -> list[str]:
         copies = [] if self.editable_mode else sorted(SOURCES.rglob("*.*"))
-        return super().get_outputs(include_bytecode) + [str(Path(self.build_lib) / PLACE / path.relative_to(SOURCES)) for path in copies]
+        return super().get_outputs(include_bytecode) + [
+            str(Path(self.build_lib) / PLACE / path.relative_to(SOURCES)) for path in copies
+        ]
 
 
 setup(cmdclass={"build_py": BuildWithSources})

@@ -1,13 +1,16 @@
 // Device memory (memory.h): whole pages for every allocation, inaccessible gaps between them.
 //
-//   ... gap | slack, allocation | gap | slack, allocation | gap ...      an allocation ends with its last page, up to
-//   the 256 bytes that its start is aligned to, so that an overrun meets the gap and faults even without hooks.
+//   ... gap | slack, allocation | gap | slack, allocation | gap ...
 //
-// A page table (one pointer per 4 KiB page of the arena, touched only where used) makes memory_find() a single load.
-// A freed allocation keeps its addresses a while (quarantine), so that a use after free can be named.  A large one gives its
-// pages back to the system at once, and a use after free faults; those of a small one stay open, filled with 0xFF, and serve
-// the next allocation of as many pages: system calls and page faults are what an allocation costs.
-// Lookups take no lock: the host frees nothing while a kernel runs, and kernels only add allocations.
+// An allocation ends with its last page, but for the 256 bytes that its start is aligned to, so that an
+// overrun meets the gap and faults even without hooks.
+//
+// A page table (one pointer per 4 KiB page of the arena, touched only where used) makes memory_find() a
+// single load. A freed allocation keeps its addresses a while (quarantine), so that a use after free can be
+// named.  A large one gives its pages back to the system at once, and a use after free faults; those of a
+// small one stay open, filled with 0xFF, and serve the next allocation of as many pages: system calls and
+// page faults are what an allocation costs. Lookups take no lock: the host frees nothing while a kernel runs,
+// and kernels only add allocations.
 #include "memory.h"
 
 #include <sys/mman.h>
@@ -45,14 +48,15 @@ struct Extent {                                      // an allocation and the pa
     bool open;                                       // its pages are accessible
 };
 
-// ---- the reserved range ---------------------------------------------------------------------------------------------
+// ---- the reserved range -----------------------------------------------------------------------------------
 
 char* reserve(size_t bytes) {
     void* range = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     return range == MAP_FAILED ? nullptr : static_cast<char*>(range);
 }
 
-// Under a limit on address space (ulimit -v) an eighth of it is ours: the shadow memory and the kernels' stacks need theirs.
+// Under a limit on address space (ulimit -v) an eighth of it is ours: the shadow memory and the kernels'
+// stacks need theirs.
 size_t wanted_arena() {
     rlimit limit{};
     if (getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return LARGEST_ARENA;
@@ -68,7 +72,8 @@ public:
         if (!begin_) { size_ = 0; return; }
         gap_ = std::clamp(size_ >> 20, size_t{1}, size_t{16});        // pages: 64 KiB in a full arena
         size_t table_bytes = round_up(size_ / PAGE * sizeof(*table_), PAGE);
-        void* table = mmap(nullptr, table_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        void* table = mmap(nullptr, table_bytes, PROT_READ | PROT_WRITE,
+                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (table == MAP_FAILED) { munmap(begin_, size_); begin_ = nullptr; size_ = 0; return; }
         table_ = static_cast<std::atomic<Extent*>*>(table);
         next_page_ = gap_;
@@ -85,10 +90,12 @@ public:
         for (size_t i = first; i < first + pages; ++i) table_[i].store(extent, std::memory_order_release);
     }
 
-    // Addresses for `pages` pages with a gap after them: the smallest returned range that fits, else fresh ones.  0: none left.
+    // Addresses for `pages` pages with a gap after them: the smallest returned range that fits, else fresh
+    // ones.  0: none left.
     size_t take(size_t pages) {
         size_t wanted = pages + gap_;
-        auto fit = std::find_if(free_.begin(), free_.end(), [&](const auto& range) { return range.second >= wanted; });
+        auto fit = std::find_if(free_.begin(), free_.end(),
+                                [&](const auto& range) { return range.second >= wanted; });
         if (fit == free_.end()) return take_fresh(wanted);
         auto [first, length] = *fit;
         free_.erase(fit);
@@ -99,7 +106,10 @@ public:
     void give_back(size_t first, size_t pages) {                       // joined with its neighbours
         size_t length = pages + gap_;
         auto next = free_.lower_bound(first);
-        if (next != free_.end() && first + length == next->first) { length += next->second; next = free_.erase(next); }
+        if (next != free_.end() && first + length == next->first) {
+            length += next->second;
+            next = free_.erase(next);
+        }
         if (next != free_.begin()) {
             auto before = std::prev(next);
             if (before->first + before->second == first) { before->second += length; return; }
@@ -121,13 +131,15 @@ private:
     std::map<size_t, size_t> free_;                  // first page -> pages, gap included
 };
 
-// Never destroyed: reports are written, and the program's own destructors free memory, while the process ends.
+// Never destroyed: reports are written, and the program's own destructors free memory, while the process
+// ends.
 struct Memory {
     Arena arena;
     std::mutex lock;
     std::deque<Extent*> quarantine;
     size_t quarantined_pages = 0;
-    std::map<size_t, std::vector<size_t>> open;      // pages -> first pages of ranges that are open, filled and free
+    std::map<size_t, std::vector<size_t>>
+        open;     // pages -> first pages of ranges that are open, filled and free
     size_t open_bytes = 0;                           // in there and in quarantine
     std::map<const char*, Extent*> registered;       // memory from elsewhere, by start
     std::atomic<size_t> in_use{0};
@@ -139,9 +151,10 @@ Memory& memory() {
     return *instance;
 }
 
-const bool reserved_at_load = arena_bytes() != 0;    // so that in_arena() never meets an arena that does not exist yet
+const bool reserved_at_load =
+    arena_bytes() != 0;     // so that in_arena() never meets an arena that does not exist yet
 
-// ---- pages ----------------------------------------------------------------------------------------------------------
+// ---- pages ------------------------------------------------------------------------------------------------
 
 // A small file full of 0xFF, mapped again and again: a large allocation costs no memory until it is written.
 int fill_file() {
@@ -178,7 +191,7 @@ void close_pages(char* begin, size_t bytes) {        // inaccessible, and the me
     mmap(begin, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
 }
 
-size_t cgroup_limit() {                              // containers: what the machine has is not what we may use
+size_t cgroup_limit() {     // containers: what the machine has is not what we may use
     size_t limit = SIZE_MAX;
     if (FILE* file = std::fopen("/sys/fs/cgroup/memory.max", "r")) {
         if (std::fscanf(file, "%zu", &limit) != 1) limit = SIZE_MAX;
@@ -187,7 +200,7 @@ size_t cgroup_limit() {                              // containers: what the mac
     return limit;
 }
 
-// ---- extents --------------------------------------------------------------------------------------------------------
+// ---- extents ----------------------------------------------------------------------------------------------
 
 void release_oldest(Memory& m) {
     Extent* oldest = m.quarantine.front();
@@ -201,7 +214,9 @@ void release_oldest(Memory& m) {
 
 void trim_quarantine(Memory& m) {
     constexpr size_t most_pages = KEPT_OPEN / 2 / PAGE;
-    auto too_many = [&] { return m.quarantine.size() > QUARANTINE_ENTRIES || m.quarantined_pages > most_pages; };
+    auto too_many = [&] {
+        return m.quarantine.size() > QUARANTINE_ENTRIES || m.quarantined_pages > most_pages;
+    };
     while (m.quarantine.size() > QUARANTINE_LEAST && too_many()) release_oldest(m);
 }
 
@@ -339,8 +354,10 @@ const Allocation* memory_near(const void* p) {
         return static_cast<const char*>(p) < end + PAGE ? &below->allocation : nullptr;
     }
     size_t page = static_cast<size_t>(static_cast<const char*>(p) - m.arena.begin()) / PAGE;
-    for (size_t distance = 0; distance <= m.arena.gap(); ++distance) {  // nearest first; below wins: overruns are commoner
-        if (page >= distance && m.arena.owner(page - distance)) return &m.arena.owner(page - distance)->allocation;
+    for (size_t distance = 0; distance <= m.arena.gap();
+         ++distance) {     // nearest first; below wins: overruns are commoner
+        if (page >= distance && m.arena.owner(page - distance))
+            return &m.arena.owner(page - distance)->allocation;
         if (page + distance >= m.arena.page_count()) continue;
         if (m.arena.owner(page + distance)) return &m.arena.owner(page + distance)->allocation;
     }
@@ -352,7 +369,8 @@ void memory_register(void* begin, size_t bytes, MemoryKind kind, std::string lab
     std::lock_guard<std::mutex> guard(m.lock);
     Extent*& slot = m.registered[static_cast<char*>(begin)];
     delete slot;
-    slot = new Extent{{static_cast<char*>(begin), bytes, kind, false, ++m.serial, std::move(label)}, 0, 0, true};
+    slot =
+        new Extent{{static_cast<char*>(begin), bytes, kind, false, ++m.serial, std::move(label)}, 0, 0, true};
 }
 
 void memory_unregister(void* begin) {

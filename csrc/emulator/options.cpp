@@ -5,6 +5,8 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "profiles.h"
+
 namespace emu {
 
 namespace {
@@ -38,7 +40,7 @@ std::string apply(Options& o, const std::string& key, const std::string& value) 
         return std::string();
     };
     if (key == "arch")
-        return value.rfind("sm_", 0) == 0 ? (o.arch = value, "") : "sm_75, sm_80, sm_86, sm_89 or sm_90";
+        return find_profile(value.c_str()) ? (o.arch = value, "") : "sm_75, sm_80, sm_86, sm_89 or sm_90";
     if (key == "schedule") return read_schedule(value, &o.schedule) ? "" : "forward, reverse or random";
     if (key == "seed")
         return integer(0, INT64_MAX) ? (o.seed = static_cast<uint64_t>(number), "") : "a number from 0";

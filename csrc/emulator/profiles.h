@@ -1,6 +1,6 @@
 // The devices that can be emulated: what a program may ask about them, and the limits a launch must keep.
-// Chosen by Options::arch ("sm_80", "sm_90a", ...).  Figures: CUDA C++ programming guide, "Compute Capabilities", and the
-// vendors' data sheets for the parts named.
+// Chosen by Options::arch ("sm_80", "sm_90a", ...).  Figures: CUDA C++ programming guide, "Compute
+// Capabilities", and the vendors' data sheets for the parts named.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -43,29 +43,33 @@ struct Profile {
     static constexpr int REGISTERS_PER_THREAD = 255;
     static constexpr int REGISTER_GRANULARITY = 256;     // registers are given to warps in these units
     static constexpr int WARP_GRANULARITY = 4;           // warps of a block, by scheduler
-    static constexpr int PORTABLE_CLUSTER = 8;           // blocks; more only where the kernel allows a non-portable size
+    static constexpr int PORTABLE_CLUSTER =
+        8;     // blocks; more only where the kernel allows a non-portable size
     static constexpr int LARGEST_CLUSTER = 16;
 };
 
 const Profile& profile();                     // of options().arch
 const Profile* find_profile(const char* arch);   // null: no such device here
-size_t device_memory_bytes();                 // offered by the emulated device: the part's memory, or what the host can give
+size_t
+device_memory_bytes();     // offered by the emulated device: the part's memory, or what the host can give
 
 // Dynamic shared memory this kernel may ask for without and with the opt-in.
 size_t default_dynamic_shared(const KernelDescriptor&);
 size_t largest_dynamic_shared(const KernelDescriptor&);
 
-// 0, or the cudaError code with which the runtime refuses the launch; then a report of kind invalid_launch names the limit.
-// dynamic_shared_allowed: what cudaFuncSetAttribute granted, or largest_dynamic_shared() where the caller opts in by itself.
+// 0, or the cudaError code with which the runtime refuses the launch; then a report of kind invalid_launch
+// names the limit. dynamic_shared_allowed: what cudaFuncSetAttribute granted, or largest_dynamic_shared()
+// where the caller opts in by itself.
 int check_launch(const LaunchRequest&, uint32_t dynamic_shared_allowed, bool non_portable_cluster = false);
 
 struct Occupancy {
     int blocks;                  // resident per multiprocessor
-    const char* limit;           // what keeps it from being more: "threads", "blocks", "registers", "shared memory"
+    const char* limit;     // what keeps it from being more: "threads", "blocks", "registers", "shared memory"
 };
 Occupancy occupancy(const Profile&, int threads_per_block, int registers_per_thread, size_t shared_per_block);
 
-// The same for a kernel, by what its descriptor tells; where its registers are unknown they are no limit beyond .maxntid.
+// The same for a kernel, by what its descriptor tells; where its registers are unknown they are no limit
+// beyond .maxntid.
 Occupancy occupancy(const KernelDescriptor&, int threads_per_block, size_t dynamic_shared);
 
 }  // namespace emu

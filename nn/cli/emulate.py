@@ -1,7 +1,8 @@
 """Run a program that nvcc built, or a Python script that loads such a library, on a machine without a GPU.
 
-The program runs unmodified, with its own input, output and exit status.  What was found follows on stderr.  It must use the CUDA
-runtime alone, and have been linked with nvcc -cudart shared; nvcc -lineinfo lets reports name .cu lines.
+The program runs unmodified, with its own input, output and exit status. What was found follows on
+stderr. It must use the CUDA runtime alone, and have been linked with nvcc -cudart shared; nvcc
+-lineinfo lets reports name .cu lines.
 
 Examples:
   cuda-nn emulate ./program --its-own-option 3
@@ -18,6 +19,7 @@ from cuda.nn.emulator import emulate, render, sarif
 from cuda.nn.emulator.counters import read_counters
 from cuda.nn.emulator.errors import EmulatorError
 from cuda.nn.emulator.names import plain_name
+from cuda.nn.emulator.options import SCHEDULES
 from nn import __version__
 from nn.cli.words import Words, refused
 
@@ -37,31 +39,58 @@ def run(argv: list[str]) -> int:
     if given.json:
         given.json.write_text(json.dumps(_document(result), indent=2) + "\n", encoding="utf-8")
     if given.sarif:
-        given.sarif.write_text(json.dumps(sarif.log(result.reports, __version__), indent=2) + "\n", encoding="utf-8")
+        given.sarif.write_text(
+            json.dumps(sarif.log(result.reports, __version__), indent=2) + "\n", encoding="utf-8"
+        )
     _tell(result, mode, given.arch)
     return result.status
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = Words("emulate", __doc__, "[options] ./program args...")
-    parser.add_argument("--check", action="store_true", help="find races, accesses out of bounds, uninitialised reads, ...")
-    parser.add_argument("--count", action="store_true", help="check, and count sectors, bank conflicts, bytes, operations")
-    parser.add_argument("--arch", default="sm_80", metavar="ARCH", help="device to be: sm_75, sm_80, sm_86, sm_89 or sm_90 (default sm_80)")
-    parser.add_argument("--schedule", choices=("forward", "reverse", "random"), help="order in which threads and blocks run")
+    parser.add_argument(
+        "--check", action="store_true", help="find races, accesses out of bounds, uninitialised reads, ..."
+    )
+    parser.add_argument(
+        "--count", action="store_true", help="check, and count sectors, bank conflicts, bytes, operations"
+    )
+    parser.add_argument(
+        "--arch",
+        default="sm_80",
+        metavar="ARCH",
+        help="device to be: sm_75, sm_80, sm_86, sm_89 or sm_90 (default sm_80)",
+    )
+    parser.add_argument("--schedule", choices=SCHEDULES, help="order in which threads and blocks run")
     parser.add_argument("--seed", type=int, metavar="N", help="of the random schedule")
-    parser.add_argument("--steps", type=int, metavar="N", help="loop iterations and calls after which a launch is stopped")
-    parser.add_argument("--defer", action="store_true", help="do asynchronous work as late as allowed: finds missing synchronisation")
+    parser.add_argument(
+        "--steps", type=int, metavar="N", help="loop iterations and calls after which a launch is stopped"
+    )
+    parser.add_argument(
+        "--defer",
+        action="store_true",
+        help="do asynchronous work as late as allowed: finds missing synchronisation",
+    )
     parser.add_argument("--fail-malloc", type=int, metavar="N", help="let the N-th allocation fail")
     parser.add_argument("--fail-launch", type=int, metavar="N", help="let the N-th launch fail")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write findings, counters and statistics there")
-    parser.add_argument("--sarif", type=Path, metavar="FILE", help="write findings there as SARIF 2.1.0, for code hosts")
-    parser.add_argument("command", nargs=argparse.REMAINDER, help="the program and its arguments")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write findings, counters and statistics there"
+    )
+    parser.add_argument(
+        "--sarif", type=Path, metavar="FILE", help="write findings there as SARIF 2.1.0, for code hosts"
+    )
+    parser.add_argument(
+        "command", metavar="program args...", nargs=argparse.REMAINDER, help="the program and its arguments"
+    )
     return parser
 
 
 def _document(result: emulate.Result) -> dict[str, object]:
-    return {"status": result.status, "reports": [report.as_dict() for report in result.reports],
-            "counters": result.counters, "statistics": result.statistics}
+    return {
+        "status": result.status,
+        "reports": [report.as_dict() for report in result.reports],
+        "counters": result.counters,
+        "statistics": result.statistics,
+    }
 
 
 def _tell(result: emulate.Result, mode: str, arch: str) -> None:
@@ -70,12 +99,20 @@ def _tell(result: emulate.Result, mode: str, arch: str) -> None:
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     if not result.seen:
-        print("cuda-nn emulate: the program left no report: it never loaded the CUDA runtime as a shared library, or it was killed. A "
-              "library with the runtime linked statically must be linked again, with nvcc -cudart shared", file=sys.stderr)
+        print(
+            "cuda-nn emulate: the program left no report: it never loaded the CUDA runtime as a shared "
+            "library, or it was killed. A "
+            "library with the runtime linked statically must be linked again, with nvcc -cudart shared",
+            file=sys.stderr,
+        )
         return
     if mode != "fast" or result.reports:
         render.findings(result.reports, console)
     if not result.statistics.get("launches"):
         print("cuda-nn emulate: no kernel was launched through the emulated CUDA runtime", file=sys.stderr)
     if result.counters:
-        render.counters({plain_name(name): counts for name, counts in read_counters(result.counters).items()}, console, arch)
+        render.counters(
+            {plain_name(name): counts for name, counts in read_counters(result.counters).items()},
+            console,
+            arch,
+        )

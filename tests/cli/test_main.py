@@ -34,7 +34,8 @@ def test_help_of_a_verb(cuda_nn, verb: str) -> None:
     status, out, err = cuda_nn(verb, "--help")
     assert (status, err) == (0, "")
     usage, about, *_, examples = out.strip().split("\n\n")
-    assert usage == f"usage: cuda-nn {verb} [options]"
+    assert usage.startswith(f"usage: cuda-nn {verb} ")
+    assert "[options]" in usage
     assert about.endswith(".")
     commands = examples.splitlines()
     assert commands[0] == "Examples:"

@@ -2,8 +2,9 @@
 
     check([Case("add.sat.s32", "s32", [("s32", a), ("s32", b)], lambda a, b: clamp(a + b, "s32"))])
 
-Formulas work on Python integers for integer types and on Number for floats: exact fractions, with NaN, infinities and the sign of
-zero beside them.  round_to() is rounding as IEEE 754 says it, written with fractions and without a look at the emulator's code."""
+Formulas work on Python integers for integer types and on Number for floats: exact fractions, with NaN,
+infinities and the sign of zero beside them.  round_to() is rounding as IEEE 754 says it, written with
+integers and without a look at the emulator's code."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ import numpy as np
 
 from tests.emulator.snippets import Snippet, run_all
 
-# ---- integers ------------------------------------------------------------------------------------------------
+Columns = list[tuple[str, Any]]  # of operands: a PTX type and its column of bit patterns
+
+# ---- integers ----------------------------------------------------------------------------------------
 
 
 _WORDS = {"f16x2": 32, "bf16x2": 32, "u16x2": 32, "s16x2": 32, "f32x2": 64, "pred": 32, "e2m1x2": 8}
@@ -45,7 +48,7 @@ def clamp(value: int, type: str) -> int:
     return min(max(value, low), high)
 
 
-# ---- floats --------------------------------------------------------------------------------------------------
+# ---- floats ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,8 @@ class Format:
     fraction: int
     bits: int
     infinity: bool = True
-    nan: int | None = None              # the NaN that PTX writes
-    largest: int = 0                    # bits of the largest finite value, where it is not derived
+    nan: int | None = None  # the NaN that PTX writes
+    largest: int = 0  # bits of the largest finite value, where it is not derived
 
     @property
     def bias(self) -> int:
@@ -75,7 +78,7 @@ class Format:
 FORMATS = {
     "f16": Format(5, 10, 16, nan=0x7FFF),
     "bf16": Format(8, 7, 16, nan=0x7FFF),
-    "tf32": Format(8, 10, 32, nan=0x3FFFF),                  # without the 13 low bits
+    "tf32": Format(8, 10, 32, nan=0x3FFFF),  # without the 13 low bits
     "f32": Format(8, 23, 32, nan=0x7FFFFFFF),
     "f64": Format(11, 52, 64, nan=0x7FFFFFFFFFFFFFFF),
     "e5m2": Format(5, 2, 8, nan=0x7F),
@@ -88,11 +91,11 @@ FORMATS = {
 
 @dataclass(frozen=True)
 class Number:
-    """A float's value: a fraction, or NaN, or an infinity (value +1 or -1 then); `negative` keeps the sign of zero."""
+    """A float's value: a fraction, NaN or an infinity (value +1 or -1); `negative` keeps the sign of zero."""
 
     value: Fraction
     negative: bool = False
-    kind: str = "finite"                # finite, infinite, nan
+    kind: str = "finite"  # finite, infinite, nan
 
     @property
     def nan(self) -> bool:
@@ -168,7 +171,8 @@ def encode(value: Number, name: str) -> int:
     assert denominator & (denominator - 1) == 0, f"{value} is not a value of {name}"
     units, beyond = divmod(top << (form.bias - 1 + form.fraction), denominator)
     exponent = max(units.bit_length() - form.fraction - 1, 0)
-    assert not beyond and units >> exponent << exponent == units, f"{value} is not a value of {name}"
+    beyond += units & ((1 << exponent) - 1)
+    assert not beyond, f"{value} is not a value of {name}"
     return sign | ((units >> exponent) + (exponent << form.fraction))
 
 
@@ -182,7 +186,7 @@ def round_to(value: Number, name: str, mode: str = "rn", finite: bool = False) -
         return value if form.infinity and not finite else (-largest if value.negative else largest)
     # units + rest / denominator, the magnitude counted in units of the last place.
     top, denominator = abs(value.value.numerator), value.value.denominator
-    scale = max(_floor_log2(top, denominator), 1 - form.bias) - form.fraction
+    scale = max(floor_log2(top, denominator), 1 - form.bias) - form.fraction
     top, denominator = (top, denominator << scale) if scale > 0 else (top << -scale, denominator)
     units, rest = divmod(top, denominator)
     up = {
@@ -202,7 +206,7 @@ def round_to(value: Number, name: str, mode: str = "rn", finite: bool = False) -
     return Number(-magnitude if value.negative else magnitude, value.negative)
 
 
-def _floor_log2(top: int, denominator: int) -> int:
+def floor_log2(top: int, denominator: int) -> int:
     exponent = top.bit_length() - denominator.bit_length()
     reached = top >= denominator << exponent if exponent > 0 else top << -exponent >= denominator
     return exponent if reached else exponent - 1
@@ -269,28 +273,28 @@ def greatest(a: Number, b: Number) -> Number:
     return -least(-a, -b) if not (a.nan and b.nan) else NAN
 
 
-# ---- cases ---------------------------------------------------------------------------------------------------
+# ---- cases -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Case:
-    """One instruction on many elements.  `formula` gets the elements of the operands and gives the result's."""
+    """One instruction on many elements.  `formula` maps an element of each operand to one of the result."""
 
     spelling: str
-    result: str                                      # its PTX type; "pred" is seen as 0 or 1
-    operands: Sequence[tuple[str, Any]]              # type and column of values; a string is put into the PTX as it is
+    result: str  # its PTX type; "pred" is seen as 0 or 1
+    operands: Sequence[tuple[str, Any]]  # type and column of values; a string is put into the PTX as it is
     formula: Callable[..., Any]
-    ulps: int = 0                                    # how far a float may be off; with 0 all bits count, except those of NaNs
-    before: str = ""                                 # instructions before it, on operands %x0, %x1 ...
-    text: str = ""                                   # the operands as written, where they are not "%y, %x0, %x1 ..."
+    ulps: int = 0  # how far a float may be off; with 0 all bits count, except those of NaNs
+    before: str = ""  # instructions before it, on operands %x0, %x1 ...
+    text: str = ""  # the operands as written, where they are not "%y, %x0, %x1 ..."
 
     @property
-    def columns(self) -> list[tuple[str, np.ndarray]]:
+    def columns(self) -> Columns:
         return [(type, values) for type, values in self.operands if not isinstance(values, str)]
 
 
 def check(cases: Sequence[Case], arch: str = "sm_90a") -> None:
-    """Run all cases as one module and compare; the failure names the spelling, the operands and both results."""
+    """Run all cases as one module; a failure names the spelling, the operands and both results."""
     snippets = [_snippet(f"case_{i}", case) for i, case in enumerate(cases)]
     results = run_all(snippets, arch)
     wrong = [line for i, case in enumerate(cases) for line in _compare(case, results[f"case_{i}"])]
@@ -307,7 +311,11 @@ def _register(type: str) -> str:
 
 def _snippet(name: str, case: Case) -> Snippet:
     lines, places, inputs = [], [], {}
-    registers = f".reg .{_register(case.result)} %y; " if case.result != "pred" else ".reg .pred %y; .reg .b32 %seen; "
+    registers = (
+        f".reg .{_register(case.result)} %y; "
+        if case.result != "pred"
+        else ".reg .pred %y; .reg .b32 %seen; "
+    )
     number_of = 0
     for type, values in case.operands:
         if isinstance(values, str):
@@ -348,10 +356,18 @@ def _compare(case: Case, got: np.ndarray) -> list[str]:
     columns = [(type, values.tolist()) for type, values in case.columns]
     for row, bits in enumerate(got.tolist()):
         operands = [values[row] for _, values in columns]
-        want = case.formula(*(_element(type, value) for (type, _), value in zip(columns, operands, strict=True)))
-        expected = encode(want, case.result) if isinstance(want, Number) else int(want) & ((1 << bits_of(case.result)) - 1)
+        want = case.formula(
+            *(_element(type, value) for (type, _), value in zip(columns, operands, strict=True))
+        )
+        expected = (
+            encode(want, case.result)
+            if isinstance(want, Number)
+            else int(want) & ((1 << bits_of(case.result)) - 1)
+        )
         if not _agree(case, bits, expected):
-            wrong.append(f"{case.spelling}({', '.join(f'{x:#x}' for x in operands)}) = {bits:#x}, not {expected:#x}")
+            wrong.append(
+                f"{case.spelling}({', '.join(f'{x:#x}' for x in operands)}) = {bits:#x}, not {expected:#x}"
+            )
     return wrong[:4]
 
 
@@ -368,9 +384,7 @@ def _agree(case: Case, got: int, expected: int) -> bool:
     return abs(signed[0] - signed[1]) <= case.ulps
 
 
-# ---- columns of operands ---------------------------------------------------------------------------------------
-
-_RANDOM = np.random.default_rng(20)
+# ---- columns of operands -----------------------------------------------------------------------------
 
 
 def edges(type: str) -> list[int]:
@@ -378,11 +392,32 @@ def edges(type: str) -> list[int]:
     bits = bits_of(type)
     if type not in FORMATS:
         top = 1 << (bits - 1)
-        return [0, 1, 2, 3, 7, 31, 32, top - 1, top, top + 1, 2 * top - 2, 2 * top - 1, 0x123456789ABCDEF5 & (2 * top - 1)]
+        return [
+            0,
+            1,
+            2,
+            3,
+            7,
+            31,
+            32,
+            top - 1,
+            top,
+            top + 1,
+            2 * top - 2,
+            2 * top - 1,
+            0x123456789ABCDEF5 & (2 * top - 1),
+        ]
     form = FORMATS[type]
     one, infinite = form.bias << form.fraction, form.largest_bits + 1
     both = [0, 1, one, infinite, infinite + 1 + (1 << (form.fraction - 1))]
-    some = [(1 << form.fraction) - 1, 1 << form.fraction | form.sign, one - 1, one + 1, one + 3 | form.sign, form.largest_bits]
+    some = [
+        (1 << form.fraction) - 1,
+        1 << form.fraction | form.sign,
+        one - 1,
+        one + 1,
+        one + 3 | form.sign,
+        form.largest_bits,
+    ]
     return [value | sign for value in both for sign in (0, form.sign)] + some
 
 
@@ -390,18 +425,22 @@ def column(type: str, values: Sequence[int]) -> np.ndarray:
     return np.array([value & ((1 << bits_of(type)) - 1) for value in values], dtype=_memory(type))
 
 
-def random_bits(type: str, count: int) -> list[int]:
+def random_bits(type: str, count: int, seed: int = 0) -> list[int]:
     """Uniform bit patterns; floats mostly of moderate size, so that sums and products interact."""
-    words = [int(word) & ((1 << bits_of(type)) - 1) for word in _RANDOM.integers(0, 1 << 64, count, np.uint64)]
+    random = np.random.default_rng([seed, count, *type.encode()])
+    words = [int(word) & ((1 << bits_of(type)) - 1) for word in random.integers(0, 1 << 64, count, np.uint64)]
     if type not in FORMATS:
         return words
     form = FORMATS[type]
-    near = [(form.bias + int(shift)) << form.fraction for shift in _RANDOM.integers(-6, 7, count)]
-    moderate = [word & (form.sign | ((1 << form.fraction) - 1)) | exponent for word, exponent in zip(words, near, strict=True)]
+    near = [(form.bias + int(shift)) << form.fraction for shift in random.integers(-6, 7, count)]
+    moderate = [
+        word & (form.sign | ((1 << form.fraction) - 1)) | exponent
+        for word, exponent in zip(words, near, strict=True)
+    ]
     return moderate[: 3 * count // 4] + words[3 * count // 4 :]
 
 
-def operands(*types: str, randoms: int = 50) -> list[tuple[str, np.ndarray]]:
+def operands(*types: str, randoms: int = 50) -> Columns:
     """Columns of operands: every pair of edges of the first two types, then random ones."""
     lists = [edges(type) for type in types]
     if len(types) == 1:
@@ -410,5 +449,5 @@ def operands(*types: str, randoms: int = 50) -> list[tuple[str, np.ndarray]]:
         rows = [[a, b] for a in lists[0] for b in lists[1]]
     for place in range(2, len(types)):
         rows = [[*row, lists[place][(7 * i + i // 13) % len(lists[place])]] for i, row in enumerate(rows)]
-    extra = [random_bits(type, randoms) for type in types]
+    extra = [random_bits(type, randoms, place) for place, type in enumerate(types)]
     return [(type, column(type, [row[i] for row in rows] + extra[i])) for i, type in enumerate(types)]

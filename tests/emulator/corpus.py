@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_dtypes import bfloat16
 
 SOURCES = Path(__file__).parent / "programs"
 Launch = Callable[..., None]              # launch(kernel, grid=, block=, args=, shared_bytes=0)
@@ -171,3 +172,30 @@ def gather(launch: Launch) -> Iterable[Pair]:
     out = np.zeros((3, 12), np.float32)
     launch("gather", grid=3, block=32, args=[out, table, index, np.int32(5), np.int32(3)])
     yield out, 2 * table[index].sum(1)
+
+
+def halves(*shape: int, dtype: Any = np.float16) -> np.ndarray:
+    """Small integers, so that every sum of products is exact in whatever order."""
+    return integers(shape, 9).astype(dtype) - dtype(4)
+
+
+@program("mma_gemm.cu")
+def mma_gemm(launch: Launch) -> Iterable[Pair]:
+    a, b, c = halves(128, 96, dtype=bfloat16), halves(96, 64, dtype=bfloat16), np.zeros((128, 64), np.float32)
+    launch("mma_gemm", grid=(1, 2), block=128, args=[c, a, b, np.int32(64), np.int32(96)])
+    yield c, a.astype(np.float32) @ b.astype(np.float32)
+
+
+@program("wmma_gemm.cu")
+def wmma_gemm(launch: Launch) -> Iterable[Pair]:
+    a, b, c = halves(32, 48), halves(48, 64), halves(32, 64, dtype=np.float32)
+    expected = a.astype(np.float32) @ b.astype(np.float32) + c
+    launch("wmma_gemm", grid=(4, 2), block=32, args=[c, a, b, np.int32(64), np.int32(48)])
+    yield c, expected
+
+
+@program("wgmma_gemm.cu", arch="sm_90a")
+def wgmma_gemm(launch: Launch) -> Iterable[Pair]:
+    a, b, c = halves(128, 256, dtype=bfloat16), halves(64, 256, dtype=bfloat16), np.zeros((128, 64), np.float32)
+    launch("wgmma_gemm", grid=(1, 2), block=128, args=[c, a, b, np.int32(64), np.int32(256)])
+    yield c, a.astype(np.float32) @ b.T.astype(np.float32)

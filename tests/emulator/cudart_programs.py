@@ -7,7 +7,6 @@
 
 import json
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,16 +21,19 @@ from cuda.nn.emulator.errors import EmulatorError
 
 HERE = Path(__file__).parent / "cudart"
 SECONDS = 120
+WARNINGS = ("-Wall", "-Wextra", "-Werror")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    status: int                          # negative: the signal that ended it
-    passed: list[str]
-    failed: list[str]
+    """What a program did."""
+
+    status: int                # negative: the signal that ended it
+    passed: list[str]          # names of checks
+    failed: list[str]          # lines
     output: str
     errors: str
-    report: dict[str, Any]
+    report: dict[str, Any]     # left at exit
 
     @property
     def kinds(self) -> list[str]:
@@ -39,43 +41,49 @@ class Outcome:
 
 
 @lru_cache
-def _folder() -> Path:
-    return Path(tempfile.mkdtemp(prefix="cudart-programs-"))
-
-
-@lru_cache
 def host_program(name: str) -> Path:
+    """A .cpp file linked with the stand-in itself."""
     library = build.runtime_library()
-    program = _folder() / name
-    _call([*toolchain.host_compiler().split(), "-std=c++17", "-Wall", "-Wextra", "-Werror", "-I", str(build.source_folder()), "-isystem", str(toolchain.cuda_include()),
-           str(HERE / f"{name}.cpp"), "-o", str(program), "-L", str(library.parent), f"-l:{build.LIBRARY}", "-ldl", "-pthread"])
-    return program
+    includes = ["-I", str(build.source_folder()), "-isystem", str(toolchain.cuda_include())]
+    libraries = ["-L", str(library.parent), f"-l:{build.LIBRARY}", "-ldl", "-pthread"]
+    compiler = [*toolchain.host_compiler().split(), "-std=c++17", *WARNINGS, *includes]
+    return _compile([*compiler, str(HERE / f"{name}.cpp"), *libraries], name)
 
 
 @lru_cache
 def cuda_program(name: str, *flags: str, output: str = "") -> Path:
+    """A .cu file built by nvcc as its users would, with flags for the architecture."""
     try:
         nvcc = toolchain.nvcc()
     except EmulatorError as error:
         pytest.skip(str(error))
-    program = _folder() / (output or name)
-    _call([str(nvcc), "-cudart", "shared", "-std=c++17", "-lineinfo", *(flags or ("-arch=sm_80",)), str(HERE / f"{name}.cu"),
-           "-o", str(program), "-ldl"])
-    return program
+    chosen = flags or ("-arch=sm_80",)
+    compiler = [str(nvcc), "-cudart", "shared", "-std=c++17", "-lineinfo", *chosen]
+    return _compile([*compiler, str(HERE / f"{name}.cu"), "-ldl"], output or name)
 
 
-def run(program: Path, *arguments: str, mode: str = "fast", arch: str = "sm_80", options: Mapping[str, Any] | None = None,
-        variables: Mapping[str, str] | None = None, before: Sequence[str] = ()) -> Outcome:
-    """Run a program to its end.  variables: more of the environment; before: words put before the program (a shell that limits it)."""
+def run(
+    program: Path,
+    *arguments: str,
+    mode: str = "fast",
+    arch: str = "sm_80",
+    options: Mapping[str, Any] | None = None,
+    variables: Mapping[str, str] | None = None,
+    before: Sequence[str] = (),
+) -> Outcome:
+    """Run a program to its end.
+
+    variables: more of the environment.  before: words put before the program, e.g. a shell that limits it."""
     with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.json"
-        environment = {**emulate.environment(mode, arch, options, report), "PATH": "/usr/bin:/bin", **(variables or {})}
-        done = subprocess.run([*before, str(program), *arguments], env=environment, capture_output=True, text=True, timeout=SECONDS, check=False)
-        found = json.loads(report.read_text()) if report.exists() else {}
+        left = Path(folder) / "report.json"
+        environment = {**emulate.environment(mode, arch, options, left), "PATH": "/usr/bin:/bin"}
+        done = subprocess.run([*before, str(program), *arguments], env=environment | dict(variables or {}),
+                              capture_output=True, text=True, timeout=SECONDS, check=False)
+        report = json.loads(left.read_text()) if left.exists() else {}
     lines = done.stdout.splitlines()
     passed = [line.removesuffix(": ok") for line in lines if line.endswith(": ok")]
-    failed = [line for line in lines if ": FAILED" in line or ": expected" in line or ": got" in line]
-    return Outcome(done.returncode, passed, failed, done.stdout, done.stderr, found)
+    failed = [line for line in lines if any(word in line for word in (": FAILED", ": expected ", ": got "))]
+    return Outcome(done.returncode, passed, failed, done.stdout, done.stderr, report)
 
 
 def check(outcome: Outcome, least: int) -> None:
@@ -85,8 +93,13 @@ def check(outcome: Outcome, least: int) -> None:
     assert len(outcome.passed) >= least, outcome.output[-2000:]
 
 
-def _call(command: Sequence[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        print(done.stdout, done.stderr, file=sys.stderr)
-    assert done.returncode == 0, f"{command[0]} failed: {done.stderr[:2000]}"
+@lru_cache
+def _folder() -> Path:
+    return Path(tempfile.mkdtemp(prefix="cudart-programs-"))
+
+
+def _compile(command: Sequence[str], name: str) -> Path:
+    program = _folder() / name
+    done = subprocess.run([*command, "-o", str(program)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command[0]} failed:\n{done.stderr[:3000]}"
+    return program

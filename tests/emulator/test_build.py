@@ -94,7 +94,15 @@ def test_the_key_of_a_source_changes_with_a_header_of_a_header(tmp_path: Path) -
 
 
 def test_defines() -> None:
-    given: dict[str, nvcc.Define] = {"N": 64, "NAME": "x", "ON": True, "BARE": None, "OFF": False, "ZERO": 0, "HALF": 0.5}
+    given: dict[str, nvcc.Define] = {
+        "N": 64,
+        "NAME": "x",
+        "ON": True,
+        "BARE": None,
+        "OFF": False,
+        "ZERO": 0,
+        "HALF": 0.5,
+    }
     assert nvcc.define_flags(given) == ["-DN=64", "-DNAME=x", "-DON", "-DBARE", "-DZERO=0", "-DHALF=0.5"]
     assert nvcc.define_flags(None) == []
 
@@ -106,7 +114,9 @@ def tool(folder: Path, name: str = "nvcc") -> Path:
     return folder / name
 
 
-def test_tools_are_found_in_the_order_that_is_documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tools_are_found_in_the_order_that_is_documented(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     home = tool(tmp_path / "home" / "bin")
     path = tool(tmp_path / "path")
     package = tool(tmp_path / "site" / "nvidia" / "cu13" / "bin")
@@ -123,7 +133,9 @@ def test_tools_are_found_in_the_order_that_is_documented(tmp_path: Path, monkeyp
     assert toolchain.find("no-such-tool") is None
 
 
-def test_without_a_host_compiler_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_a_host_compiler_the_message_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(EmulatorError, match=r"no C\+\+ compiler found.*apt install g\+\+"):

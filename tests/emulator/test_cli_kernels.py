@@ -1,4 +1,5 @@
-"""cuda-nn kernels check: with a driver, a program with main(), a file with neither; text, JSON, SARIF, exit statuses."""
+"""cuda-nn kernels check: with a driver, a program with main(), a file with neither; text, JSON, SARIF, exit
+statuses."""
 
 import json
 from pathlib import Path
@@ -49,7 +50,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "program.cu").write_text(CLEAN + MAIN)
     (tmp_path / "driver.py").write_text(DRIVER.format(factor=3))
     (tmp_path / "wrong.py").write_text(DRIVER.format(factor=4))
-    (tmp_path / "race.py").write_text("import numpy as np\ndef run(module):\n    module.launch('shift', 1, 64, [np.zeros(64, np.int32)])\n")
+    (tmp_path / "race.py").write_text(
+        "import numpy as np\ndef run(module):\n    module.launch('shift', 1, 64, [np.zeros(64, np.int32)])\n"
+    )
     (tmp_path / "idle.py").write_text("def run(module):\n    pass\n")
     return tmp_path
 
@@ -110,7 +113,7 @@ def test_a_program_with_main_runs(capfd: pytest.CaptureFixture[str]) -> None:
     out = capfd.readouterr().out
     assert "done\n" in out
     assert "no findings" in out
-    assert check("program.cu", "-D", "FACTOR=3", "--", "--an-argument") == 0         # two blocks, one of them idle
+    assert check("program.cu", "-D", "FACTOR=3", "--", "--an-argument") == 0  # two blocks, one of them idle
 
 
 def test_a_program_s_faults_are_found(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -144,14 +147,16 @@ def test_a_driver_that_launches_nothing_is_no_check(capfd: pytest.CaptureFixture
         (["missing.cu"], "missing.cu: no such file"),
         (["clean.cu", "--driver", "missing.py"], "missing.py: no such file"),
         (["clean.cu", "--arch", "sm_70"], "'sm_70' is not a device that can be emulated"),
-        (["clean.cu", "--drivr", "driver.py"], "--drivr: unknown option. Did you mean --driver?"),
+        (["clean.cu", "--drivr", "driver.py"], "--drivr: unexpected. Did you mean --driver?"),
         (["clean.cu", "--schedule", "sideways"], "invalid choice: 'sideways'"),
         ([], "the following arguments are required: FILE.cu"),
         (["clean.cu"], 'identifier "FACTOR" is undefined'),
     ],
     ids=str,
 )
-def test_bad_input_ends_in_status_2(words: list[str], message: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_ends_in_status_2(
+    words: list[str], message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert check(*words) == 2
     assert message in capfd.readouterr().err
 

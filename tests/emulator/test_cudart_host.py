@@ -1,4 +1,4 @@
-"""The stand-in runtime without a kernel: memory, copies, streams, events, graphs, deferred work, the device's properties."""
+"""The stand-in runtime without a kernel: memory, streams, events, graphs, deferred work, properties."""
 
 import pytest
 
@@ -23,8 +23,8 @@ def test_internals() -> None:
 
 
 def test_memory_where_address_space_is_limited() -> None:
-    limited = run(host_program("memory"), "limited", before=["/bin/sh", "-c", 'ulimit -v 2000000; exec "$0" "$@"'])
-    check(limited, least=90)
+    limit = ["/bin/sh", "-c", 'ulimit -v 2000000; exec "$0" "$@"']
+    check(run(host_program("memory"), "limited", before=limit), least=90)
 
 
 @pytest.mark.parametrize("mode", ["fast", "check"])
@@ -32,7 +32,8 @@ def test_streams(mode: str) -> None:
     outcome = run(host_program("streams"), mode=mode)
     check(outcome, least=70)
     last = outcome.report["reports"][-1]
-    assert last["kind"] == "unsynchronized" and "the program ended before a memset of 16 bytes" in last["message"]
+    assert last["kind"] == "unsynchronized"
+    assert "the program ended before a memset of 16 bytes" in last["message"]
 
 
 def test_graphs() -> None:
@@ -41,5 +42,5 @@ def test_graphs() -> None:
 
 @pytest.mark.parametrize("arch", DEVICES)
 def test_properties(arch: str) -> None:
-    line = next(line for line in run(host_program("streams"), arch=arch).output.splitlines() if line.startswith("device "))
-    assert line == f"device {DEVICES[arch]}"
+    lines = run(host_program("streams"), arch=arch).output.splitlines()
+    assert f"device {DEVICES[arch]}" in lines

@@ -75,7 +75,9 @@ def emulate(*words: object) -> int:
     return main(["emulate", *map(str, words)])
 
 
-def test_a_program_runs_with_its_own_status_and_output(built: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_program_runs_with_its_own_status_and_output(
+    built: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert emulate(built / "program") == 5
     captured = capfd.readouterr()
     assert captured.out == "81 on sm_80\n"
@@ -88,7 +90,9 @@ def test_it_gets_its_own_input(built: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (5, "a line\n81 on sm_90\n", "")
 
 
-def test_findings_follow_on_stderr_and_the_status_stays(built: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_findings_follow_on_stderr_and_the_status_stays(
+    built: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     files = ("--json", tmp_path / "found.json", "--sarif", tmp_path / "found.sarif")
     assert emulate("--check", *files, built / "program", "101") == 6
     captured = capfd.readouterr()
@@ -135,10 +139,15 @@ def test_an_allocation_fails_on_request(built: Path, capfd: pytest.CaptureFixtur
     ],
     ids=str,
 )
-def test_what_cannot_be_emulated_says_why(built: Path, words: list[str], message: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_emulated_says_why(
+    built: Path, words: list[str], message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     import re
 
-    words = [str(built / word) if word in ("static", "missing", "program", "program.cu") else word for word in words]
+    words = [
+        str(built / word) if word in ("static", "missing", "program", "program.cu") else word
+        for word in words
+    ]
     assert emulate(*words) == 2
     assert re.search(message, capfd.readouterr().err)
 

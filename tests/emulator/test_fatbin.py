@@ -1,4 +1,5 @@
-"""Fat binaries as nvcc writes them, whole and damaged; the choice of PTX; what an ELF file says of how it was built."""
+"""Fat binaries as nvcc writes them, whole and damaged; the choice of PTX; what an ELF file says of how it was
+built."""
 
 import ctypes
 import subprocess
@@ -21,7 +22,10 @@ def nvcc(*words: object) -> None:
 def container(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """One file's fat binary by --compress-mode."""
     folder = tmp_path_factory.mktemp("fatbin")
-    code = ["-gencode=arch=compute_75,code=[sm_75,compute_75]", "-gencode=arch=compute_86,code=[sm_86,compute_86]"]
+    code = [
+        "-gencode=arch=compute_75,code=[sm_75,compute_75]",
+        "-gencode=arch=compute_86,code=[sm_86,compute_86]",
+    ]
     images = {}
     for mode in ("default", "speed", "none"):
         nvcc("-fatbin", *code, f"--compress-mode={mode}", SOURCE, "-o", folder / mode)
@@ -29,7 +33,9 @@ def container(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return images
 
 
-@pytest.mark.parametrize(("mode", "compression"), [("default", fatbin.ZSTD), ("speed", fatbin.LZ4), ("none", 0)])
+@pytest.mark.parametrize(
+    ("mode", "compression"), [("default", fatbin.ZSTD), ("speed", fatbin.LZ4), ("none", 0)]
+)
 def test_every_compression_gives_the_same_ptx(container: dict, mode: str, compression: int) -> None:
     images = fatbin.entries(container[mode])
     assert sorted((one.kind, one.arch) for one in images) == [(1, 75), (1, 86), (2, 75), (2, 86)]
@@ -39,7 +45,9 @@ def test_every_compression_gives_the_same_ptx(container: dict, mode: str, compre
     assert fatbin.choose(images, "sm_86") == plain
 
 
-@pytest.mark.parametrize(("arch", "chosen"), [("sm_75", 75), ("sm_80", 75), ("sm_86", 86), ("sm_90", 86), ("sm_90a", 86)])
+@pytest.mark.parametrize(
+    ("arch", "chosen"), [("sm_75", 75), ("sm_80", 75), ("sm_86", 86), ("sm_90", 86), ("sm_90a", 86)]
+)
 def test_the_newest_ptx_that_the_device_runs_is_chosen(container: dict, arch: str, chosen: int) -> None:
     assert f".target sm_{chosen}\n" in fatbin.choose(fatbin.entries(container["default"]), arch)
 
@@ -56,9 +64,14 @@ def test_ptx_of_one_architecture_alone_runs_there_alone() -> None:
 
 
 def test_without_ptx_the_message_says_how_to_build_it_in() -> None:
-    with pytest.raises(fatbin.NoPtxError, match=r"PTX is for sm_90 and newer, and sm_80 was asked for; take --arch sm_90, or"):
+    with pytest.raises(
+        fatbin.NoPtxError, match=r"PTX is for sm_90 and newer, and sm_80 was asked for; take --arch sm_90, or"
+    ):
         fatbin.choose([ptx("sm_90")], "sm_80")
-    with pytest.raises(fatbin.NoPtxError, match=r"machine code for sm_80 but no PTX.*-gencode=arch=compute_80,code=compute_80"):
+    with pytest.raises(
+        fatbin.NoPtxError,
+        match=r"machine code for sm_80 but no PTX.*-gencode=arch=compute_80,code=compute_80",
+    ):
         fatbin.choose([fatbin.Entry(fatbin.ELF, 80, b"", 0, 0)], "sm_80")
 
 
@@ -82,7 +95,9 @@ def test_lz4_copies_that_overlap_their_source_repeat_it() -> None:
     assert fatbin.unpack_lz4(bytes([0x1F, ord("a"), 1, 0, 1, 0x50]) + b"hello", 26) == b"a" * 21 + b"hello"
 
 
-def test_zstd_without_the_package_uses_the_system_s_library(container: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zstd_without_the_package_uses_the_system_s_library(
+    container: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
     image = next(one for one in fatbin.entries(container["default"]) if one.kind == fatbin.PTX)
     expected = image.text()
     monkeypatch.setitem(sys.modules, "zstandard", None)
@@ -95,7 +110,9 @@ def test_zstd_without_the_package_uses_the_system_s_library(container: dict, mon
         assert image.text() == expected
 
 
-def test_the_command_prints_the_module(container: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_the_module(
+    container: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "image").write_bytes(container["default"])
     assert build.main(["--fatbin", str(tmp_path / "image"), "--arch", "sm_80", "--mode", "fast"]) == 0
     assert Path(capsys.readouterr().out.strip()).name == "module.so"
@@ -106,7 +123,9 @@ def test_the_command_prints_the_module(container: dict, tmp_path: Path, capsys: 
 
 def test_an_elf_file_says_how_it_was_built(tmp_path: Path) -> None:
     source = tmp_path / "program.cu"
-    source.write_text("__global__ void k() {}\nint main() { k<<<1, 1>>>(); return cudaDeviceSynchronize(); }\n")
+    source.write_text(
+        "__global__ void k() {}\nint main() { k<<<1, 1>>>(); return cudaDeviceSynchronize(); }\n"
+    )
     for linked in ("shared", "static"):
         nvcc("-cudart", linked, source, "-o", tmp_path / linked)
         found = elf.read(tmp_path / linked)

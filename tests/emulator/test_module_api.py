@@ -1,4 +1,5 @@
-"""emulator.compile and Module: how kernels are named, what arguments may be, what is kept between launches, what is refused."""
+"""emulator.compile and Module: how kernels are named, what arguments may be, what is kept between launches,
+what is refused."""
 
 import ctypes
 import gc
@@ -29,7 +30,7 @@ def numbers(count: int) -> np.ndarray:
     return np.arange(count, dtype=np.float32)
 
 
-# ---- compiling ---------------------------------------------------------------------------------------------------------
+# ---- compiling ---------------------------------------------------------------------------------------------
 
 
 def test_defines_reach_the_source() -> None:
@@ -69,7 +70,9 @@ def test_without_nvcc_the_message_says_what_to_install(monkeypatch: pytest.Monke
 
 def test_broken_ptx_is_refused() -> None:
     with pytest.raises(EmulatorError):
-        emulator.compile_ptx(".version 9.0\n.target sm_80\n.address_size 64\n.visible .entry k( { what }", mode="fast")
+        emulator.compile_ptx(
+            ".version 9.0\n.target sm_80\n.address_size 64\n.visible .entry k( { what }", mode="fast"
+        )
 
 
 def test_an_unknown_instruction_is_refused_by_name_and_line(tmp_path: Path) -> None:
@@ -98,10 +101,12 @@ def test_ptx_is_kept_until_a_header_changes(tmp_path: Path) -> None:
         assert out[0] == value
 
 
-# ---- names -------------------------------------------------------------------------------------------------------------
+# ---- names -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["fill<3, int>", "fill<3,int>", "void fill<3, int>(int*)", "_Z4fillILi3EiEvPT0_"])
+@pytest.mark.parametrize(
+    "name", ["fill<3, int>", "fill<3,int>", "void fill<3, int>(int*)", "_Z4fillILi3EiEvPT0_"]
+)
 def test_a_kernel_goes_by_several_names(module: Module, name: str) -> None:
     out = np.zeros(4, np.int32)
     module.launch(name, 1, 4, [out])
@@ -109,7 +114,9 @@ def test_a_kernel_goes_by_several_names(module: Module, name: str) -> None:
 
 
 def test_a_name_that_fits_several_kernels_lists_them(module: Module) -> None:
-    with pytest.raises(EmulatorError, match="'fill' could be any of: fill<2, float>, fill<3, float>, fill<3, int>"):
+    with pytest.raises(
+        EmulatorError, match="'fill' could be any of: fill<2, float>, fill<3, float>, fill<3, int>"
+    ):
         module.launch("fill")
     with pytest.raises(EmulatorError, match="'twin' could be any of: first::twin, second::twin"):
         module.launch("twin")
@@ -123,12 +130,12 @@ def test_an_unknown_name_suggests_the_nearest(module: Module) -> None:
         module.launch("scael")
 
 
-# ---- arguments ---------------------------------------------------------------------------------------------------------
+# ---- arguments ---------------------------------------------------------------------------------------------
 
 
 def test_arrays_of_any_layout_are_copied_in_and_back(module: Module) -> None:
     wide = np.zeros((4, 10), np.float32)
-    every_third = wide[:, ::3]                                          # [4,4], not contiguous
+    every_third = wide[:, ::3]  # [4,4], not contiguous
     transposed = np.arange(16, dtype=np.float32).reshape(4, 4).T
     module.launch("scale", 1, 16, [every_third, transposed, np.int32(16)])
     np.testing.assert_array_equal(every_third, 2 * transposed)
@@ -152,7 +159,7 @@ def test_arrays_that_overlap_are_refused(module: Module) -> None:
     x = numbers(16)
     with pytest.raises(EmulatorError, match="arguments 0 and 1 of scale overlap"):
         module.launch("scale", 1, 8, [x[4:12], x[:8], np.int32(8)])
-    module.launch("scale", 1, 8, [x[::2], x[1::2], np.int32(8)])        # interleaved, but no element is shared
+    module.launch("scale", 1, 8, [x[::2], x[1::2], np.int32(8)])  # interleaved, but no element is shared
     assert x[::2].tolist() == (2 * numbers(16)[1::2]).tolist()
 
 
@@ -168,7 +175,11 @@ class Pair(ctypes.Structure):
 PAIR = np.dtype([("factor", np.float32), ("offset", np.int32)])
 
 
-@pytest.mark.parametrize("pair", [np.array((0.5, 10), PAIR)[()], Pair(0.5, 10), bytes(Pair(0.5, 10))], ids=["numpy", "ctypes", "bytes"])
+@pytest.mark.parametrize(
+    "pair",
+    [np.array((0.5, 10), PAIR)[()], Pair(0.5, 10), bytes(Pair(0.5, 10))],
+    ids=["numpy", "ctypes", "bytes"],
+)
 def test_scalars_and_structures_go_by_value(module: Module, pair: object) -> None:
     out = np.zeros(4, np.float32)
     module.launch("affine", 1, 4, [out, pair, np.uint8(1), np.float64(0.25), np.int64(-1)])
@@ -177,7 +188,10 @@ def test_scalars_and_structures_go_by_value(module: Module, pair: object) -> Non
 
 def test_number_types_beyond_numpy_s_are_bytes_like_any(tmp_path: Path) -> None:
     source = tmp_path / "half.cu"
-    source.write_text("#include <cuda_bf16.h>\n__global__ void k(__nv_bfloat16* y, __nv_bfloat16 a) { y[threadIdx.x] = y[threadIdx.x] * a; }\n")
+    source.write_text(
+        "#include <cuda_bf16.h>\n__global__ void k(__nv_bfloat16* y, __nv_bfloat16 a) "
+        "{ y[threadIdx.x] = y[threadIdx.x] * a; }\n"
+    )
     y = np.arange(4).astype(ml_dtypes.bfloat16)
     emulator.compile(source, mode="fast").launch("k", 1, 4, [y, ml_dtypes.bfloat16(3)])
     assert y.astype(np.float32).tolist() == [0, 3, 6, 9]
@@ -187,12 +201,36 @@ def test_number_types_beyond_numpy_s_are_bytes_like_any(tmp_path: Path) -> None:
     ("kernel", "args", "message"),
     [
         ("scale", [1], "scale takes 3 arguments, 1 were given"),
-        ("scale", [np.zeros(1), np.zeros(1), 7], r"argument 2 of scale: a Python int has no size; write np.int32\(7\)"),
-        ("affine", [np.zeros(1), bytes(8), np.uint8(0), 0.5, np.int64(0)], r"argument 3 of affine: a Python float .* np.float64\(0.5\)"),
-        ("scale", [np.zeros(1), np.zeros(1), np.int64(7)], "argument 2 of scale: int64 has 8 bytes, the kernel takes 4"),
-        ("scale", [np.zeros(1), np.zeros(1), np.zeros(1)], "argument 2 of scale: an array is passed by pointer"),
-        ("affine", [np.zeros(1), np.int32(1), np.uint8(0), np.float64(0), np.int64(0)], "argument 1 of affine: int32 has 4 bytes, the kernel takes 8"),
-        ("scale", [np.array(["a"], object), np.zeros(1), np.int32(1)], "argument 0 of scale: an array of object"),
+        (
+            "scale",
+            [np.zeros(1), np.zeros(1), 7],
+            r"argument 2 of scale: a Python int has no size; write np.int32\(7\)",
+        ),
+        (
+            "affine",
+            [np.zeros(1), bytes(8), np.uint8(0), 0.5, np.int64(0)],
+            r"argument 3 of affine: a Python float .* np.float64\(0.5\)",
+        ),
+        (
+            "scale",
+            [np.zeros(1), np.zeros(1), np.int64(7)],
+            "argument 2 of scale: int64 has 8 bytes, the kernel takes 4",
+        ),
+        (
+            "scale",
+            [np.zeros(1), np.zeros(1), np.zeros(1)],
+            "argument 2 of scale: an array is passed by pointer",
+        ),
+        (
+            "affine",
+            [np.zeros(1), np.int32(1), np.uint8(0), np.float64(0), np.int64(0)],
+            "argument 1 of affine: int32 has 4 bytes, the kernel takes 8",
+        ),
+        (
+            "scale",
+            [np.array(["a"], object), np.zeros(1), np.int32(1)],
+            "argument 0 of scale: an array of object",
+        ),
         ("scale", [np.zeros(1, ">f4"), np.zeros(1), np.int32(1)], "argument 0 of scale: an array of >f4"),
         ("scale", ["text", np.zeros(1), np.int32(1)], "argument 0 of scale: str cannot be passed"),
     ],
@@ -221,7 +259,7 @@ def test_a_launch_that_makes_no_sense_is_refused(module: Module, how: dict, mess
         module.launch("scale", args=[numbers(1), numbers(1), np.int32(1)], **how)
 
 
-# ---- running -----------------------------------------------------------------------------------------------------------
+# ---- running -----------------------------------------------------------------------------------------------
 
 
 def test_grid_and_block_may_be_numbers_tuples_or_numpy_s(module: Module) -> None:
@@ -266,7 +304,7 @@ def test_a_device_variable_is_set_and_read(module: Module) -> None:
         module.variable("bais")
 
 
-# ---- device memory that stays --------------------------------------------------------------------------------------------
+# ---- device memory that stays ------------------------------------------------------------------------------
 
 
 def test_buffers_stay_on_the_device(module: Module) -> None:
@@ -311,7 +349,7 @@ def test_device_memory_is_given_back() -> None:
     assert live() == before
 
 
-# ---- findings ----------------------------------------------------------------------------------------------------------
+# ---- findings ----------------------------------------------------------------------------------------------
 
 
 def test_findings_do_not_raise_in_check_mode_and_clear_forgets_them(module: Module) -> None:
@@ -359,7 +397,7 @@ def test_a_gigantic_launch_is_refused(module: Module) -> None:
         module.launch("scale", 1 << 32)
 
 
-# ---- counters ----------------------------------------------------------------------------------------------------------
+# ---- counters ----------------------------------------------------------------------------------------------
 
 
 def test_counters_add_up_and_name_lines() -> None:

@@ -41,7 +41,17 @@ def test_findings_fail_the_test_that_caused_them(tmp_path: Path) -> None:
     (tmp_path / "empty.cu").write_text("__global__ void k(int* x) { x[threadIdx.x] = 1; }\n")
     (tmp_path / "test_kernels.py").write_text(TESTS)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    command = [sys.executable, "-m", "pytest", "-p", "cuda.nn.emulator.pytest_plugin", "-p", "no:cacheprovider", "-rA", "test_kernels.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "cuda.nn.emulator.pytest_plugin",
+        "-p",
+        "no:cacheprovider",
+        "-rA",
+        "test_kernels.py",
+    ]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert "3 passed, 1 error" in done.stdout, done.stdout + done.stderr
     assert "ERROR test_kernels.py::test_race" in done.stdout
@@ -55,8 +65,11 @@ def test_the_entry_point_names_the_plugin() -> None:
     assert '[project.entry-points.pytest11]\ncuda-nn = "cuda.nn.emulator.pytest_plugin"' in text
 
 
-@pytest.mark.parametrize("module", ["cuda.nn.emulator", "cuda.nn.emulator.pytest_plugin", "cuda.nn.emulator.build"])
+@pytest.mark.parametrize(
+    "module", ["cuda.nn.emulator", "cuda.nn.emulator.pytest_plugin", "cuda.nn.emulator.build"]
+)
 def test_importing_is_cheap(module: str) -> None:
-    code = f"import sys, {module}; print([name for name in ('numpy', 'rich', 'cuda.nn.emulator.translate') if name in sys.modules])"
+    heavy = ("numpy", "rich", "cuda.nn.emulator.translate")
+    code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

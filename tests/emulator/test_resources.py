@@ -1,4 +1,5 @@
-"""ptxas's figures, occupancy against NVIDIA's own table and formula, the roofline's bound, and machine code."""
+"""ptxas's figures, occupancy against NVIDIA's own table and formula, the roofline's bound, and machine
+code."""
 
 import re
 import subprocess
@@ -24,7 +25,7 @@ def test_ptxas_s_figures(module: emulator.Module) -> None:
     found = module.resources("neighbour")
     assert (found.shared_bytes, found.spills, found.stack_bytes, found.barriers) == (256, 0, 0, 1)
     assert 4 <= found.registers <= 64
-    assert module.resources("spread").threads == 128                    # __launch_bounds__
+    assert module.resources("spread").threads == 128  # __launch_bounds__
     assert module.resources("scale", block=96).threads == 96
 
 
@@ -32,16 +33,23 @@ def test_spills_are_told(tmp_path: Path) -> None:
     source = tmp_path / "spill.cu"
     sums = " ".join(f"float a{i} = x[{i} * n];" for i in range(80))
     uses = " + ".join(f"a{i} * a{(i * 7) % 80}" for i in range(80))
-    source.write_text(f"__global__ void __maxnreg__(24) k(float* y, const float* x, int n) {{ {sums} __syncthreads(); *y = {uses}; }}\n")
+    source.write_text(
+        f"__global__ void __maxnreg__(24) k(float* y, const float* x, int n) "
+        f"{{ {sums} __syncthreads(); *y = {uses}; }}\n"
+    )
     found = emulator.compile(source, mode="fast").resources("k")
     assert found.registers == 24
     assert found.spills > 0
 
 
 def test_what_ptxas_says_is_read_whatever_is_left_out() -> None:
-    said = ("ptxas info    : 0 bytes gmem\nptxas info    : Compiling entry function '_Z1kv' for 'sm_90'\n"
-            "ptxas info    : Function properties for _Z1kv\n    16 bytes stack frame, 8 bytes spill stores, 4 bytes spill loads\n"
-            "ptxas info    : Used 255 registers, used 2 barriers, 16 bytes cumulative stack size, 49152 bytes smem\n")
+    said = (
+        "ptxas info    : 0 bytes gmem\nptxas info    : Compiling entry function '_Z1kv' for 'sm_90'\n"
+        "ptxas info    : Function properties for _Z1kv\n    16 bytes stack frame, 8 bytes spill stores, 4 "
+        "bytes spill loads\n"
+        "ptxas info    : Used 255 registers, used 2 barriers, 16 bytes cumulative stack size, 49152 bytes "
+        "smem\n"
+    )
     ptx = ".visible .entry _Z1kv()\n.maxntid 64, 2, 1\n.minnctapersm 1\n{\n}\n"
     (found,) = resources.parse(said, ptx).values()
     assert (found.registers, found.spills, found.stack_bytes, found.shared_bytes) == (255, 12, 16, 49152)
@@ -51,7 +59,9 @@ def test_what_ptxas_says_is_read_whatever_is_left_out() -> None:
 
 def test_ptxas_s_refusal_is_passed_on() -> None:
     with pytest.raises(EmulatorError, match="ptxas refuses it for sm_80"):
-        resources.read_resources(".version 9.0\n.target sm_80\n.address_size 64\n.entry k() { nonsense; }\n", "sm_80")
+        resources.read_resources(
+            ".version 9.0\n.target sm_80\n.address_size 64\n.entry k() { nonsense; }\n", "sm_80"
+        )
 
 
 # NVIDIA's calculator is a header of the toolkit.
@@ -62,7 +72,8 @@ CALCULATOR = r"""
 int main() {
     int major, minor, per_sm, registers, threads;
     size_t sm_shared, reserved, shared;
-    while (std::scanf("%d %d %d %zu %zu %d %d %zu", &major, &minor, &per_sm, &sm_shared, &reserved, &threads, &registers, &shared) == 8) {
+    while (std::scanf("%d %d %d %zu %zu %d %d %zu", &major, &minor, &per_sm, &sm_shared, &reserved, &threads,
+                      &registers, &shared) == 8) {
         cudaOccDeviceProp device;
         device.computeMajor = major; device.computeMinor = minor;
         device.maxThreadsPerBlock = 1024; device.maxThreadsPerMultiprocessor = per_sm;
@@ -73,12 +84,14 @@ int main() {
         cudaOccFuncAttributes kernel;
         kernel.maxThreadsPerBlock = INT_MAX; kernel.numRegs = registers; kernel.sharedSizeBytes = 0;
         kernel.partitionedGCConfig = PARTITIONED_GC_OFF;
-        kernel.shmemLimitConfig = FUNC_SHMEM_LIMIT_OPTIN; kernel.maxDynamicSharedSizeBytes = sm_shared - reserved;
+        kernel.shmemLimitConfig = FUNC_SHMEM_LIMIT_OPTIN;
+        kernel.maxDynamicSharedSizeBytes = sm_shared - reserved;
         kernel.numBlockBarriers = 1;
         cudaOccDeviceState state;
         state.carveoutConfig = SHAREDMEM_CARVEOUT_MAX_SHARED;
         cudaOccResult result;
-        int error = cudaOccMaxActiveBlocksPerMultiprocessor(&result, &device, &kernel, &state, threads, shared);
+        int error =
+            cudaOccMaxActiveBlocksPerMultiprocessor(&result, &device, &kernel, &state, threads, shared);
         std::printf("%d\n", error ? -1 : result.activeBlocksPerMultiprocessor);
     }
 }
@@ -88,40 +101,63 @@ int main() {
 def test_occupancy_agrees_with_nvidia_s_calculator(tmp_path: Path) -> None:
     (tmp_path / "calculator.cpp").write_text(CALCULATOR)
     include = ["-I", str(toolchain.cuda_include())]
-    command = [toolchain.host_compiler(), "-w", *include, str(tmp_path / "calculator.cpp"), "-o", str(tmp_path / "calculator")]
+    command = [
+        toolchain.host_compiler(),
+        "-w",
+        *include,
+        str(tmp_path / "calculator.cpp"),
+        "-o",
+        str(tmp_path / "calculator"),
+    ]
     subprocess.run(command, check=True)
-    cases = [(profile, threads, registers, shared)
-             for profile in PROFILES.values() for threads in (1, 32, 64, 96, 128, 160, 256, 384, 512, 640, 1024)
-             for registers in (16, 24, 32, 40, 63, 64, 80, 96, 128, 168, 255)
-             for shared in (0, 1, 1024, 10_000, 16 * 1024, 40_000, 48 * 1024, 64 * 1024, 99 * 1024, 227 * 1024)]
-    lines = [f"{p.name[3]} {p.name[4]} {p.threads} {p.shared_bytes} {p.shared_reserved} {threads} {registers} {shared}"
-             for p, threads, registers, shared in cases]
-    done = subprocess.run([tmp_path / "calculator"], input="\n".join(lines), capture_output=True, text=True, check=True)
+    cases = [
+        (profile, threads, registers, shared)
+        for profile in PROFILES.values()
+        for threads in (1, 32, 64, 96, 128, 160, 256, 384, 512, 640, 1024)
+        for registers in (16, 24, 32, 40, 63, 64, 80, 96, 128, 168, 255)
+        for shared in (0, 1, 1024, 10_000, 16 * 1024, 40_000, 48 * 1024, 64 * 1024, 99 * 1024, 227 * 1024)
+    ]
+    lines = [
+        f"{p.name[3]} {p.name[4]} {p.threads} {p.shared_bytes} {p.shared_reserved} {threads} {registers} "
+        f"{shared}"
+        for p, threads, registers, shared in cases
+    ]
+    done = subprocess.run(
+        [tmp_path / "calculator"], input="\n".join(lines), capture_output=True, text=True, check=True
+    )
     theirs = list(map(int, done.stdout.split()))
     ours = [occupancy(*case).blocks for case in cases]
     assert len(theirs) == len(cases)
-    assert [(case, own, their) for case, own, their in zip(cases, ours, theirs, strict=True) if own != their] == []
+    assert [
+        (case, own, their) for case, own, their in zip(cases, ours, theirs, strict=True) if own != their
+    ] == []
 
 
-@pytest.mark.parametrize(("arch", "threads", "registers", "shared", "limit"), [
-    ("sm_80", 256, 32, 0, "threads"), ("sm_80", 256, 64, 0, "registers"), ("sm_80", 32, 16, 0, "blocks"),
-    ("sm_80", 128, 32, 48 * 1024, "shared memory"),
-])
+@pytest.mark.parametrize(
+    ("arch", "threads", "registers", "shared", "limit"),
+    [
+        ("sm_80", 256, 32, 0, "threads"),
+        ("sm_80", 256, 64, 0, "registers"),
+        ("sm_80", 32, 16, 0, "blocks"),
+        ("sm_80", 128, 32, 48 * 1024, "shared memory"),
+    ],
+)
 def test_what_limits_occupancy(arch: str, threads: int, registers: int, shared: int, limit: str) -> None:
     assert occupancy(PROFILES[arch], threads, registers, shared).limit == limit
     assert occupancy(PROFILES["sm_80"], 256, 64, 0).share == 0.5
 
 
 def test_the_profiles_agree_with_the_runtime_s() -> None:
-    text = (CSRC / "profiles.cpp").read_text()
-    units = {"K": 1024, "": 1}
+    """The runtime's table has a row of numbers for each: 64 * K, K, 0."""
     found = {}
-    for line in re.findall(r'^\s*\{("sm_\d+".*)\},?$', text, re.MULTILINE):
-        words = [word.strip() for word in line.split(",")]
-        size = [int(number) * units[unit] for number, unit in re.findall(r"(\d+) ?\*? ?(K?)$", words[7].strip())]
-        reserved = 1024 if words[9] == "K" else 0
-        found[words[0].strip('"')] = (int(words[5]), int(words[6]), size[0], reserved, int(words[10]))
-    assert found == {p.name: (p.threads, p.blocks, p.shared_bytes, p.shared_reserved, p.shared_unit) for p in PROFILES.values()}
+    for row in re.findall(r'\{("sm_\d+",[^}]*)\}', (CSRC / "profiles.cpp").read_text()):
+        name, _, *words = (word.strip() for word in row.split(","))
+        numbers = [eval(word, {"K": 1024, "M": 0, "G": 0}) for word in words if word not in ("true", "false")]
+        found[name.strip('"')] = (numbers[3], numbers[4], numbers[5], numbers[7], numbers[8])
+    assert found == {
+        p.name: (p.threads, p.blocks, p.shared_bytes, p.shared_reserved, p.shared_unit)
+        for p in PROFILES.values()
+    }
 
 
 def test_suffixes_belong_to_their_profile() -> None:
@@ -130,20 +166,24 @@ def test_suffixes_belong_to_their_profile() -> None:
         profile_of("sm_100")
 
 
-# ---- roofline ----------------------------------------------------------------------------------------------------------
+# ---- roofline ----------------------------------------------------------------------------------------------
 
 
 def counted(**changes: object) -> KernelCounters:
-    return KernelCounters(launches=2, distinct_bytes_read=3_000_000, distinct_bytes_written=1_078_000, **changes)     # type: ignore[arg-type]
+    return KernelCounters(
+        launches=2, distinct_bytes_read=3_000_000, distinct_bytes_written=1_078_000, **changes
+    )  # type: ignore[arg-type]
 
 
 def test_a_bound_is_the_larger_of_memory_and_work() -> None:
     gpu = roofline.gpu_of("A100")
     found = roofline.bound(counted(flops={"f32": 2_000_000}), gpu)
     assert found.limit == "memory"
-    assert found.seconds == pytest.approx(4_078_000 / 2 / 2039e9)                     # 1.0 us a launch
+    assert found.seconds == pytest.approx(4_078_000 / 2 / 2039e9)  # 1.0 us a launch
     assert found.flops_per_byte == pytest.approx(2_000_000 / 4_078_000)
-    assert str(found).startswith("on A100 at least 1 us, bound by memory: 2.04 MB at 2,039 GB/s; 1 MFLOP f32; 0.49 FLOP/byte")
+    assert str(found).startswith(
+        "on A100 at least 1 us, bound by memory: 2.04 MB at 2,039 GB/s; 1 MFLOP f32; 0.49 FLOP/byte"
+    )
     heavy = roofline.bound(counted(flops={"f32": 2 * 10**9, "tensor_bf16": 10**9}), gpu)
     assert (heavy.limit, heavy.seconds) == ("f32", pytest.approx(1e9 / 19.5e12))
 
@@ -162,7 +202,7 @@ def test_every_profile_has_its_part() -> None:
     assert set(roofline.DEFAULTS) == set(PROFILES)
 
 
-# ---- machine code --------------------------------------------------------------------------------------------------------
+# ---- machine code ------------------------------------------------------------------------------------------
 
 LISTING = """
 \t\tFunction : _Z4gemmPf

@@ -15,8 +15,15 @@ SOURCE = "__global__ void k() {\n  a = b;\n  c = d;\n}\n"
 def document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my kernels.cu").write_text(SOURCE)
-    common = {"message": "what", "fix": "Do this.", "kernel": "_Z1kv", "file": str(tmp_path / "my kernels.cu"), "count": 3,
-              "thread": [1, 0, 0], "block": [0, 0, 0]}
+    common = {
+        "message": "what",
+        "fix": "Do this.",
+        "kernel": "_Z1kv",
+        "file": str(tmp_path / "my kernels.cu"),
+        "count": 3,
+        "thread": [1, 0, 0],
+        "block": [0, 0, 0],
+    }
     reports = [
         from_json({"kind": "race", "line": 2, "other_line": 3, **common}),
         from_json({"kind": "invalid_call", "line": 0, **common, "file": ""}),
@@ -26,21 +33,21 @@ def document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
 
 
 def test_what_the_standard_requires(document: dict) -> None:
-    assert document["version"] == "2.1.0"                                    # 3.13.2
+    assert document["version"] == "2.1.0"  # 3.13.2
     assert document["$schema"].endswith("sarif-schema-2.1.0.json")
-    (run,) = document["runs"]                                                # 3.13.4
-    assert run["tool"]["driver"]["name"]                                     # 3.14.6, 3.18.2, 3.19.8
+    (run,) = document["runs"]  # 3.13.4
+    assert run["tool"]["driver"]["name"]  # 3.14.6, 3.18.2, 3.19.8
     assert run["tool"]["driver"]["version"] == "1.2.3"
     rules = run["tool"]["driver"]["rules"]
-    assert [rule["id"] for rule in rules] == ["invalid_call", "race"]                # 3.49.3
+    assert [rule["id"] for rule in rules] == ["invalid_call", "race"]  # 3.49.3
     for result in run["results"]:
-        assert result["message"]["text"]                                     # 3.27.11
-        assert rules[result["ruleIndex"]]["id"] == result["ruleId"]          # 3.27.5
-        assert result["level"] in ("none", "note", "warning", "error")       # 3.27.10
+        assert result["message"]["text"]  # 3.27.11
+        assert rules[result["ruleIndex"]]["id"] == result["ruleId"]  # 3.27.5
+        assert result["level"] in ("none", "note", "warning", "error")  # 3.27.10
         assert result["occurrenceCount"] >= 1
         for place in (*result.get("locations", ()), *result.get("relatedLocations", ())):
             region = place["physicalLocation"]["region"]
-            assert region["startLine"] >= 1                                  # 3.30.5
+            assert region["startLine"] >= 1  # 3.30.5
             assert place["physicalLocation"]["artifactLocation"]["uri"]
 
 

@@ -15,7 +15,7 @@ cudaError_t device = cudaSuccess;            // guarded by the lock
 }  // namespace
 
 std::recursive_mutex& runtime_lock() {
-    static auto* lock = new std::recursive_mutex;        // never destroyed: programs free memory while they end
+    static auto* lock = new std::recursive_mutex;     // never destroyed: programs free memory while they end
     return *lock;
 }
 
@@ -41,7 +41,10 @@ void forget_last_error() { last = cudaSuccess; }
 
 bool is_sticky(cudaError_t code) {
     switch (code) {
-        case cudaErrorIllegalAddress: case cudaErrorLaunchTimeout: case cudaErrorAssert: case cudaErrorHardwareStackError:
+        case cudaErrorIllegalAddress:
+        case cudaErrorLaunchTimeout:
+        case cudaErrorAssert:
+        case cudaErrorHardwareStackError:
         case cudaErrorIllegalInstruction: case cudaErrorMisalignedAddress: case cudaErrorInvalidAddressSpace:
         case cudaErrorInvalidPc: case cudaErrorLaunchFailure:
             return true;

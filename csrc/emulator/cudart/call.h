@@ -1,5 +1,5 @@
-// What every entry point of the stand-in runtime has in common: one lock around all of them, the last error of each host
-// thread, and the error that a faulting kernel leaves behind for good.
+// What every entry point of the stand-in runtime has in common: one lock around all of them, the last error
+// of each host thread, and the error that a faulting kernel leaves behind for good.
 //
 //   extern "C" cudaError_t cudaFree(void* p) {
 //       return call("cudaFree", [&] { return free_device(p); });
@@ -29,7 +29,7 @@ private:
     const char* outer_;
 };
 
-class CallbackScope {                        // while a host function runs in a stream: it may not use the runtime
+class CallbackScope {     // while a host function runs in a stream: it may not use the runtime
 public:
     CallbackScope();
     ~CallbackScope();
@@ -43,7 +43,7 @@ public:
     static bool active();
 };
 
-cudaError_t remember(cudaError_t);           // as the host thread's last error, unless it is success; returns it
+cudaError_t remember(cudaError_t);     // as the host thread's last error, unless it is success; returns it
 cudaError_t last_error();
 void forget_last_error();
 
@@ -54,7 +54,8 @@ void set_device_error(cudaError_t);
 
 // A finding in a host call; the message is prefixed with the call's name.
 void report_call(const char* kind, std::string message, std::string fix);
-cudaError_t reject(cudaError_t, const char* kind, std::string message, std::string fix);     // report_call, returns the code
+cudaError_t reject(cudaError_t, const char* kind, std::string message,
+                   std::string fix);     // report_call, returns the code
 cudaError_t unsupported(const char* what);   // reports that `what` is not emulated: cudaErrorNotSupported
 int not_emulated(const char* function);      // the same for a whole entry point (stubs.cpp)
 
@@ -71,7 +72,8 @@ template <class Body> cudaError_t call_always(const char* name, Body&& body) {
 template <class Body> cudaError_t call(const char* name, Body&& body) {
     return call_always(name, [&]() -> cudaError_t {
         if (CallbackScope::active())
-            return reject(cudaErrorNotPermitted, "invalid_call", "called from a host function that runs in a stream",
+            return reject(cudaErrorNotPermitted, "invalid_call",
+                          "called from a host function that runs in a stream",
                           "Host functions may not call the runtime; signal the host thread instead.");
         if (cudaError_t lost = device_error()) return lost;
         return body();

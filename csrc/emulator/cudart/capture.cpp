@@ -1,4 +1,5 @@
-// Capturing streams into graphs: which calls join, end or invalidate a capture, with the runtime's error codes 900 to 908.
+// Capturing streams into graphs: which calls join, end or invalidate a capture, with the runtime's error
+// codes 900 to 908.
 #include <algorithm>
 #include <unordered_set>
 
@@ -14,7 +15,9 @@ template <class Visit> void for_each_capture(Visit visit) {
         if (stream->capture && stream->capture->origin == stream) visit(*stream->capture);
 }
 
-cudaError_t invalid(const char* what, const char* fix, cudaError_t code) { return reject(code, "invalid_call", what, fix); }
+cudaError_t invalid(const char* what, const char* fix, cudaError_t code) {
+    return reject(code, "invalid_call", what, fix);
+}
 
 void add_unique(std::vector<Node*>& nodes, Node* node) {
     if (std::find(nodes.begin(), nodes.end(), node) == nodes.end()) nodes.push_back(node);
@@ -55,10 +58,13 @@ void leave(Capture& capture) {         // all its streams run work again
 
 cudaError_t begin(Stream& stream, Graph* graph, std::vector<Node*> dependencies, cudaStreamCaptureMode mode) {
     if (stream.legacy)
-        return invalid("the legacy default stream cannot be captured", "Capture a stream that the program created.",
-                       cudaErrorStreamCaptureUnsupported);
-    if (stream.capture) return invalid("this stream is being captured already", "End the first capture.", cudaErrorIllegalState);
-    if (mode < cudaStreamCaptureModeGlobal || mode > cudaStreamCaptureModeRelaxed) return cudaErrorInvalidValue;
+        return invalid("the legacy default stream cannot be captured",
+                       "Capture a stream that the program created.", cudaErrorStreamCaptureUnsupported);
+    if (stream.capture)
+        return invalid("this stream is being captured already", "End the first capture.",
+                       cudaErrorIllegalState);
+    if (mode < cudaStreamCaptureModeGlobal || mode > cudaStreamCaptureModeRelaxed)
+        return cudaErrorInvalidValue;
     static uint64_t next_id = 1;
     auto capture = std::make_shared<Capture>();
     capture->id = next_id++;
@@ -78,15 +84,17 @@ cudaError_t check_end(const Stream& stream, const Capture& capture) {
         return cudaErrorStreamCaptureWrongThread;
     if (capture.invalidated) return cudaErrorStreamCaptureInvalidated;
     if (!all_joined(capture))
-        return invalid("another stream that joined the capture was not joined back into this one",
-                       "Record an event there after its last work, and let this stream wait for it before the capture ends.",
-                       cudaErrorStreamCaptureUnjoined);
+        return invalid(
+            "another stream that joined the capture was not joined back into this one",
+            "Record an event there after its last work, and let this stream wait for it before the capture ends.",
+            cudaErrorStreamCaptureUnjoined);
     return cudaSuccess;
 }
 
 cudaError_t end(Stream& stream, cudaGraph_t* out) {
     *out = nullptr;
-    if (!stream.capture) return invalid("this stream is not being captured", "Begin a capture first.", cudaErrorIllegalState);
+    if (!stream.capture)
+        return invalid("this stream is not being captured", "Begin a capture first.", cudaErrorIllegalState);
     std::shared_ptr<Capture> capture = stream.capture;
     cudaError_t error = check_end(stream, *capture);
     if (error == cudaErrorStreamCaptureUnmatched || error == cudaErrorStreamCaptureWrongThread) {
@@ -121,7 +129,8 @@ cudaError_t capture_work(Stream& stream, std::unique_ptr<Work> work) {
 cudaError_t refuse_if_capturing(Stream& stream) {
     if (!stream.capture) return cudaSuccess;
     if (stream.capture->invalidated) return cudaErrorStreamCaptureInvalidated;
-    report_call("invalid_call", "not permitted on a stream that is being captured; the capture is invalid now",
+    report_call("invalid_call",
+                "not permitted on a stream that is being captured; the capture is invalid now",
                 "Move the call before or after the capture.");
     return invalidate(*stream.capture, cudaErrorStreamCaptureUnsupported);
 }
@@ -130,11 +139,14 @@ cudaError_t refuse_implicit(Stream& stream) {
     if (!stream.legacy) return cudaSuccess;
     cudaError_t error = cudaSuccess;
     for_each_capture([&](Capture& capture) {
-        if (capture.origin->blocking() && capture.mode != cudaStreamCaptureModeRelaxed) error = invalidate(capture, cudaErrorStreamCaptureImplicit);
+        if (capture.origin->blocking() && capture.mode != cudaStreamCaptureModeRelaxed)
+            error = invalidate(capture, cudaErrorStreamCaptureImplicit);
     });
     if (error)
-        report_call("invalid_call", "the legacy default stream would wait for a stream that is being captured; the capture is invalid now",
-                    "Capture a stream made with cudaStreamNonBlocking, or use no default stream meanwhile.");
+        report_call(
+            "invalid_call",
+            "the legacy default stream would wait for a stream that is being captured; the capture is invalid now",
+            "Capture a stream made with cudaStreamNonBlocking, or use no default stream meanwhile.");
     return error;
 }
 
@@ -142,19 +154,24 @@ cudaError_t refuse_unsafe() {
     if (thread_mode == cudaStreamCaptureModeRelaxed) return cudaSuccess;
     cudaError_t error = cudaSuccess;
     for_each_capture([&](Capture& capture) {
-        bool own = capture.thread == std::this_thread::get_id() && capture.mode != cudaStreamCaptureModeRelaxed;
-        bool others = capture.mode == cudaStreamCaptureModeGlobal && thread_mode == cudaStreamCaptureModeGlobal;
+        bool own =
+            capture.thread == std::this_thread::get_id() && capture.mode != cudaStreamCaptureModeRelaxed;
+        bool others =
+            capture.mode == cudaStreamCaptureModeGlobal && thread_mode == cudaStreamCaptureModeGlobal;
         if (own || others) error = invalidate(capture, cudaErrorStreamCaptureUnsupported);
     });
     if (error)
-        report_call("invalid_call", "not permitted while a stream is being captured; the capture is invalid now",
+        report_call("invalid_call",
+                    "not permitted while a stream is being captured; the capture is invalid now",
                     "Move the call before the capture, or capture in mode cudaStreamCaptureModeRelaxed.");
     return error;
 }
 
 cudaError_t capture_isolation(Stream& stream) {
-    report_call("invalid_call", "a captured stream waits for an event that was recorded outside of the capture; the capture is invalid now",
-                "Record the event in a stream of the same capture, or use cudaEventWaitExternal.");
+    report_call(
+        "invalid_call",
+        "a captured stream waits for an event that was recorded outside of the capture; the capture is invalid now",
+        "Record the event in a stream of the same capture, or use cudaEventWaitExternal.");
     return invalidate(*stream.capture, cudaErrorStreamCaptureIsolation);
 }
 
@@ -164,7 +181,8 @@ cudaError_t join_capture(Stream& stream, const EventState& state) {
         return invalidate(*state.capture, cudaErrorStreamCaptureMerge);
     }
     if (state.capture->ended)
-        return invalid("the event was recorded in a capture that has ended", "Record it again.", cudaErrorCapturedEvent);
+        return invalid("the event was recorded in a capture that has ended", "Record it again.",
+                       cudaErrorCapturedEvent);
     if (stream.legacy) return invalidate(*state.capture, cudaErrorStreamCaptureImplicit);
     stream.capture = state.capture;
     for (Node* node : state.nodes) add_unique(stream.frontier, node);
@@ -192,8 +210,10 @@ cudaError_t CUDARTAPI cudaStreamBeginCapture(cudaStream_t handle, cudaStreamCapt
     });
 }
 
-cudaError_t CUDARTAPI cudaStreamBeginCaptureToGraph(cudaStream_t handle, cudaGraph_t graph_handle, const cudaGraphNode_t* dependencies,
-                                                    const cudaGraphEdgeData*, size_t count, cudaStreamCaptureMode mode) {
+cudaError_t CUDARTAPI cudaStreamBeginCaptureToGraph(cudaStream_t handle, cudaGraph_t graph_handle,
+                                                    const cudaGraphNode_t* dependencies,
+                                                    const cudaGraphEdgeData*, size_t count,
+                                                    cudaStreamCaptureMode mode) {
     return call("cudaStreamBeginCaptureToGraph", [&]() -> cudaError_t {
         Stream* stream = find_stream(handle);
         Graph* graph = find_graph(graph_handle);
@@ -220,14 +240,16 @@ cudaError_t CUDARTAPI cudaStreamIsCapturing(cudaStream_t handle, cudaStreamCaptu
         if (!stream) return cudaErrorInvalidResourceHandle;
         if (!status) return cudaErrorInvalidValue;
         if (cudaError_t error = refuse_implicit(*stream)) return error;
-        *status = !stream->capture ? cudaStreamCaptureStatusNone
-                  : stream->capture->invalidated ? cudaStreamCaptureStatusInvalidated : cudaStreamCaptureStatusActive;
+        *status = !stream->capture               ? cudaStreamCaptureStatusNone
+                  : stream->capture->invalidated ? cudaStreamCaptureStatusInvalidated
+                                                 : cudaStreamCaptureStatusActive;
         return cudaSuccess;
     });
 }
 
-cudaError_t CUDARTAPI cudaStreamGetCaptureInfo(cudaStream_t handle, cudaStreamCaptureStatus* status, unsigned long long* id,
-                                               cudaGraph_t* graph, const cudaGraphNode_t** dependencies,
+cudaError_t CUDARTAPI cudaStreamGetCaptureInfo(cudaStream_t handle, cudaStreamCaptureStatus* status,
+                                               unsigned long long* id, cudaGraph_t* graph,
+                                               const cudaGraphNode_t** dependencies,
                                                const cudaGraphEdgeData** edges, size_t* count) {
     if (cudaError_t error = cudaStreamIsCapturing(handle, status)) return error;
     return call("cudaStreamGetCaptureInfo", [&]() -> cudaError_t {
@@ -247,7 +269,8 @@ cudaError_t CUDARTAPI cudaStreamGetCaptureInfo(cudaStream_t handle, cudaStreamCa
 }
 
 cudaError_t CUDARTAPI cudaStreamUpdateCaptureDependencies(cudaStream_t handle, cudaGraphNode_t* dependencies,
-                                                          const cudaGraphEdgeData*, size_t count, unsigned flags) {
+                                                          const cudaGraphEdgeData*, size_t count,
+                                                          unsigned flags) {
     return call("cudaStreamUpdateCaptureDependencies", [&]() -> cudaError_t {
         Stream* stream = find_stream(handle);
         if (!stream) return cudaErrorInvalidResourceHandle;
@@ -264,7 +287,8 @@ cudaError_t CUDARTAPI cudaStreamUpdateCaptureDependencies(cudaStream_t handle, c
 
 cudaError_t CUDARTAPI cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
     return call("cudaThreadExchangeStreamCaptureMode", [&]() -> cudaError_t {
-        if (!mode || *mode < cudaStreamCaptureModeGlobal || *mode > cudaStreamCaptureModeRelaxed) return cudaErrorInvalidValue;
+        if (!mode || *mode < cudaStreamCaptureModeGlobal || *mode > cudaStreamCaptureModeRelaxed)
+            return cudaErrorInvalidValue;
         std::swap(*mode, thread_mode);
         return cudaSuccess;
     });

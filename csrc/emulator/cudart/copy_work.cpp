@@ -12,7 +12,8 @@
 namespace emu::cudart {
 namespace {
 
-size_t span(size_t width, size_t height, size_t depth, size_t pitch, size_t slice) {     // bytes from first to last
+// Bytes from the first to the last.
+size_t span(size_t width, size_t height, size_t depth, size_t pitch, size_t slice) {
     return (depth - 1) * slice + (height - 1) * pitch + width;
 }
 
@@ -20,11 +21,16 @@ void announce_written(const void* p, size_t bytes) {
     if (options().check || options().count) checker_written(p, bytes);
 }
 
-bool to_device(cudaMemcpyKind kind) { return kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice; }
-bool from_device(cudaMemcpyKind kind) { return kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice; }
+bool to_device(cudaMemcpyKind kind) {
+    return kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
+}
+bool from_device(cudaMemcpyKind kind) {
+    return kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
+}
 
 cudaMemcpyKind direction(const void* destination, const void* source) {
-    if (is_device_only(destination)) return is_device_only(source) ? cudaMemcpyDeviceToDevice : cudaMemcpyHostToDevice;
+    if (is_device_only(destination))
+        return is_device_only(source) ? cudaMemcpyDeviceToDevice : cudaMemcpyHostToDevice;
     return is_device_only(source) ? cudaMemcpyDeviceToHost : cudaMemcpyHostToHost;
 }
 
@@ -34,14 +40,14 @@ cudaError_t check_side(bool device, const void* p, size_t bytes, const char* ver
 
 }  // namespace
 
-// ---- copies ---------------------------------------------------------------------------------------------------------
+// ---- copies -----------------------------------------------------------------------------------------------
 
 CopyWork linear_copy(void* destination, const void* source, size_t bytes, cudaMemcpyKind kind) {
     return pitched_copy(destination, bytes, source, bytes, bytes, 1, kind);
 }
 
-CopyWork pitched_copy(void* destination, size_t destination_pitch, const void* source, size_t source_pitch, size_t width,
-                      size_t height, cudaMemcpyKind kind) {
+CopyWork pitched_copy(void* destination, size_t destination_pitch, const void* source, size_t source_pitch,
+                      size_t width, size_t height, cudaMemcpyKind kind) {
     CopyWork copy;
     copy.destination = static_cast<char*>(destination);
     copy.source = static_cast<const char*>(source);
@@ -59,8 +65,10 @@ cudaError_t volume_copy(const cudaMemcpy3DParms& p, CopyWork* copy) {
     copy->source_pitch = p.srcPtr.pitch;
     copy->destination_slice = p.dstPtr.pitch * p.dstPtr.ysize;
     copy->source_slice = p.srcPtr.pitch * p.srcPtr.ysize;
-    copy->destination = static_cast<char*>(p.dstPtr.ptr) + p.dstPos.z * copy->destination_slice + p.dstPos.y * p.dstPtr.pitch + p.dstPos.x;
-    copy->source = static_cast<const char*>(p.srcPtr.ptr) + p.srcPos.z * copy->source_slice + p.srcPos.y * p.srcPtr.pitch + p.srcPos.x;
+    copy->destination = static_cast<char*>(p.dstPtr.ptr) + p.dstPos.z * copy->destination_slice +
+                        p.dstPos.y * p.dstPtr.pitch + p.dstPos.x;
+    copy->source = static_cast<const char*>(p.srcPtr.ptr) + p.srcPos.z * copy->source_slice +
+                   p.srcPos.y * p.srcPtr.pitch + p.srcPos.x;
     copy->width = p.extent.width;
     copy->height = p.extent.height;
     copy->depth = p.extent.depth;
@@ -70,12 +78,15 @@ cudaError_t volume_copy(const cudaMemcpy3DParms& p, CopyWork* copy) {
 
 cudaError_t CopyWork::check() {
     if (kind < cudaMemcpyHostToHost || kind > cudaMemcpyDefault)
-        return reject(cudaErrorInvalidMemcpyDirection, "invalid_call", format("%d is no cudaMemcpyKind", static_cast<int>(kind)), "Use one of the enumerators.");
+        return reject(cudaErrorInvalidMemcpyDirection, "invalid_call",
+                      format("%d is no cudaMemcpyKind", static_cast<int>(kind)),
+                      "Use one of the enumerators.");
     if (empty()) return cudaSuccess;
     bool rows = height > 1 || depth > 1;
     if (rows && (destination_pitch < width || source_pitch < width))
         return reject(cudaErrorInvalidPitchValue, "invalid_call",
-                      format("rows of %zu bytes at pitches of %zu (destination) and %zu (source) bytes", width, destination_pitch, source_pitch),
+                      format("rows of %zu bytes at pitches of %zu (destination) and %zu (source) bytes",
+                             width, destination_pitch, source_pitch),
                       "The width, in bytes, must not be more than either pitch.");
     if (kind == cudaMemcpyDefault) kind = direction(destination, source);
     size_t writes = span(width, height, depth, destination_pitch, destination_slice);
@@ -85,13 +96,16 @@ cudaError_t CopyWork::check() {
 }
 
 std::string CopyWork::describe() const {
-    return format("a copy of %zu bytes from %s to %s", bytes(), describe_memory(source).c_str(), describe_memory(destination).c_str());
+    return format("a copy of %zu bytes from %s to %s", bytes(), describe_memory(source).c_str(),
+                  describe_memory(destination).c_str());
 }
 
 std::vector<Range> CopyWork::ranges() const {
     if (empty()) return {};
-    std::vector<Range> touched{{destination, span(width, height, depth, destination_pitch, destination_slice), true, true}};
-    if (!staged_) touched.push_back({source, span(width, height, depth, source_pitch, source_slice), false, true});
+    std::vector<Range> touched{
+        {destination, span(width, height, depth, destination_pitch, destination_slice), true, true}};
+    if (!staged_)
+        touched.push_back({source, span(width, height, depth, source_pitch, source_slice), false, true});
     return touched;
 }
 
@@ -102,7 +116,8 @@ void CopyWork::stage() {
         source_sum_ = checksum();
         return;
     }
-    auto bytes_read = std::make_shared<std::vector<char>>(span(width, height, depth, source_pitch, source_slice));
+    auto bytes_read =
+        std::make_shared<std::vector<char>>(span(width, height, depth, source_pitch, source_slice));
     std::memcpy(bytes_read->data(), source, bytes_read->size());
     staged_ = std::move(bytes_read);
     source = staged_->data();
@@ -143,12 +158,13 @@ cudaError_t CopyWork::run() {
     return cudaSuccess;
 }
 
-// ---- fills ----------------------------------------------------------------------------------------------------------
+// ---- fills ------------------------------------------------------------------------------------------------
 
 cudaError_t FillWork::check() {
     if (empty()) return cudaSuccess;
     if ((height > 1 || depth > 1) && pitch < width)
-        return reject(cudaErrorInvalidValue, "invalid_call", format("rows of %zu bytes at a pitch of %zu bytes", width, pitch),
+        return reject(cudaErrorInvalidValue, "invalid_call",
+                      format("rows of %zu bytes at a pitch of %zu bytes", width, pitch),
                       "The width, in bytes, must not be more than the pitch.");
     bool aligned = reinterpret_cast<uintptr_t>(destination) % element == 0 && width % element == 0;
     if ((element != 1 && element != 2 && element != 4) || !aligned) return cudaErrorInvalidValue;
@@ -156,7 +172,8 @@ cudaError_t FillWork::check() {
 }
 
 std::string FillWork::describe() const {
-    return format("a memset of %zu bytes of %s", width * height * depth, describe_memory(destination).c_str());
+    return format("a memset of %zu bytes of %s", width * height * depth,
+                  describe_memory(destination).c_str());
 }
 
 std::vector<Range> FillWork::ranges() const {
@@ -169,7 +186,9 @@ cudaError_t FillWork::run() {
         for (size_t y = 0; y < height; ++y) {
             char* row = destination + z * slice + y * pitch;
             if (element == 1) std::memset(row, static_cast<int>(value & 0xff), width);
-            else for (size_t x = 0; x < width; x += element) std::memcpy(row + x, &value, element);    // little endian
+            else
+                for (size_t x = 0; x < width; x += element)
+                    std::memcpy(row + x, &value, element);     // little endian
             announce_written(row, width);
         }
     ++statistics().fills;

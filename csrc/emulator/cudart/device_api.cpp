@@ -19,9 +19,10 @@ constexpr const char* PCI_BUS_ID = "0000:01:00.0";
 struct DeviceSettings {
     unsigned flags = cudaDeviceScheduleAuto;
     cudaFuncCache cache = cudaFuncCachePreferNone;
-    std::map<int, size_t> limits = {{cudaLimitStackSize, 1024}, {cudaLimitPrintfFifoSize, 1 << 20},
-                                    {cudaLimitDevRuntimeSyncDepth, 2}, {cudaLimitDevRuntimePendingLaunchCount, 2048},
-                                    {cudaLimitMaxL2FetchGranularity, 64}, {cudaLimitPersistingL2CacheSize, 0}};
+    std::map<int, size_t> limits = {
+        {cudaLimitStackSize, 1024},           {cudaLimitPrintfFifoSize, 1 << 20},
+        {cudaLimitDevRuntimeSyncDepth, 2},    {cudaLimitDevRuntimePendingLaunchCount, 2048},
+        {cudaLimitMaxL2FetchGranularity, 64}, {cudaLimitPersistingL2CacheSize, 0}};
 };
 
 DeviceSettings& settings() {
@@ -56,7 +57,8 @@ void fill_limits(cudaDeviceProp& d, const Profile& p) {
     d.maxThreadsPerBlock = Profile::MAX_THREADS_PER_BLOCK;
     d.maxThreadsPerMultiProcessor = p.threads_per_multiprocessor;
     d.maxBlocksPerMultiProcessor = p.blocks_per_multiprocessor;
-    set(d.maxThreadsDim, Profile::MAX_THREADS_PER_BLOCK, Profile::MAX_THREADS_PER_BLOCK, Profile::MAX_BLOCK_Z);
+    set(d.maxThreadsDim, Profile::MAX_THREADS_PER_BLOCK, Profile::MAX_THREADS_PER_BLOCK,
+        Profile::MAX_BLOCK_Z);
     set(d.maxGridSize, Profile::MAX_GRID_X, Profile::MAX_GRID_YZ, Profile::MAX_GRID_YZ);
     d.totalConstMem = Profile::CONSTANT_BYTES;
 }
@@ -97,34 +99,62 @@ bool attribute(cudaDeviceAttr which, int* value) {
     const Profile& p = profile();
     const cudaDeviceProp d = properties();
     const std::map<int, int> known = {
-        {cudaDevAttrMaxThreadsPerBlock, d.maxThreadsPerBlock}, {cudaDevAttrMaxBlockDimX, d.maxThreadsDim[0]},
-        {cudaDevAttrMaxBlockDimY, d.maxThreadsDim[1]}, {cudaDevAttrMaxBlockDimZ, d.maxThreadsDim[2]},
-        {cudaDevAttrMaxGridDimX, d.maxGridSize[0]}, {cudaDevAttrMaxGridDimY, d.maxGridSize[1]},
-        {cudaDevAttrMaxGridDimZ, d.maxGridSize[2]}, {cudaDevAttrMaxSharedMemoryPerBlock, small(d.sharedMemPerBlock)},
-        {cudaDevAttrTotalConstantMemory, small(d.totalConstMem)}, {cudaDevAttrWarpSize, d.warpSize},
-        {cudaDevAttrMaxPitch, small(d.memPitch)}, {cudaDevAttrMaxRegistersPerBlock, d.regsPerBlock},
-        {cudaDevAttrClockRate, p.clock_khz}, {cudaDevAttrTextureAlignment, small(d.textureAlignment)}, {cudaDevAttrGpuOverlap, 1},
-        {cudaDevAttrMultiProcessorCount, d.multiProcessorCount}, {cudaDevAttrCanMapHostMemory, 1},
-        {cudaDevAttrMaxTexture1DWidth, d.maxTexture1D}, {cudaDevAttrMaxTexture2DWidth, d.maxTexture2D[0]},
-        {cudaDevAttrMaxTexture2DHeight, d.maxTexture2D[1]}, {cudaDevAttrMaxTexture3DWidth, d.maxTexture3D[0]},
-        {cudaDevAttrMaxTexture3DHeight, d.maxTexture3D[1]}, {cudaDevAttrMaxTexture3DDepth, d.maxTexture3D[2]},
-        {cudaDevAttrSurfaceAlignment, small(d.surfaceAlignment)}, {cudaDevAttrConcurrentKernels, 1},
-        {cudaDevAttrPciBusId, d.pciBusID}, {cudaDevAttrMemoryClockRate, p.memory_clock_khz},
-        {cudaDevAttrGlobalMemoryBusWidth, d.memoryBusWidth}, {cudaDevAttrL2CacheSize, d.l2CacheSize},
-        {cudaDevAttrMaxThreadsPerMultiProcessor, d.maxThreadsPerMultiProcessor}, {cudaDevAttrAsyncEngineCount, d.asyncEngineCount},
-        {cudaDevAttrUnifiedAddressing, 1}, {cudaDevAttrTexturePitchAlignment, small(d.texturePitchAlignment)},
-        {cudaDevAttrComputeCapabilityMajor, d.major}, {cudaDevAttrComputeCapabilityMinor, d.minor},
-        {cudaDevAttrStreamPrioritiesSupported, 1}, {cudaDevAttrGlobalL1CacheSupported, 1}, {cudaDevAttrLocalL1CacheSupported, 1},
+        {cudaDevAttrMaxThreadsPerBlock, d.maxThreadsPerBlock},
+        {cudaDevAttrMaxBlockDimX, d.maxThreadsDim[0]},
+        {cudaDevAttrMaxBlockDimY, d.maxThreadsDim[1]},
+        {cudaDevAttrMaxBlockDimZ, d.maxThreadsDim[2]},
+        {cudaDevAttrMaxGridDimX, d.maxGridSize[0]},
+        {cudaDevAttrMaxGridDimY, d.maxGridSize[1]},
+        {cudaDevAttrMaxGridDimZ, d.maxGridSize[2]},
+        {cudaDevAttrMaxSharedMemoryPerBlock, small(d.sharedMemPerBlock)},
+        {cudaDevAttrTotalConstantMemory, small(d.totalConstMem)},
+        {cudaDevAttrWarpSize, d.warpSize},
+        {cudaDevAttrMaxPitch, small(d.memPitch)},
+        {cudaDevAttrMaxRegistersPerBlock, d.regsPerBlock},
+        {cudaDevAttrClockRate, p.clock_khz},
+        {cudaDevAttrTextureAlignment, small(d.textureAlignment)},
+        {cudaDevAttrGpuOverlap, 1},
+        {cudaDevAttrMultiProcessorCount, d.multiProcessorCount},
+        {cudaDevAttrCanMapHostMemory, 1},
+        {cudaDevAttrMaxTexture1DWidth, d.maxTexture1D},
+        {cudaDevAttrMaxTexture2DWidth, d.maxTexture2D[0]},
+        {cudaDevAttrMaxTexture2DHeight, d.maxTexture2D[1]},
+        {cudaDevAttrMaxTexture3DWidth, d.maxTexture3D[0]},
+        {cudaDevAttrMaxTexture3DHeight, d.maxTexture3D[1]},
+        {cudaDevAttrMaxTexture3DDepth, d.maxTexture3D[2]},
+        {cudaDevAttrSurfaceAlignment, small(d.surfaceAlignment)},
+        {cudaDevAttrConcurrentKernels, 1},
+        {cudaDevAttrPciBusId, d.pciBusID},
+        {cudaDevAttrMemoryClockRate, p.memory_clock_khz},
+        {cudaDevAttrGlobalMemoryBusWidth, d.memoryBusWidth},
+        {cudaDevAttrL2CacheSize, d.l2CacheSize},
+        {cudaDevAttrMaxThreadsPerMultiProcessor, d.maxThreadsPerMultiProcessor},
+        {cudaDevAttrAsyncEngineCount, d.asyncEngineCount},
+        {cudaDevAttrUnifiedAddressing, 1},
+        {cudaDevAttrTexturePitchAlignment, small(d.texturePitchAlignment)},
+        {cudaDevAttrComputeCapabilityMajor, d.major},
+        {cudaDevAttrComputeCapabilityMinor, d.minor},
+        {cudaDevAttrStreamPrioritiesSupported, 1},
+        {cudaDevAttrGlobalL1CacheSupported, 1},
+        {cudaDevAttrLocalL1CacheSupported, 1},
         {cudaDevAttrMaxSharedMemoryPerMultiprocessor, small(d.sharedMemPerMultiprocessor)},
-        {cudaDevAttrMaxRegistersPerMultiprocessor, d.regsPerMultiprocessor}, {cudaDevAttrManagedMemory, 1},
-        {cudaDevAttrSingleToDoublePrecisionPerfRatio, p.single_to_double}, {cudaDevAttrConcurrentManagedAccess, 1},
-        {cudaDevAttrComputePreemptionSupported, 1}, {cudaDevAttrCanUseHostPointerForRegisteredMem, 1},
-        {cudaDevAttrCooperativeLaunch, 1}, {cudaDevAttrMaxSharedMemoryPerBlockOptin, small(d.sharedMemPerBlockOptin)},
-        {cudaDevAttrHostRegisterSupported, 1}, {cudaDevAttrMaxBlocksPerMultiprocessor, d.maxBlocksPerMultiProcessor},
+        {cudaDevAttrMaxRegistersPerMultiprocessor, d.regsPerMultiprocessor},
+        {cudaDevAttrManagedMemory, 1},
+        {cudaDevAttrSingleToDoublePrecisionPerfRatio, p.single_to_double},
+        {cudaDevAttrConcurrentManagedAccess, 1},
+        {cudaDevAttrComputePreemptionSupported, 1},
+        {cudaDevAttrCanUseHostPointerForRegisteredMem, 1},
+        {cudaDevAttrCooperativeLaunch, 1},
+        {cudaDevAttrMaxSharedMemoryPerBlockOptin, small(d.sharedMemPerBlockOptin)},
+        {cudaDevAttrHostRegisterSupported, 1},
+        {cudaDevAttrMaxBlocksPerMultiprocessor, d.maxBlocksPerMultiProcessor},
         {cudaDevAttrMaxPersistingL2CacheSize, d.persistingL2CacheMaxSize},
         {cudaDevAttrMaxAccessPolicyWindowSize, d.accessPolicyMaxWindowSize},
-        {cudaDevAttrReservedSharedMemoryPerBlock, small(d.reservedSharedMemPerBlock)}, {cudaDevAttrMemoryPoolsSupported, 1},
-        {cudaDevAttrClusterLaunch, d.clusterLaunch}, {cudaDevAttrMemSyncDomainCount, 1}, {cudaDevAttrNumaId, -1},
+        {cudaDevAttrReservedSharedMemoryPerBlock, small(d.reservedSharedMemPerBlock)},
+        {cudaDevAttrMemoryPoolsSupported, 1},
+        {cudaDevAttrClusterLaunch, d.clusterLaunch},
+        {cudaDevAttrMemSyncDomainCount, 1},
+        {cudaDevAttrNumaId, -1},
         {cudaDevAttrHostNumaId, -1},
     };
     auto found = known.find(which);
@@ -145,7 +175,7 @@ cudaError_t set_limit(cudaLimit limit, size_t value) {
     if (limit == cudaLimitMallocHeapSize) { device_heap_bytes = value; return cudaSuccess; }
     auto found = settings().limits.find(limit);
     if (found == settings().limits.end()) return cudaErrorUnsupportedLimit;
-    found->second = value;                   // stacks are sized by what kernels need: the others only answer questions
+    found->second = value;     // stacks are sized by what kernels need: the others only answer questions
     return cudaSuccess;
 }
 
@@ -222,7 +252,7 @@ cudaError_t CUDARTAPI cudaDriverGetVersion(int* version) {
 
 cudaError_t CUDARTAPI cudaRuntimeGetVersion(int* version) { return cudaDriverGetVersion(version); }
 
-// ---- waiting, starting over ---------------------------------------------------------------------------------------------
+// ---- waiting, starting over -------------------------------------------------------------------------------
 
 cudaError_t CUDARTAPI cudaDeviceSynchronize() {
     return call("cudaDeviceSynchronize", []() -> cudaError_t {
@@ -233,7 +263,8 @@ cudaError_t CUDARTAPI cudaDeviceSynchronize() {
     });
 }
 
-// Forgets errors and what is queued.  Allocations stay: a program that resets the device has no more use for them.
+// Forgets errors and what is queued.  Allocations stay: a program that resets the device has no more use for
+// them.
 cudaError_t CUDARTAPI cudaDeviceReset() {
     return call_always("cudaDeviceReset", []() -> cudaError_t {
         run_all();
@@ -245,7 +276,7 @@ cudaError_t CUDARTAPI cudaDeviceReset() {
     });
 }
 
-// ---- settings ---------------------------------------------------------------------------------------------------------
+// ---- settings ---------------------------------------------------------------------------------------------
 
 cudaError_t CUDARTAPI cudaDeviceSetLimit(cudaLimit limit, size_t value) {
     return call("cudaDeviceSetLimit", [&] { return set_limit(limit, value); });
@@ -284,12 +315,15 @@ cudaError_t CUDARTAPI cudaGetDeviceFlags(unsigned* flags) {
 }
 
 cudaError_t CUDARTAPI cudaCtxResetPersistingL2Cache() { return cudaSuccess; }
-cudaError_t CUDARTAPI cudaDeviceFlushGPUDirectRDMAWrites(cudaFlushGPUDirectRDMAWritesTarget, cudaFlushGPUDirectRDMAWritesScope) { return cudaSuccess; }
+cudaError_t CUDARTAPI cudaDeviceFlushGPUDirectRDMAWrites(cudaFlushGPUDirectRDMAWritesTarget,
+                                                         cudaFlushGPUDirectRDMAWritesScope) {
+    return cudaSuccess;
+}
 cudaError_t CUDARTAPI cudaDeviceGraphMemTrim(int device) { return remember(check_device(device)); }
 cudaError_t CUDARTAPI cudaProfilerStart() { return cudaSuccess; }
 cudaError_t CUDARTAPI cudaProfilerStop() { return cudaSuccess; }
 
-// ---- other devices: there are none ----------------------------------------------------------------------------------------
+// ---- other devices: there are none ------------------------------------------------------------------------
 
 cudaError_t CUDARTAPI cudaDeviceCanAccessPeer(int* can, int device, int peer) {
     return call("cudaDeviceCanAccessPeer", [&]() -> cudaError_t {
@@ -302,6 +336,9 @@ cudaError_t CUDARTAPI cudaDeviceCanAccessPeer(int* can, int device, int peer) {
 cudaError_t CUDARTAPI cudaDeviceEnablePeerAccess(int, unsigned) { return remember(cudaErrorInvalidDevice); }
 cudaError_t CUDARTAPI cudaDeviceDisablePeerAccess(int) { return remember(cudaErrorInvalidDevice); }
 
-cudaChannelFormatDesc CUDARTAPI cudaCreateChannelDesc(int x, int y, int z, int w, cudaChannelFormatKind kind) { return {x, y, z, w, kind}; }
+cudaChannelFormatDesc CUDARTAPI cudaCreateChannelDesc(int x, int y, int z, int w,
+                                                      cudaChannelFormatKind kind) {
+    return {x, y, z, w, kind};
+}
 
 }  // extern "C"

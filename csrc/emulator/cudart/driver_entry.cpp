@@ -1,5 +1,5 @@
-// cudaGetDriverEntryPoint: the way by which programs reach the few driver functions that the runtime has no call for.
-// There is no driver here; what kernels need of it is served: tensor maps.
+// cudaGetDriverEntryPoint: the way by which programs reach the few driver functions that the runtime has no
+// call for. There is no driver here; what kernels need of it is served: tensor maps.
 #include <cstring>
 
 #include "../tensor_map.h"
@@ -45,12 +45,14 @@ using namespace emu::cudart;
 
 extern "C" {
 
-cudaError_t CUDARTAPI cudaGetDriverEntryPointByVersion(const char* name, void** function, unsigned, unsigned long long,
+cudaError_t CUDARTAPI cudaGetDriverEntryPointByVersion(const char* name, void** function, unsigned,
+                                                       unsigned long long,
                                                        cudaDriverEntryPointQueryResult* status) {
     return call("cudaGetDriverEntryPointByVersion", [&] { return find_entry(name, function, status); });
 }
 
-cudaError_t CUDARTAPI cudaGetDriverEntryPoint(const char* name, void** function, unsigned long long, cudaDriverEntryPointQueryResult* status) {
+cudaError_t CUDARTAPI cudaGetDriverEntryPoint(const char* name, void** function, unsigned long long,
+                                              cudaDriverEntryPointQueryResult* status) {
     return call("cudaGetDriverEntryPoint", [&] { return find_entry(name, function, status); });
 }
 

@@ -1,4 +1,5 @@
-// Names and texts of the runtime's error codes, as the real runtime words them: programs and their tests print and match them.
+// Names and texts of the runtime's error codes, as the real runtime words them: programs and their tests
+// print and match them.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -13,7 +14,8 @@ struct ErrorText {
 };
 
 #define ERROR(code, text) {code, #code, text}          // the name is the enumerator's, written once
-const ErrorText ERRORS[] = {         // by rising code
+const ErrorText ERRORS[] = {
+    // by rising code
     ERROR(cudaSuccess, "no error"),
     ERROR(cudaErrorInvalidValue, "invalid argument"),
     ERROR(cudaErrorMemoryAllocation, "out of memory"),
@@ -53,10 +55,12 @@ const ErrorText ERRORS[] = {         // by rising code
     ERROR(cudaErrorMissingConfiguration, "__global__ function call is not configured"),
     ERROR(cudaErrorPriorLaunchFailure, "unspecified launch failure in prior launch"),
     ERROR(cudaErrorLaunchMaxDepthExceeded, "launch would exceed maximum depth of nested launches"),
-    ERROR(cudaErrorLaunchFileScopedTex,
-          "launch failed because kernel uses unsupported, file-scoped textures (texture objects are supported)"),
-    ERROR(cudaErrorLaunchFileScopedSurf,
-          "launch failed because kernel uses unsupported, file-scoped surfaces (surface objects are supported)"),
+    ERROR(
+        cudaErrorLaunchFileScopedTex,
+        "launch failed because kernel uses unsupported, file-scoped textures (texture objects are supported)"),
+    ERROR(
+        cudaErrorLaunchFileScopedSurf,
+        "launch failed because kernel uses unsupported, file-scoped surfaces (surface objects are supported)"),
     ERROR(cudaErrorSyncDepthExceeded,
           "cudaDeviceSynchronize failed because caller's grid depth exceeds cudaLimitDevRuntimeSyncDepth"),
     ERROR(cudaErrorLaunchPendingCountExceeded,
@@ -154,8 +158,9 @@ const ErrorText ERRORS[] = {         // by rising code
     ERROR(cudaErrorStreamCaptureWrongThread,
           "attempt to terminate a thread-local capture sequence from another thread"),
     ERROR(cudaErrorTimeout, "wait operation timed out"),
-    ERROR(cudaErrorGraphExecUpdateFailure,
-          "the graph update was not performed because it included changes which violated constraints specific to instantiated graph update"),
+    ERROR(
+        cudaErrorGraphExecUpdateFailure,
+        "the graph update was not performed because it included changes which violated constraints specific to instantiated graph update"),
     ERROR(cudaErrorExternalDevice, "an async error has occured in external entity outside of CUDA"),
     ERROR(cudaErrorInvalidClusterSize, "a kernel launch error has occurred due to cluster misconfiguration"),
     ERROR(cudaErrorFunctionNotLoaded,

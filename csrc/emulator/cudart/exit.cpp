@@ -1,8 +1,9 @@
 // What is done when the library is loaded and when the process ends.
 //
-// CUDA_NN_EMULATOR_REPORT=PATH  at the end: {"reports": [...], "counters": {...}, "statistics": {...}} (api.h), also when the
-// program calls exit() in the middle.  Written under another name and renamed, so that no reader sees half of it.  A second
-// process with the same variable (a child that also uses the runtime) appends a dot and its process id to PATH.
+// With CUDA_NN_EMULATOR_REPORT=PATH it leaves {"reports": [...], "counters": {...}, "statistics": {...}}
+// there (as in api.h), also when the program calls exit() in the middle.  It is written under another name
+// and renamed, so that no reader sees half of it.  A second process with the same variable (a child that also
+// uses the runtime) appends a dot and its process id to PATH.
 #include <unistd.h>
 
 #include <cstdio>
@@ -17,10 +18,11 @@
 namespace emu::cudart {
 namespace {
 
-pid_t loaded_by = 0;                         // a forked child that only exits must not write its parent's report
+pid_t loaded_by = 0;     // a forked child that only exits must not write its parent's report
 
 std::string everything() {                   // not by api.h: what is local to a thread is gone by now
-    return "{\"reports\": " + reports_json() + ",\n \"counters\": " + counters_json() + ",\n \"statistics\": " + statistics_json() + "}\n";
+    return "{\"reports\": " + reports_json() + ",\n \"counters\": " + counters_json() +
+           ",\n \"statistics\": " + statistics_json() + "}\n";
 }
 
 bool write_file(const std::string& path, const std::string& text) {
@@ -41,7 +43,8 @@ void write_report(const std::string& path) {
 // Registered while the library is loaded, so that it runs after everything the program itself registered.
 void at_exit() {
     const char* path = std::getenv("CUDA_NN_EMULATOR_REPORT");
-    if (getpid() != loaded_by || !runtime_lock().try_lock()) return;     // another thread is inside a call: leave it alone
+    if (getpid() != loaded_by || !runtime_lock().try_lock())
+        return;     // another thread is inside a call: leave it alone
     report_unfinished();
     if (path && *path) write_report(path);
     runtime_lock().unlock();

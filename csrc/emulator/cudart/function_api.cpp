@@ -8,7 +8,7 @@
 namespace emu::cudart {
 namespace {
 
-constexpr int UNKNOWN_REGISTERS = 32;        // PTX names no physical registers: a middling figure for who asks
+constexpr int UNKNOWN_REGISTERS = 32;     // PTX names no physical registers: a middling figure for who asks
 
 int compute_version(const char* target) {    // "sm_90a" -> 90
     int version = 0;
@@ -27,11 +27,13 @@ template <class Body> cudaError_t with_kernel(const char* name, const void* func
 
 int most_threads(const KernelDescriptor& d) {
     uint64_t bound = uint64_t{d.max_threads[0]} * d.max_threads[1] * d.max_threads[2];
-    return bound ? static_cast<int>(std::min<uint64_t>(bound, Profile::MAX_THREADS_PER_BLOCK)) : Profile::MAX_THREADS_PER_BLOCK;
+    return bound ? static_cast<int>(std::min<uint64_t>(bound, Profile::MAX_THREADS_PER_BLOCK))
+                 : Profile::MAX_THREADS_PER_BLOCK;
 }
 
 int required_cluster(const Kernel& kernel, int axis) {
-    return kernel.descriptor->cluster[axis] ? static_cast<int>(kernel.descriptor->cluster[axis]) : kernel.cluster[axis];
+    return kernel.descriptor->cluster[axis] ? static_cast<int>(kernel.descriptor->cluster[axis])
+                                            : kernel.cluster[axis];
 }
 
 cudaFuncAttributes attributes(const Kernel& kernel) {
@@ -43,7 +45,8 @@ cudaFuncAttributes attributes(const Kernel& kernel) {
     a.numRegs = std::min(UNKNOWN_REGISTERS, Profile::REGISTERS_PER_BLOCK / a.maxThreadsPerBlock);
     a.ptxVersion = compute_version(kernel.binary->module->descriptor->target);
     a.binaryVersion = profile().major * 10 + profile().minor;
-    a.maxDynamicSharedSizeBytes = kernel.dynamic_shared >= 0 ? kernel.dynamic_shared : static_cast<int>(default_dynamic_shared(d));
+    a.maxDynamicSharedSizeBytes =
+        kernel.dynamic_shared >= 0 ? kernel.dynamic_shared : static_cast<int>(default_dynamic_shared(d));
     a.preferredShmemCarveout = kernel.carveout;
     a.requiredClusterWidth = required_cluster(kernel, 0);
     a.requiredClusterHeight = required_cluster(kernel, 1);
@@ -56,10 +59,11 @@ cudaFuncAttributes attributes(const Kernel& kernel) {
 cudaError_t set_dynamic_shared(Kernel& kernel, int bytes) {
     size_t most = largest_dynamic_shared(*kernel.descriptor);
     if (bytes < 0 || static_cast<size_t>(bytes) > most)
-        return reject(cudaErrorInvalidValue, "invalid_launch",
-                      std::to_string(bytes) + " bytes of dynamic shared memory for kernel " + kernel.name + "; it can have at most " +
-                          std::to_string(most) + " on " + profile().name,
-                      "Use smaller tiles or fewer stages, or choose an architecture with more shared memory.");
+        return reject(
+            cudaErrorInvalidValue, "invalid_launch",
+            std::to_string(bytes) + " bytes of dynamic shared memory for kernel " + kernel.name +
+                "; it can have at most " + std::to_string(most) + " on " + profile().name,
+            "Use smaller tiles or fewer stages, or choose an architecture with more shared memory.");
     kernel.dynamic_shared = bytes;
     return cudaSuccess;
 }
@@ -81,14 +85,19 @@ cudaError_t set_attribute(Kernel& kernel, cudaFuncAttribute attribute, int value
         case cudaFuncAttributeRequiredClusterWidth: return set_cluster(kernel, 0, value);
         case cudaFuncAttributeRequiredClusterHeight: return set_cluster(kernel, 1, value);
         case cudaFuncAttributeRequiredClusterDepth: return set_cluster(kernel, 2, value);
-        case cudaFuncAttributeNonPortableClusterSizeAllowed: kernel.non_portable_cluster = value != 0; return cudaSuccess;
-        case cudaFuncAttributeClusterSchedulingPolicyPreference: kernel.cluster_policy = value; return cudaSuccess;
+        case cudaFuncAttributeNonPortableClusterSizeAllowed:
+            kernel.non_portable_cluster = value != 0;
+            return cudaSuccess;
+        case cudaFuncAttributeClusterSchedulingPolicyPreference:
+            kernel.cluster_policy = value;
+            return cudaSuccess;
         default: return cudaErrorInvalidValue;
     }
 }
 
 Occupancy resident(const Kernel& kernel, int threads, size_t shared) {
-    size_t allowed = kernel.dynamic_shared >= 0 ? static_cast<size_t>(kernel.dynamic_shared) : default_dynamic_shared(*kernel.descriptor);
+    size_t allowed = kernel.dynamic_shared >= 0 ? static_cast<size_t>(kernel.dynamic_shared)
+                                                : default_dynamic_shared(*kernel.descriptor);
     if (shared > allowed) return {0, "dynamic shared memory"};
     return occupancy(*kernel.descriptor, threads, shared);
 }
@@ -104,12 +113,14 @@ cudaError_t active_blocks(const char* name, int* blocks, const void* function, i
 dim3 cluster_of(const cudaLaunchConfig_t& config, const Kernel& kernel) {
     for (unsigned i = 0; i < config.numAttrs; ++i)
         if (config.attrs[i].id == cudaLaunchAttributeClusterDimension)
-            return dim3(config.attrs[i].val.clusterDim.x, config.attrs[i].val.clusterDim.y, config.attrs[i].val.clusterDim.z);
+            return dim3(config.attrs[i].val.clusterDim.x, config.attrs[i].val.clusterDim.y,
+                        config.attrs[i].val.clusterDim.z);
     auto axis = [&](int i) { return static_cast<unsigned>(std::max(required_cluster(kernel, i), 1)); };
     return dim3(axis(0), axis(1), axis(2));
 }
 
-size_t largest_shared_for(const Kernel& kernel, int blocks, int threads) {     // dynamic bytes with which `blocks` still fit
+size_t largest_shared_for(const Kernel& kernel, int blocks,
+                          int threads) {     // dynamic bytes with which `blocks` still fit
     size_t low = 0, high = largest_dynamic_shared(*kernel.descriptor) + 1;     // fits with low, not with high
     while (high - low > 1) {
         size_t middle = low + (high - low) / 2;
@@ -133,12 +144,15 @@ cudaError_t CUDARTAPI cudaFuncGetAttributes(cudaFuncAttributes* out, const void*
 }
 
 cudaError_t CUDARTAPI cudaFuncSetAttribute(const void* function, cudaFuncAttribute attribute, int value) {
-    return with_kernel("cudaFuncSetAttribute", function, [&](Kernel& kernel) { return set_attribute(kernel, attribute, value); });
+    return with_kernel("cudaFuncSetAttribute", function,
+                       [&](Kernel& kernel) { return set_attribute(kernel, attribute, value); });
 }
 
-cudaError_t CUDARTAPI cudaKernelSetAttributeForDevice(cudaKernel_t function, cudaFuncAttribute attribute, int value, int device) {
+cudaError_t CUDARTAPI cudaKernelSetAttributeForDevice(cudaKernel_t function, cudaFuncAttribute attribute,
+                                                      int value, int device) {
     if (device) return remember(cudaErrorInvalidDevice);
-    return with_kernel("cudaKernelSetAttributeForDevice", function, [&](Kernel& kernel) { return set_attribute(kernel, attribute, value); });
+    return with_kernel("cudaKernelSetAttributeForDevice", function,
+                       [&](Kernel& kernel) { return set_attribute(kernel, attribute, value); });
 }
 
 cudaError_t CUDARTAPI cudaFuncSetCacheConfig(const void* function, cudaFuncCache) {
@@ -150,10 +164,12 @@ cudaError_t CUDARTAPI cudaFuncSetSharedMemConfig(const void* function, cudaShare
 }
 
 cudaError_t CUDARTAPI cudaFuncGetName(const char** name, const void* function) {
-    return with_kernel("cudaFuncGetName", function, [&](Kernel& kernel) { return give(name, kernel.name.c_str()); });
+    return with_kernel("cudaFuncGetName", function,
+                       [&](Kernel& kernel) { return give(name, kernel.name.c_str()); });
 }
 
-cudaError_t CUDARTAPI cudaFuncGetParamInfo(const void* function, size_t index, size_t* offset, size_t* bytes) {
+cudaError_t CUDARTAPI cudaFuncGetParamInfo(const void* function, size_t index, size_t* offset,
+                                           size_t* bytes) {
     return with_kernel("cudaFuncGetParamInfo", function, [&](Kernel& kernel) -> cudaError_t {
         const KernelDescriptor& d = *kernel.descriptor;
         if (!offset || index >= d.parameter_count) return cudaErrorInvalidValue;
@@ -163,41 +179,54 @@ cudaError_t CUDARTAPI cudaFuncGetParamInfo(const void* function, size_t index, s
     });
 }
 
-// ---- occupancy --------------------------------------------------------------------------------------------------------
+// ---- occupancy --------------------------------------------------------------------------------------------
 
-cudaError_t CUDARTAPI cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void* function, int threads, size_t shared) {
+cudaError_t CUDARTAPI cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void* function,
+                                                                    int threads, size_t shared) {
     return active_blocks("cudaOccupancyMaxActiveBlocksPerMultiprocessor", blocks, function, threads, shared);
 }
 
-cudaError_t CUDARTAPI cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void* function, int threads, size_t shared,
+cudaError_t CUDARTAPI cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks,
+                                                                             const void* function,
+                                                                             int threads, size_t shared,
                                                                              unsigned) {
-    return active_blocks("cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags", blocks, function, threads, shared);
+    return active_blocks("cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags", blocks, function, threads,
+                         shared);
 }
 
-cudaError_t CUDARTAPI cudaOccupancyAvailableDynamicSMemPerBlock(size_t* bytes, const void* function, int blocks, int threads) {
-    return with_kernel("cudaOccupancyAvailableDynamicSMemPerBlock", function, [&](Kernel& kernel) -> cudaError_t {
-        if (!bytes || blocks < 1 || threads < 1 || occupancy(*kernel.descriptor, threads, 0).blocks < blocks) return cudaErrorInvalidValue;
-        *bytes = largest_shared_for(kernel, blocks, threads);
-        return cudaSuccess;
-    });
+cudaError_t CUDARTAPI cudaOccupancyAvailableDynamicSMemPerBlock(size_t* bytes, const void* function,
+                                                                int blocks, int threads) {
+    return with_kernel("cudaOccupancyAvailableDynamicSMemPerBlock", function,
+                       [&](Kernel& kernel) -> cudaError_t {
+                           if (!bytes || blocks < 1 || threads < 1 ||
+                               occupancy(*kernel.descriptor, threads, 0).blocks < blocks)
+                               return cudaErrorInvalidValue;
+                           *bytes = largest_shared_for(kernel, blocks, threads);
+                           return cudaSuccess;
+                       });
 }
 
-cudaError_t CUDARTAPI cudaOccupancyMaxPotentialClusterSize(int* size, const void* function, const cudaLaunchConfig_t* config) {
+cudaError_t CUDARTAPI cudaOccupancyMaxPotentialClusterSize(int* size, const void* function,
+                                                           const cudaLaunchConfig_t* config) {
     return with_kernel("cudaOccupancyMaxPotentialClusterSize", function, [&](Kernel& kernel) -> cudaError_t {
         if (!size || !config) return cudaErrorInvalidValue;
-        *size = !profile().clusters ? 1 : kernel.non_portable_cluster ? Profile::LARGEST_CLUSTER : Profile::PORTABLE_CLUSTER;
+        *size = !profile().clusters           ? 1
+                : kernel.non_portable_cluster ? Profile::LARGEST_CLUSTER
+                                              : Profile::PORTABLE_CLUSTER;
         return cudaSuccess;
     });
 }
 
-cudaError_t CUDARTAPI cudaOccupancyMaxActiveClusters(int* clusters, const void* function, const cudaLaunchConfig_t* config) {
+cudaError_t CUDARTAPI cudaOccupancyMaxActiveClusters(int* clusters, const void* function,
+                                                     const cudaLaunchConfig_t* config) {
     return with_kernel("cudaOccupancyMaxActiveClusters", function, [&](Kernel& kernel) -> cudaError_t {
         if (!clusters || !config) return cudaErrorInvalidValue;
         dim3 cluster = cluster_of(*config, kernel), block = config->blockDim;
         int size = static_cast<int>(cluster.x * cluster.y * cluster.z);
         int largest = kernel.non_portable_cluster ? Profile::LARGEST_CLUSTER : Profile::PORTABLE_CLUSTER;
         if (size < 1 || size > largest || !profile().clusters) return cudaErrorInvalidClusterSize;
-        int blocks = resident(kernel, static_cast<int>(block.x * block.y * block.z), config->dynamicSmemBytes).blocks;
+        int blocks =
+            resident(kernel, static_cast<int>(block.x * block.y * block.z), config->dynamicSmemBytes).blocks;
         *clusters = blocks * profile().multiprocessors / size;
         return cudaSuccess;
     });

@@ -21,9 +21,11 @@ Known& known() {
     return *instance;
 }
 
-template <class T> T* find(const std::unordered_set<const void*>& handles, const void* handle, const char* what) {
+template <class T>
+T* find(const std::unordered_set<const void*>& handles, const void* handle, const char* what) {
     if (handles.count(handle)) return static_cast<T*>(const_cast<void*>(handle));
-    report_call("invalid_call", std::string("was given a ") + what + " that does not exist (never created, or destroyed)",
+    report_call("invalid_call",
+                std::string("was given a ") + what + " that does not exist (never created, or destroyed)",
                 "Use the handle only between its creation and its destruction.");
     return nullptr;
 }
@@ -57,7 +59,8 @@ void Graph::remove(Node* node) {
         on.erase(std::remove(on.begin(), on.end(), node), on.end());
     }
     known().nodes.erase(node);
-    nodes.erase(std::find_if(nodes.begin(), nodes.end(), [&](const auto& owned) { return owned.get() == node; }));
+    nodes.erase(
+        std::find_if(nodes.begin(), nodes.end(), [&](const auto& owned) { return owned.get() == node; }));
 }
 
 Graph::Graph() { known().graphs.insert(this); }

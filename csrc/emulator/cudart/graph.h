@@ -1,7 +1,9 @@
-// Graphs: nodes of work with their dependencies, built by calls or by capturing streams, copied into an executable graph.
+// Graphs: nodes of work with their dependencies, built by calls or by capturing streams, copied into an
+// executable graph.
 //
-// An executable graph owns copies of all nodes; a launch runs them in an order that respects the dependencies and otherwise
-// follows Options::schedule, so that a missing dependency shows as a wrong result under another schedule.
+// An executable graph owns copies of all nodes; a launch runs them in an order that respects the dependencies
+// and otherwise follows Options::schedule, so that a missing dependency shows as a wrong result under another
+// schedule.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -27,7 +29,7 @@ struct Node {
 struct Graph {
     std::vector<std::unique_ptr<Node>> nodes;            // in order of creation
     std::unordered_map<const Node*, Node*> clone_of;     // cudaGraphClone: node of the original -> its own
-    bool owned = false;                                  // by a node or an executable graph: not the program's to destroy
+    bool owned = false;     // by a node or an executable graph: not the program's to destroy
 
     Graph();
     ~Graph();
@@ -36,12 +38,12 @@ struct Graph {
     Node* add(std::unique_ptr<Work>, std::vector<Node*> dependencies);
     void remove(Node*);
     std::unique_ptr<Graph> copy(std::unordered_map<const Node*, Node*>* map) const;
-    std::vector<Node*> order() const;                    // by dependencies; shorter than nodes when there is a cycle
+    std::vector<Node*> order() const;     // by dependencies; shorter than nodes when there is a cycle
     cudaError_t run() const;
 };
 
 struct GraphExec {
-    std::shared_ptr<Graph> graph;                        // replaced, not changed, while a launch is still queued
+    std::shared_ptr<Graph> graph;     // replaced, not changed, while a launch is still queued
     std::unordered_map<const Node*, Node*> by_origin;    // node of the graph it was made from -> its own
     unsigned long long flags = 0;
 
@@ -57,7 +59,8 @@ struct GraphWork : WorkOf<GraphWork> {                   // a launch, and a chil
     std::vector<Range> ranges() const override;
 };
 
-struct AllocationWork : WorkOf<AllocationWork> {         // memory node: the address is fixed when the node is made
+struct AllocationWork
+    : WorkOf<AllocationWork> {     // memory node: the address is fixed when the node is made
     cudaMemAllocNodeParams parameters{};
     std::shared_ptr<void> memory;                        // freed with the last copy of the node
     cudaError_t run() override;
@@ -65,7 +68,7 @@ struct AllocationWork : WorkOf<AllocationWork> {         // memory node: the add
     std::string describe() const override { return "a memory allocation node"; }
 };
 
-struct ReleaseWork : WorkOf<ReleaseWork> {               // memory node: the memory itself lives as long as the graph
+struct ReleaseWork : WorkOf<ReleaseWork> {     // memory node: the memory itself lives as long as the graph
     void* pointer = nullptr;
     cudaError_t run() override { return cudaSuccess; }
     cudaGraphNodeType type() const override { return cudaGraphNodeTypeMemFree; }
@@ -89,7 +92,8 @@ GraphExec* find_exec(cudaGraphExec_t);
 inline cudaGraph_t handle(Graph* graph) { return reinterpret_cast<cudaGraph_t>(graph); }
 inline cudaGraphNode_t handle(Node* node) { return reinterpret_cast<cudaGraphNode_t>(node); }
 
-// The work that a node's parameters describe (graph_nodes.cpp).  Memory nodes allocate, and write the address back.
+// The work that a node's parameters describe (graph_nodes.cpp).  Memory nodes allocate, and write the address
+// back.
 cudaError_t make_work(cudaGraphNodeParams&, std::unique_ptr<Work>*);
 cudaGraphNodeParams kernel_parameters(const cudaKernelNodeParams&);
 cudaGraphNodeParams copy_parameters(const cudaMemcpy3DParms&);

@@ -161,7 +161,8 @@ cudaGraphNodeParams child_parameters(cudaGraph_t graph) {
     return made;
 }
 
-cudaMemcpy3DParms linear_parameters(void* destination, const void* source, size_t bytes, cudaMemcpyKind kind) {
+cudaMemcpy3DParms linear_parameters(void* destination, const void* source, size_t bytes,
+                                    cudaMemcpyKind kind) {
     cudaMemcpy3DParms p{};
     p.dstPtr = cudaPitchedPtr{destination, bytes, bytes, 1};
     p.srcPtr = cudaPitchedPtr{const_cast<void*>(source), bytes, bytes, 1};
@@ -212,8 +213,10 @@ cudaError_t CUDARTAPI cudaGraphMemcpyNodeSetParams(cudaGraphNode_t node, const c
     return set_parameters("cudaGraphMemcpyNodeSetParams", node, copy_parameters(*p));
 }
 
-cudaError_t CUDARTAPI cudaGraphMemcpyNodeSetParams1D(cudaGraphNode_t node, void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
-    return set_parameters("cudaGraphMemcpyNodeSetParams1D", node, copy_parameters(linear_parameters(to, from, bytes, kind)));
+cudaError_t CUDARTAPI cudaGraphMemcpyNodeSetParams1D(cudaGraphNode_t node, void* to, const void* from,
+                                                     size_t bytes, cudaMemcpyKind kind) {
+    return set_parameters("cudaGraphMemcpyNodeSetParams1D", node,
+                          copy_parameters(linear_parameters(to, from, bytes, kind)));
 }
 
 cudaError_t CUDARTAPI cudaGraphMemsetNodeSetParams(cudaGraphNode_t node, const cudaMemsetParams* p) {
@@ -227,25 +230,29 @@ cudaError_t CUDARTAPI cudaGraphHostNodeSetParams(cudaGraphNode_t node, const cud
 }
 
 cudaError_t CUDARTAPI cudaGraphEventRecordNodeSetEvent(cudaGraphNode_t node, cudaEvent_t event) {
-    return set_parameters("cudaGraphEventRecordNodeSetEvent", node, event_parameters(cudaGraphNodeTypeEventRecord, event));
+    return set_parameters("cudaGraphEventRecordNodeSetEvent", node,
+                          event_parameters(cudaGraphNodeTypeEventRecord, event));
 }
 
 cudaError_t CUDARTAPI cudaGraphEventWaitNodeSetEvent(cudaGraphNode_t node, cudaEvent_t event) {
-    return set_parameters("cudaGraphEventWaitNodeSetEvent", node, event_parameters(cudaGraphNodeTypeWaitEvent, event));
+    return set_parameters("cudaGraphEventWaitNodeSetEvent", node,
+                          event_parameters(cudaGraphNodeTypeWaitEvent, event));
 }
 
-// ---- reading them back ------------------------------------------------------------------------------------------------
+// ---- reading them back ------------------------------------------------------------------------------------
 
 cudaError_t CUDARTAPI cudaGraphKernelNodeGetParams(cudaGraphNode_t node, cudaKernelNodeParams* p) {
     return with_work<KernelWork>("cudaGraphKernelNodeGetParams", node, [&](KernelWork& work) {
-        return give(p, cudaKernelNodeParams{const_cast<void*>(work.kernel->host), work.grid, work.block, work.shared,
-                                            work.arguments, nullptr});
+        return give(p, cudaKernelNodeParams{const_cast<void*>(work.kernel->host), work.grid, work.block,
+                                            work.shared, work.arguments, nullptr});
     });
 }
 
 cudaError_t CUDARTAPI cudaGraphMemcpyNodeGetParams(cudaGraphNode_t node, cudaMemcpy3DParms* p) {
     return with_work<CopyWork>("cudaGraphMemcpyNodeGetParams", node, [&](CopyWork& work) {
-        auto rows = [](size_t slice, size_t pitch, size_t height) { return slice && pitch ? slice / pitch : height; };
+        auto rows = [](size_t slice, size_t pitch, size_t height) {
+            return slice && pitch ? slice / pitch : height;
+        };
         cudaMemcpy3DParms made{};
         made.dstPtr = cudaPitchedPtr{work.destination, work.destination_pitch, work.width,
                                    rows(work.destination_slice, work.destination_pitch, work.height)};
@@ -259,7 +266,8 @@ cudaError_t CUDARTAPI cudaGraphMemcpyNodeGetParams(cudaGraphNode_t node, cudaMem
 
 cudaError_t CUDARTAPI cudaGraphMemsetNodeGetParams(cudaGraphNode_t node, cudaMemsetParams* p) {
     return with_work<FillWork>("cudaGraphMemsetNodeGetParams", node, [&](FillWork& work) {
-        return give(p, cudaMemsetParams{work.destination, work.pitch, work.value, work.element, work.width / work.element, work.height});
+        return give(p, cudaMemsetParams{work.destination, work.pitch, work.value, work.element,
+                                        work.width / work.element, work.height});
     });
 }
 
@@ -270,19 +278,23 @@ cudaError_t CUDARTAPI cudaGraphHostNodeGetParams(cudaGraphNode_t node, cudaHostN
 }
 
 cudaError_t CUDARTAPI cudaGraphEventRecordNodeGetEvent(cudaGraphNode_t node, cudaEvent_t* event) {
-    return with_work<EventRecordWork>("cudaGraphEventRecordNodeGetEvent", node, [&](EventRecordWork& work) { return give(event, work.event); });
+    return with_work<EventRecordWork>("cudaGraphEventRecordNodeGetEvent", node,
+                                      [&](EventRecordWork& work) { return give(event, work.event); });
 }
 
 cudaError_t CUDARTAPI cudaGraphEventWaitNodeGetEvent(cudaGraphNode_t node, cudaEvent_t* event) {
-    return with_work<EventWaitWork>("cudaGraphEventWaitNodeGetEvent", node, [&](EventWaitWork& work) { return give(event, work.event); });
+    return with_work<EventWaitWork>("cudaGraphEventWaitNodeGetEvent", node,
+                                    [&](EventWaitWork& work) { return give(event, work.event); });
 }
 
 cudaError_t CUDARTAPI cudaGraphChildGraphNodeGetGraph(cudaGraphNode_t node, cudaGraph_t* graph) {
-    return with_work<GraphWork>("cudaGraphChildGraphNodeGetGraph", node, [&](GraphWork& work) { return give(graph, handle(work.graph.get())); });
+    return with_work<GraphWork>("cudaGraphChildGraphNodeGetGraph", node,
+                                [&](GraphWork& work) { return give(graph, handle(work.graph.get())); });
 }
 
 cudaError_t CUDARTAPI cudaGraphMemAllocNodeGetParams(cudaGraphNode_t node, cudaMemAllocNodeParams* p) {
-    return with_work<AllocationWork>("cudaGraphMemAllocNodeGetParams", node, [&](AllocationWork& work) { return give(p, work.parameters); });
+    return with_work<AllocationWork>("cudaGraphMemAllocNodeGetParams", node,
+                                     [&](AllocationWork& work) { return give(p, work.parameters); });
 }
 
 cudaError_t CUDARTAPI cudaGraphMemFreeNodeGetParams(cudaGraphNode_t node, void* pointer) {
@@ -291,36 +303,43 @@ cudaError_t CUDARTAPI cudaGraphMemFreeNodeGetParams(cudaGraphNode_t node, void* 
     });
 }
 
-cudaError_t CUDARTAPI cudaGraphKernelNodeSetAttribute(cudaGraphNode_t node, cudaLaunchAttributeID attribute, const cudaLaunchAttributeValue* value) {
-    return with_work<KernelWork>("cudaGraphKernelNodeSetAttribute", node, [&](KernelWork& work) -> cudaError_t {
-        if (!value) return cudaErrorInvalidValue;
-        if (attribute == cudaLaunchAttributeCooperative) work.cooperative = value->cooperative != 0;
-        if (attribute == cudaLaunchAttributePriority) work.priority = value->priority;
-        if (attribute == cudaLaunchAttributeClusterDimension) work.cluster = dim3(value->clusterDim.x, value->clusterDim.y, value->clusterDim.z);
-        return work.check();
-    });
+cudaError_t CUDARTAPI cudaGraphKernelNodeSetAttribute(cudaGraphNode_t node, cudaLaunchAttributeID attribute,
+                                                      const cudaLaunchAttributeValue* value) {
+    return with_work<KernelWork>(
+        "cudaGraphKernelNodeSetAttribute", node, [&](KernelWork& work) -> cudaError_t {
+            if (!value) return cudaErrorInvalidValue;
+            if (attribute == cudaLaunchAttributeCooperative) work.cooperative = value->cooperative != 0;
+            if (attribute == cudaLaunchAttributePriority) work.priority = value->priority;
+            if (attribute == cudaLaunchAttributeClusterDimension)
+                work.cluster = dim3(value->clusterDim.x, value->clusterDim.y, value->clusterDim.z);
+            return work.check();
+        });
 }
 
-cudaError_t CUDARTAPI cudaGraphKernelNodeGetAttribute(cudaGraphNode_t node, cudaLaunchAttributeID attribute, cudaLaunchAttributeValue* value) {
+cudaError_t CUDARTAPI cudaGraphKernelNodeGetAttribute(cudaGraphNode_t node, cudaLaunchAttributeID attribute,
+                                                      cudaLaunchAttributeValue* value) {
     return with_work<KernelWork>("cudaGraphKernelNodeGetAttribute", node, [&](KernelWork& work) {
         cudaLaunchAttributeValue read{};
         if (attribute == cudaLaunchAttributeCooperative) read.cooperative = work.cooperative;
         if (attribute == cudaLaunchAttributePriority) read.priority = work.priority;
-        if (attribute == cudaLaunchAttributeClusterDimension) read.clusterDim = {work.cluster.x, work.cluster.y, work.cluster.z};
+        if (attribute == cudaLaunchAttributeClusterDimension)
+            read.clusterDim = {work.cluster.x, work.cluster.y, work.cluster.z};
         return give(value, read);
     });
 }
 
 cudaError_t CUDARTAPI cudaGraphKernelNodeCopyAttributes(cudaGraphNode_t to, cudaGraphNode_t from) {
-    return with_work<KernelWork>("cudaGraphKernelNodeCopyAttributes", from, [&](KernelWork& source) -> cudaError_t {
-        Node* node = find_node(to);
-        KernelWork* work = node ? dynamic_cast<KernelWork*>(node->work.get()) : nullptr;
-        if (!work) return cudaErrorInvalidValue;
-        work->cooperative = source.cooperative;
-        work->priority = source.priority;
-        work->cluster = source.cluster;
-        return cudaSuccess;
-    });
+    return with_work<KernelWork>("cudaGraphKernelNodeCopyAttributes", from,
+                                 [&](KernelWork& source) -> cudaError_t {
+                                     Node* node = find_node(to);
+                                     KernelWork* work =
+                                         node ? dynamic_cast<KernelWork*>(node->work.get()) : nullptr;
+                                     if (!work) return cudaErrorInvalidValue;
+                                     work->cooperative = source.cooperative;
+                                     work->priority = source.priority;
+                                     work->cluster = source.cluster;
+                                     return cudaSuccess;
+                                 });
 }
 
 }  // extern "C"

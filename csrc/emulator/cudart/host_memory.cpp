@@ -1,5 +1,5 @@
-// Memory as host calls see it: which side an address belongs to, whether a range stays within its allocation, and what to say
-// if not.
+// Memory as host calls see it: which side an address belongs to, whether a range stays within its allocation,
+// and what to say if not.
 #include <algorithm>
 
 #include "../memory.h"
@@ -17,11 +17,13 @@ std::string title(const Allocation& a) { return format("the %zu bytes of %s", a.
 cudaError_t reject_range(const Allocation& a, const void* p, size_t bytes, const char* verb) {
     long long offset = static_cast<const char*>(p) - a.begin;
     return reject(cudaErrorInvalidValue, "out_of_bounds",
-                  format("%s %zu bytes from byte %lld of %s", verb, bytes, offset, title(a).c_str()), FIX_RANGE);
+                  format("%s %zu bytes from byte %lld of %s", verb, bytes, offset, title(a).c_str()),
+                  FIX_RANGE);
 }
 
 cudaError_t reject_freed(const Allocation& a, const char* verb) {
-    return reject(cudaErrorInvalidValue, "use_after_free", format("%s %s, which has been freed", verb, title(a).c_str()),
+    return reject(cudaErrorInvalidValue, "use_after_free",
+                  format("%s %s, which has been freed", verb, title(a).c_str()),
                   "Free the memory after its last use.");
 }
 
@@ -54,12 +56,16 @@ cudaError_t check_device_range(const void* p, size_t bytes, const char* verb) {
     if (const Allocation* near = in_arena(p) ? memory_near(p) : nullptr)
         return near->freed ? reject_freed(*near, verb) : reject_range(*near, p, bytes, verb);
     return reject(cudaErrorInvalidValue, "host_pointer",
-                  p ? format("%s %zu bytes at %p, which is not device memory", verb, bytes, p) : format("%s at a null pointer", verb),
-                  p ? "Pass a pointer from cudaMalloc on this side, or correct the cudaMemcpyKind." : "Check the allocation's result.");
+                  p ? format("%s %zu bytes at %p, which is not device memory", verb, bytes, p)
+                    : format("%s at a null pointer", verb),
+                  p ? "Pass a pointer from cudaMalloc on this side, or correct the cudaMemcpyKind."
+                    : "Check the allocation's result.");
 }
 
 cudaError_t check_host_range(const void* p, size_t bytes, const char* verb) {
-    if (!p) return reject(cudaErrorInvalidValue, "host_pointer", format("%s at a null pointer", verb), "Check the host buffer.");
+    if (!p)
+        return reject(cudaErrorInvalidValue, "host_pointer", format("%s at a null pointer", verb),
+                      "Check the host buffer.");
     const Allocation* a = memory_find(p);
     if (!a && in_arena(p)) return check_device_range(p, bytes, verb);
     if (!a) return cudaSuccess;

@@ -21,19 +21,34 @@ uint32_t allowed_shared(const Kernel& kernel) {
 }  // namespace
 
 KernelWork::KernelWork(const KernelWork& other)
-    : WorkOf<KernelWork>(other), kernel(other.kernel), grid(other.grid), block(other.block), cluster(other.cluster),
-      shared(other.shared), cooperative(other.cooperative), priority(other.priority), arguments(other.arguments),
+    : WorkOf<KernelWork>(other),
+      kernel(other.kernel),
+      grid(other.grid),
+      block(other.block),
+      cluster(other.cluster),
+      shared(other.shared),
+      cooperative(other.cooperative),
+      priority(other.priority),
+      arguments(other.arguments),
       own_bytes_(other.own_bytes_) {
     if (!own_bytes_.empty()) point();
 }
 
 LaunchRequest KernelWork::request() const {
-    return {kernel->binary->module, kernel->descriptor, dim(grid), dim(block), dim(cluster), shared, arguments, cooperative};
+    return {kernel->binary->module,
+            kernel->descriptor,
+            dim(grid),
+            dim(block),
+            dim(cluster),
+            shared,
+            arguments,
+            cooperative};
 }
 
 cudaError_t KernelWork::check() {
     if (kernel->descriptor->parameter_count && !arguments) return cudaErrorInvalidValue;
-    return static_cast<cudaError_t>(check_launch(request(), allowed_shared(*kernel), kernel->non_portable_cluster));
+    return static_cast<cudaError_t>(
+        check_launch(request(), allowed_shared(*kernel), kernel->non_portable_cluster));
 }
 
 cudaError_t KernelWork::run() {
@@ -48,7 +63,8 @@ std::string KernelWork::describe() const { return "kernel " + kernel->name; }
 void KernelWork::keep() {
     const KernelDescriptor& d = *kernel->descriptor;
     std::vector<char> bytes(d.parameter_bytes + 1);                     // never empty: that means "not kept"
-    for (uint32_t i = 0; i < d.parameter_count; ++i) std::memcpy(&bytes[d.parameter_offsets[i]], arguments[i], d.parameter_sizes[i]);
+    for (uint32_t i = 0; i < d.parameter_count; ++i)
+        std::memcpy(&bytes[d.parameter_offsets[i]], arguments[i], d.parameter_sizes[i]);
     own_bytes_ = std::move(bytes);
     point();
 }
@@ -60,7 +76,8 @@ void KernelWork::point() {
     arguments = own_pointers_.data();
 }
 
-// Whatever in the parameters looks like an address of an allocation counts as one; structs may hold pointers anywhere.
+// Whatever in the parameters looks like an address of an allocation counts as one; structs may hold pointers
+// anywhere.
 std::vector<Range> KernelWork::ranges() const {
     std::vector<Range> found;
     const KernelDescriptor& d = *kernel->descriptor;

@@ -16,8 +16,8 @@ struct Extras {                              // what only some ways to launch ca
     std::vector<cudaEvent_t> events;         // recorded with the launch
 };
 
-// The attributes of cudaLaunchKernelExC.  Those that only guide scheduling or caching change no result: work of a stream runs
-// in order, which every form of programmatic dependent launch allows.
+// The attributes of cudaLaunchKernelExC.  Those that only guide scheduling or caching change no result: work
+// of a stream runs in order, which every form of programmatic dependent launch allows.
 cudaError_t read_attribute(const cudaLaunchAttribute& attribute, Extras* extras) {
     const cudaLaunchAttributeValue& value = attribute.val;
     switch (attribute.id) {
@@ -26,9 +26,14 @@ cudaError_t read_attribute(const cudaLaunchAttribute& attribute, Extras* extras)
             return cudaSuccess;
         case cudaLaunchAttributeCooperative: extras->cooperative = value.cooperative != 0; return cudaSuccess;
         case cudaLaunchAttributePriority: extras->priority = value.priority; return cudaSuccess;
-        case cudaLaunchAttributeProgrammaticEvent: extras->events.push_back(value.programmaticEvent.event); return cudaSuccess;
-        case cudaLaunchAttributeLaunchCompletionEvent: extras->events.push_back(value.launchCompletionEvent.event); return cudaSuccess;
-        case cudaLaunchAttributeDeviceUpdatableKernelNode: return unsupported("a kernel node that the device can update");
+        case cudaLaunchAttributeProgrammaticEvent:
+            extras->events.push_back(value.programmaticEvent.event);
+            return cudaSuccess;
+        case cudaLaunchAttributeLaunchCompletionEvent:
+            extras->events.push_back(value.launchCompletionEvent.event);
+            return cudaSuccess;
+        case cudaLaunchAttributeDeviceUpdatableKernelNode:
+            return unsupported("a kernel node that the device can update");
         case cudaLaunchAttributeIgnore:
         case cudaLaunchAttributeAccessPolicyWindow:
         case cudaLaunchAttributeSynchronizationPolicy:
@@ -44,11 +49,12 @@ cudaError_t read_attribute(const cudaLaunchAttribute& attribute, Extras* extras)
 }
 
 void use_required_cluster(const Kernel& kernel, dim3* cluster) {
-    if (!cluster->x && kernel.cluster[0]) *cluster = dim3(kernel.cluster[0], kernel.cluster[1], kernel.cluster[2]);
+    if (!cluster->x && kernel.cluster[0])
+        *cluster = dim3(kernel.cluster[0], kernel.cluster[1], kernel.cluster[2]);
 }
 
-cudaError_t launch_kernel(const void* function, const dim3& grid, const dim3& block, void** arguments, size_t shared,
-                          cudaStream_t stream, const Extras& extras) {
+cudaError_t launch_kernel(const void* function, const dim3& grid, const dim3& block, void** arguments,
+                          size_t shared, cudaStream_t stream, const Extras& extras) {
     KernelWork work;
     if (cudaError_t error = find_kernel(function, &work.kernel)) return error;
     work.grid = grid;
@@ -72,7 +78,8 @@ cudaError_t launch_configured(const cudaLaunchConfig_t& config, const void* func
     if (config.numAttrs && !config.attrs) return cudaErrorInvalidValue;
     for (unsigned i = 0; i < config.numAttrs; ++i)
         if (cudaError_t error = read_attribute(config.attrs[i], &extras)) return error;
-    return launch_kernel(function, config.gridDim, config.blockDim, arguments, config.dynamicSmemBytes, config.stream, extras);
+    return launch_kernel(function, config.gridDim, config.blockDim, arguments, config.dynamicSmemBytes,
+                         config.stream, extras);
 }
 
 }  // namespace
@@ -82,20 +89,25 @@ using namespace emu::cudart;
 
 extern "C" {
 
-cudaError_t CUDARTAPI cudaLaunchKernel(const void* function, dim3 grid, dim3 block, void** arguments, size_t shared, cudaStream_t stream) {
-    return call("cudaLaunchKernel", [&] { return launch_kernel(function, grid, block, arguments, shared, stream, {}); });
+cudaError_t CUDARTAPI cudaLaunchKernel(const void* function, dim3 grid, dim3 block, void** arguments,
+                                       size_t shared, cudaStream_t stream) {
+    return call("cudaLaunchKernel",
+                [&] { return launch_kernel(function, grid, block, arguments, shared, stream, {}); });
 }
 
-cudaError_t CUDARTAPI __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void** arguments, size_t shared, cudaStream_t stream) {
+cudaError_t CUDARTAPI __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void** arguments,
+                                         size_t shared, cudaStream_t stream) {
     return call("<<<>>>", [&] { return launch_kernel(kernel, grid, block, arguments, shared, stream, {}); });
 }
 
-cudaError_t CUDARTAPI __cudaLaunchKernel_ptsz(cudaKernel_t kernel, dim3 grid, dim3 block, void** arguments, size_t shared, cudaStream_t stream) {
+cudaError_t CUDARTAPI __cudaLaunchKernel_ptsz(cudaKernel_t kernel, dim3 grid, dim3 block, void** arguments,
+                                              size_t shared, cudaStream_t stream) {
     PerThreadScope per_thread;
     return __cudaLaunchKernel(kernel, grid, block, arguments, shared, stream);
 }
 
-cudaError_t CUDARTAPI cudaLaunchCooperativeKernel(const void* function, dim3 grid, dim3 block, void** arguments, size_t shared, cudaStream_t stream) {
+cudaError_t CUDARTAPI cudaLaunchCooperativeKernel(const void* function, dim3 grid, dim3 block,
+                                                  void** arguments, size_t shared, cudaStream_t stream) {
     return call("cudaLaunchCooperativeKernel", [&] {
         Extras extras;
         extras.cooperative = true;
@@ -103,7 +115,8 @@ cudaError_t CUDARTAPI cudaLaunchCooperativeKernel(const void* function, dim3 gri
     });
 }
 
-cudaError_t CUDARTAPI cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* function, void** arguments) {
+cudaError_t CUDARTAPI cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* function,
+                                          void** arguments) {
     return call("cudaLaunchKernelExC", [&]() -> cudaError_t {
         return config ? launch_configured(*config, function, arguments) : cudaErrorInvalidValue;
     });

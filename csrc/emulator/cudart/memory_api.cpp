@@ -27,7 +27,8 @@ template <class T> cudaError_t allocate(T** out, size_t bytes, MemoryKind kind, 
     *out = nullptr;
     if (!bytes) return cudaSuccess;
     if (inject_allocation_failure()) return cudaErrorMemoryAllocation;
-    bool fits = kind == MemoryKind::host || (bytes <= device_memory_bytes() && memory_in_use() <= device_memory_bytes() - bytes);
+    bool fits = kind == MemoryKind::host ||
+                (bytes <= device_memory_bytes() && memory_in_use() <= device_memory_bytes() - bytes);
     void* made = fits ? memory_allocate(bytes, kind, next_label(what)) : nullptr;
     if (!made) return cudaErrorMemoryAllocation;
     count_allocation(bytes);
@@ -38,10 +39,15 @@ template <class T> cudaError_t allocate(T** out, size_t bytes, MemoryKind kind, 
 cudaError_t explain_bad_free(const void* p) {
     const Allocation* a = memory_find(p);
     if (!a && in_arena(p)) a = memory_near(p);
-    if (a && a->freed) return reject(cudaErrorInvalidValue, "use_after_free", a->label + " is freed a second time", "Free each allocation once.");
+    if (a && a->freed)
+        return reject(cudaErrorInvalidValue, "use_after_free", a->label + " is freed a second time",
+                      "Free each allocation once.");
     if (a && a->begin != p)
-        return reject(cudaErrorInvalidValue, "invalid_call", "frees " + describe_memory(p) + ", not its beginning", "Free the pointer that the allocation returned.");
-    return reject(cudaErrorInvalidValue, "invalid_call", format("frees %p, which was never allocated on the device", p),
+        return reject(cudaErrorInvalidValue, "invalid_call",
+                      "frees " + describe_memory(p) + ", not its beginning",
+                      "Free the pointer that the allocation returned.");
+    return reject(cudaErrorInvalidValue, "invalid_call",
+                  format("frees %p, which was never allocated on the device", p),
                   "Free memory with the function that belongs to its allocation.");
 }
 
@@ -53,7 +59,8 @@ cudaError_t free_memory(void* p, bool host) {
     const Allocation* a = memory_find(p);
     if (!a || a->freed || a->begin != p || !in_arena(p)) return explain_bad_free(p);
     if (is_host(*a) != host)
-        return reject(cudaErrorInvalidValue, "invalid_call", "frees " + describe_memory(p) + " with the wrong function",
+        return reject(cudaErrorInvalidValue, "invalid_call",
+                      "frees " + describe_memory(p) + " with the wrong function",
                       host ? "Free it with cudaFree." : "Free pinned host memory with cudaFreeHost.");
     settle_before_free(a->begin, a->bytes);
     ++statistics().frees;
@@ -66,7 +73,7 @@ cudaError_t allocate_pitched(void** out, size_t* pitch, size_t width, size_t row
     return allocate(out, *pitch * rows, MemoryKind::device, what);
 }
 
-// ---- host memory made accessible ----------------------------------------------------------------------------------------
+// ---- host memory made accessible --------------------------------------------------------------------------
 
 cudaError_t register_host(void* p, size_t bytes) {
     if (!p || !bytes) return cudaErrorInvalidValue;
@@ -96,13 +103,15 @@ cudaError_t attributes_of(cudaPointerAttributes* out, const void* p) {
         return cudaSuccess;
     }
     bool host_too = a->kind == MemoryKind::host || a->kind == MemoryKind::managed;
-    out->type = a->kind == MemoryKind::host ? cudaMemoryTypeHost : a->kind == MemoryKind::managed ? cudaMemoryTypeManaged : cudaMemoryTypeDevice;
+    out->type = a->kind == MemoryKind::host      ? cudaMemoryTypeHost
+                : a->kind == MemoryKind::managed ? cudaMemoryTypeManaged
+                                                 : cudaMemoryTypeDevice;
     out->devicePointer = const_cast<void*>(p);
     out->hostPointer = host_too ? const_cast<void*>(p) : nullptr;
     return cudaSuccess;
 }
 
-// ---- memory of streams ------------------------------------------------------------------------------------------------
+// ---- memory of streams ------------------------------------------------------------------------------------
 
 cudaError_t allocate_in_graph(void** out, size_t bytes, Stream& stream) {
     cudaGraphNodeParams params = child_parameters(nullptr);
@@ -122,7 +131,8 @@ cudaError_t allocate_async(void** out, size_t bytes, cudaStream_t handle) {
     if (cudaError_t error = refuse_implicit(*stream)) return error;
     *out = nullptr;
     if (!bytes) return cudaSuccess;
-    cudaStreamCaptureMode relaxed = cudaStreamCaptureModeRelaxed;      // stream-ordered: safe beside captures of other streams
+    cudaStreamCaptureMode relaxed =
+        cudaStreamCaptureModeRelaxed;     // stream-ordered: safe beside captures of other streams
     cudaThreadExchangeStreamCaptureMode(&relaxed);
     cudaError_t error = allocate(out, bytes, MemoryKind::device, "cudaMallocAsync");
     cudaThreadExchangeStreamCaptureMode(&relaxed);
@@ -160,7 +170,7 @@ using namespace emu::cudart;
 
 extern "C" {
 
-// ---- device memory ----------------------------------------------------------------------------------------------------
+// ---- device memory ----------------------------------------------------------------------------------------
 
 cudaError_t CUDARTAPI cudaMalloc(void** out, size_t bytes) {
     return call("cudaMalloc", [&] { return allocate(out, bytes, MemoryKind::device, "cudaMalloc"); });
@@ -172,13 +182,15 @@ cudaError_t CUDARTAPI cudaFree(void* p) {
 
 cudaError_t CUDARTAPI cudaMallocManaged(void** out, size_t bytes, unsigned flags) {
     return call("cudaMallocManaged", [&]() -> cudaError_t {
-        if (!bytes || (flags != cudaMemAttachGlobal && flags != cudaMemAttachHost)) return cudaErrorInvalidValue;
+        if (!bytes || (flags != cudaMemAttachGlobal && flags != cudaMemAttachHost))
+            return cudaErrorInvalidValue;
         return allocate(out, bytes, MemoryKind::managed, "cudaMallocManaged");
     });
 }
 
 cudaError_t CUDARTAPI cudaMallocPitch(void** out, size_t* pitch, size_t width, size_t height) {
-    return call("cudaMallocPitch", [&] { return allocate_pitched(out, pitch, width, height, "cudaMallocPitch"); });
+    return call("cudaMallocPitch",
+                [&] { return allocate_pitched(out, pitch, width, height, "cudaMallocPitch"); });
 }
 
 cudaError_t CUDARTAPI cudaMalloc3D(cudaPitchedPtr* out, cudaExtent extent) {
@@ -186,7 +198,8 @@ cudaError_t CUDARTAPI cudaMalloc3D(cudaPitchedPtr* out, cudaExtent extent) {
         if (!out) return cudaErrorInvalidValue;
         out->xsize = extent.width;
         out->ysize = extent.height;
-        return allocate_pitched(&out->ptr, &out->pitch, extent.width, extent.height * extent.depth, "cudaMalloc3D");
+        return allocate_pitched(&out->ptr, &out->pitch, extent.width, extent.height * extent.depth,
+                                "cudaMalloc3D");
     });
 }
 
@@ -202,7 +215,7 @@ cudaError_t CUDARTAPI cudaFreeAsync(void* p, cudaStream_t stream) {
     return call("cudaFreeAsync", [&] { return free_async(p, stream); });
 }
 
-// ---- host memory ------------------------------------------------------------------------------------------------------
+// ---- host memory ------------------------------------------------------------------------------------------
 
 cudaError_t CUDARTAPI cudaMallocHost(void** out, size_t bytes) {
     return call("cudaMallocHost", [&] { return allocate(out, bytes, MemoryKind::host, "cudaMallocHost"); });
@@ -211,7 +224,8 @@ cudaError_t CUDARTAPI cudaMallocHost(void** out, size_t bytes) {
 cudaError_t CUDARTAPI cudaHostAlloc(void** out, size_t bytes, unsigned flags) {
     return call("cudaHostAlloc", [&]() -> cudaError_t {
         constexpr unsigned known = cudaHostAllocPortable | cudaHostAllocMapped | cudaHostAllocWriteCombined;
-        return flags & ~known ? cudaErrorInvalidValue : allocate(out, bytes, MemoryKind::host, "cudaHostAlloc");
+        return flags & ~known ? cudaErrorInvalidValue
+                              : allocate(out, bytes, MemoryKind::host, "cudaHostAlloc");
     });
 }
 
@@ -243,7 +257,7 @@ cudaError_t CUDARTAPI cudaHostGetFlags(unsigned* flags, void* host) {
     });
 }
 
-// ---- questions and hints ------------------------------------------------------------------------------------------------
+// ---- questions and hints ----------------------------------------------------------------------------------
 
 cudaError_t CUDARTAPI cudaMemGetInfo(size_t* left, size_t* all) {
     return call("cudaMemGetInfo", [&]() -> cudaError_t {
@@ -262,14 +276,16 @@ cudaError_t CUDARTAPI cudaMemAdvise(const void* p, size_t bytes, cudaMemoryAdvis
     return call("cudaMemAdvise", [&] { return check_device_range(p, bytes, "advises on"); });
 }
 
-cudaError_t CUDARTAPI cudaMemPrefetchAsync(const void* p, size_t bytes, cudaMemLocation, unsigned, cudaStream_t stream) {
+cudaError_t CUDARTAPI cudaMemPrefetchAsync(const void* p, size_t bytes, cudaMemLocation, unsigned,
+                                           cudaStream_t stream) {
     return call("cudaMemPrefetchAsync", [&]() -> cudaError_t {
         if (!find_stream(stream)) return cudaErrorInvalidResourceHandle;
         return check_device_range(p, bytes, "prefetches");
     });
 }
 
-cudaError_t CUDARTAPI cudaMemRangeGetAttribute(void* data, size_t bytes, cudaMemRangeAttribute attribute, const void* p, size_t count) {
+cudaError_t CUDARTAPI cudaMemRangeGetAttribute(void* data, size_t bytes, cudaMemRangeAttribute attribute,
+                                               const void* p, size_t count) {
     return call("cudaMemRangeGetAttribute", [&]() -> cudaError_t {
         if (cudaError_t error = check_device_range(p, count, "asks about")) return error;
         return range_attribute(data, bytes, attribute);

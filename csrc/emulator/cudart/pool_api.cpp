@@ -1,5 +1,5 @@
-// Memory pools: enough for programs that create one, set its release threshold and allocate from it.  All pools share the
-// device's memory; what they hold back is not modelled, so nothing is ever reserved.
+// Memory pools: enough for programs that create one, set its release threshold and allocate from it.  All
+// pools share the device's memory; what they hold back is not modelled, so nothing is ever reserved.
 #include <map>
 #include <unordered_set>
 
@@ -36,7 +36,8 @@ template <class Body> cudaError_t with_pool(const char* name, cudaMemPool_t hand
 }
 
 bool is_wide(cudaMemPoolAttr attribute) {            // the others are ints
-    return attribute != cudaMemPoolReuseFollowEventDependencies && attribute != cudaMemPoolReuseAllowOpportunistic &&
+    return attribute != cudaMemPoolReuseFollowEventDependencies &&
+           attribute != cudaMemPoolReuseAllowOpportunistic &&
            attribute != cudaMemPoolReuseAllowInternalDependencies;
 }
 
@@ -59,7 +60,8 @@ extern "C" {
 cudaError_t CUDARTAPI cudaMemPoolCreate(cudaMemPool_t* out, const cudaMemPoolProps* properties) {
     return call("cudaMemPoolCreate", [&]() -> cudaError_t {
         if (!out || !properties) return cudaErrorInvalidValue;
-        if (properties->handleTypes != cudaMemHandleTypeNone) return unsupported("sharing a memory pool between processes");
+        if (properties->handleTypes != cudaMemHandleTypeNone)
+            return unsupported("sharing a memory pool between processes");
         auto* pool = new Pool;
         pools().insert(pool);
         *out = reinterpret_cast<cudaMemPool_t>(pool);
@@ -106,7 +108,8 @@ cudaError_t CUDARTAPI cudaMemPoolTrimTo(cudaMemPool_t handle, size_t) {
 cudaError_t CUDARTAPI cudaMemPoolSetAttribute(cudaMemPool_t handle, cudaMemPoolAttr attribute, void* value) {
     return with_pool("cudaMemPoolSetAttribute", handle, [&](Pool& pool) -> cudaError_t {
         if (!value) return cudaErrorInvalidValue;
-        pool.attributes[attribute] = is_wide(attribute) ? *static_cast<uint64_t*>(value) : static_cast<uint64_t>(*static_cast<int*>(value));
+        pool.attributes[attribute] = is_wide(attribute) ? *static_cast<uint64_t*>(value)
+                                                        : static_cast<uint64_t>(*static_cast<int*>(value));
         return cudaSuccess;
     });
 }
@@ -126,8 +129,10 @@ cudaError_t CUDARTAPI cudaMemPoolSetAccess(cudaMemPool_t handle, const cudaMemAc
     return with_pool("cudaMemPoolSetAccess", handle, [](Pool&) { return cudaSuccess; });
 }
 
-cudaError_t CUDARTAPI cudaMemPoolGetAccess(cudaMemAccessFlags* flags, cudaMemPool_t handle, cudaMemLocation*) {
-    return with_pool("cudaMemPoolGetAccess", handle, [&](Pool&) { return give(flags, cudaMemAccessFlagsProtReadWrite); });
+cudaError_t CUDARTAPI cudaMemPoolGetAccess(cudaMemAccessFlags* flags, cudaMemPool_t handle,
+                                           cudaMemLocation*) {
+    return with_pool("cudaMemPoolGetAccess", handle,
+                     [&](Pool&) { return give(flags, cudaMemAccessFlagsProtReadWrite); });
 }
 
 }  // extern "C"

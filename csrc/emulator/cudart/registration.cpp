@@ -38,7 +38,7 @@ struct Configuration {                       // of one <<<>>>
 struct Registry {
     std::vector<std::unique_ptr<FatBinary>> binaries;
     std::unordered_map<const void*, std::unique_ptr<Kernel>> kernels;      // by host stub
-    std::unordered_map<const void*, Kernel*> handles;                      // by cudaKernel_t, which is the Kernel itself
+    std::unordered_map<const void*, Kernel*> handles;     // by cudaKernel_t, which is the Kernel itself
     std::unordered_map<const void*, std::unique_ptr<Symbol>> symbols;      // by host variable
 };
 
@@ -114,11 +114,13 @@ cudaError_t report_missing(const Kernel& kernel) {
     std::ifstream refused(file.substr(0, file.rfind('/') + 1) + "refused.txt");
     std::string line, why;
     while (std::getline(refused, line)) why += (why.empty() ? ": " : "; ") + line;
-    return reject(cudaErrorInvalidDeviceFunction, "unsupported", "kernel " + kernel.name + " is not in the translated module" + why,
+    return reject(cudaErrorInvalidDeviceFunction, "unsupported",
+                  "kernel " + kernel.name + " is not in the translated module" + why,
                   "Rewrite what the emulator refuses, or run this kernel on a GPU.");
 }
 
-// The program reads and writes the variable next, without asking: where there is no module, it gets memory of its own.
+// The program reads and writes the variable next, without asking: where there is no module, it gets memory of
+// its own.
 void prepare_managed(Symbol& symbol) {
     if (remember(ensure_symbol(symbol)) == cudaSuccess || *symbol.managed) return;
     *symbol.managed = memory_allocate(symbol.bytes, MemoryKind::managed, "variable " + symbol.name);
@@ -141,7 +143,8 @@ void forget_binary(FatBinary* binary) {
 }
 
 void add_symbol(void** binary, const void* host, const char* name, size_t bytes, void** managed) {
-    auto symbol = std::make_unique<Symbol>(Symbol{reinterpret_cast<FatBinary*>(binary), name, bytes, managed, nullptr});
+    auto symbol =
+        std::make_unique<Symbol>(Symbol{reinterpret_cast<FatBinary*>(binary), name, bytes, managed, nullptr});
     registry().symbols[host] = std::move(symbol);
 }
 
@@ -158,7 +161,8 @@ Symbol* registered_symbol(const void* host) {
     auto found = symbols.find(host);
     if (found != symbols.end()) return found->second.get();
     for (auto& entry : symbols)              // &variable of a __managed__ one is its address on the device
-        if (entry.second->managed && entry.second->address && entry.second->address == host) return entry.second.get();
+        if (entry.second->managed && entry.second->address && entry.second->address == host)
+            return entry.second.get();
     return nullptr;
 }
 
@@ -197,14 +201,16 @@ void CUDARTAPI __cudaUnregisterFatBinary(void** binary) {
     forget_binary(reinterpret_cast<FatBinary*>(binary));
 }
 
-void CUDARTAPI __cudaRegisterFunction(void** binary, const char* host, char*, const char* name, int, uint3*, uint3*, dim3*, dim3*, int*) {
+void CUDARTAPI __cudaRegisterFunction(void** binary, const char* host, char*, const char* name, int, uint3*,
+                                      uint3*, dim3*, dim3*, int*) {
     CallScope scope("__cudaRegisterFunction");
     auto kernel = std::make_unique<Kernel>(Kernel{reinterpret_cast<FatBinary*>(binary), host, name});
     registry().handles[kernel.get()] = kernel.get();
     registry().kernels[host] = std::move(kernel);
 }
 
-void CUDARTAPI __cudaRegisterVar(void** binary, char* host, char*, const char* name, int, size_t bytes, int, int) {
+void CUDARTAPI __cudaRegisterVar(void** binary, char* host, char*, const char* name, int, size_t bytes, int,
+                                 int) {
     CallScope scope("__cudaRegisterVar");
     add_symbol(binary, host, name, bytes, nullptr);
 }
@@ -214,7 +220,8 @@ void CUDARTAPI __cudaRegisterHostVar(void** binary, const char* name, char* host
     add_symbol(binary, host, name, bytes, nullptr);
 }
 
-void CUDARTAPI __cudaRegisterManagedVar(void** binary, void** host, char*, const char* name, int, size_t bytes, int, int) {
+void CUDARTAPI __cudaRegisterManagedVar(void** binary, void** host, char*, const char* name, int,
+                                        size_t bytes, int, int) {
     CallScope scope("__cudaRegisterManagedVar");
     add_symbol(binary, host, name, bytes, host);
 }
@@ -225,7 +232,8 @@ void CUDARTAPI __cudaRegisterUnifiedTable(void**, void*) {}
 char CUDARTAPI __cudaInitModule(void** binary) {
     CallScope scope("__cudaInitModule");
     for (auto& entry : registry().symbols)
-        if (entry.second->managed && reinterpret_cast<void**>(entry.second->binary) == binary) prepare_managed(*entry.second);
+        if (entry.second->managed && reinterpret_cast<void**>(entry.second->binary) == binary)
+            prepare_managed(*entry.second);
     return 1;
 }
 
@@ -254,7 +262,9 @@ cudaError_t CUDARTAPI __cudaGetKernel(cudaKernel_t* handle, const void* host) {
     });
 }
 
-cudaError_t CUDARTAPI cudaGetKernel(cudaKernel_t* handle, const void* host) { return __cudaGetKernel(handle, host); }
+cudaError_t CUDARTAPI cudaGetKernel(cudaKernel_t* handle, const void* host) {
+    return __cudaGetKernel(handle, host);
+}
 
 cudaError_t CUDARTAPI cudaGetFuncBySymbol(cudaFunction_t* function, const void* host) {
     return __cudaGetKernel(reinterpret_cast<cudaKernel_t*>(function), host);

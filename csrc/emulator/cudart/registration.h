@@ -1,5 +1,5 @@
-// What nvcc's host code registers before main(): fat binaries, their kernels and variables.  Nothing is translated until a
-// kernel or variable of a fat binary is first used.
+// What nvcc's host code registers before main(): fat binaries, their kernels and variables.  Nothing is
+// translated until a kernel or variable of a fat binary is first used.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -40,7 +40,8 @@ struct Symbol {
     char* address = nullptr;
 };
 
-// By host stub, or by a cudaKernel_t.  cudaErrorInvalidDeviceFunction for anything else; translates the kernel's fat binary.
+// By host stub, or by a cudaKernel_t.  cudaErrorInvalidDeviceFunction for anything else; translates the
+// kernel's fat binary.
 cudaError_t find_kernel(const void* function, Kernel** kernel);
 cudaError_t find_symbol(const void* host_variable, Symbol** symbol);
 

@@ -1,4 +1,5 @@
-// What a program asked of the device, in counts.  One object for the process; kernels launched through api.h count as well.
+// What a program asked of the device, in counts.  One object for the process; kernels launched through api.h
+// count as well.
 #pragma once
 #include <cstdint>
 #include <string>

@@ -11,7 +11,7 @@ namespace emu::cudart {
 namespace {
 
 struct Streams {
-    std::vector<Stream*> all;                        // in order of creation; the first is the legacy default stream
+    std::vector<Stream*> all;     // in order of creation; the first is the legacy default stream
     std::unordered_set<const void*> known;
     uint64_t next_id = 1, next_sequence = 1;
     size_t queued = 0;                               // operations in all queues
@@ -30,7 +30,7 @@ struct Streams {
     Stream& legacy() { return *all.front(); }
 };
 
-Streams& streams() {                                 // never destroyed: programs destroy theirs while they end
+Streams& streams() {     // never destroyed: programs destroy theirs while they end
     static auto* instance = new Streams;
     return *instance;
 }
@@ -40,7 +40,7 @@ Stream& per_thread_stream() {
     return *own;
 }
 
-// ---- running --------------------------------------------------------------------------------------------------------
+// ---- running ----------------------------------------------------------------------------------------------
 
 void run_dependencies(Stream& stream, uint64_t sequence) {
     Streams& s = streams();
@@ -73,7 +73,9 @@ Stream* next_to_run() {
     for (Stream* stream : streams().all)
         if (!stream->queue.empty()) ready.push_back(stream);
     if (ready.empty()) return nullptr;
-    auto earlier = [](Stream* a, Stream* b) { return a->queue.front()->sequence < b->queue.front()->sequence; };
+    auto earlier = [](Stream* a, Stream* b) {
+        return a->queue.front()->sequence < b->queue.front()->sequence;
+    };
     switch (options().schedule) {
         case Schedule::reverse: return *std::max_element(ready.begin(), ready.end(), earlier);
         case Schedule::random: return ready[draw() % ready.size()];
@@ -81,12 +83,15 @@ Stream* next_to_run() {
     }
 }
 
-// ---- missing synchronisation ------------------------------------------------------------------------------------------
+// ---- missing synchronisation ------------------------------------------------------------------------------
 
-bool overlap(const Range& a, const Range& b) { return a.begin < b.begin + b.bytes && b.begin < a.begin + a.bytes; }
+bool overlap(const Range& a, const Range& b) {
+    return a.begin < b.begin + b.bytes && b.begin < a.begin + a.bytes;
+}
 
 std::string stream_name(const Stream& stream) {
-    return stream.legacy ? "the default stream" : format("stream %llu", static_cast<unsigned long long>(stream.id));
+    return stream.legacy ? "the default stream"
+                         : format("stream %llu", static_cast<unsigned long long>(stream.id));
 }
 
 template <class Visit> void for_each_queued(Visit visit) {
@@ -101,15 +106,15 @@ void report_unordered(const Work& now) {
             for (const Range& range : mine)
                 if (theirs.exact && (theirs.written || range.written) && overlap(theirs, range))
                     report_call("unsynchronized",
-                                now.describe() + " does not wait for " + queued.describe() + " in " + stream_name(stream) +
-                                    ", which uses the same memory",
+                                now.describe() + " does not wait for " + queued.describe() + " in " +
+                                    stream_name(stream) + ", which uses the same memory",
                                 "Synchronise with that stream first (cudaStreamSynchronize, or an event).");
     });
 }
 
 }  // namespace
 
-// ---- handles --------------------------------------------------------------------------------------------------------
+// ---- handles ----------------------------------------------------------------------------------------------
 
 Stream* find_stream(cudaStream_t handle) {
     if (!handle) return PerThreadScope::active() ? &per_thread_stream() : &streams().legacy();
@@ -133,7 +138,7 @@ void destroy_stream(Stream* stream) {
     delete stream;
 }
 
-// ---- running --------------------------------------------------------------------------------------------------------
+// ---- running ----------------------------------------------------------------------------------------------
 
 void run_until(Stream& stream, uint64_t sequence) {
     while (!stream.queue.empty() && stream.queue.front()->sequence <= sequence) run_front(stream);
@@ -198,7 +203,8 @@ void settle_before_free(const void* begin, size_t bytes) {
         for (const Range& theirs : queued.ranges()) {
             if (!overlap(theirs, freed)) continue;
             report_call("unsynchronized",
-                        "frees " + describe_memory(begin) + " while " + queued.describe() + " in " + stream_name(stream) + " still uses it",
+                        "frees " + describe_memory(begin) + " while " + queued.describe() + " in " +
+                            stream_name(stream) + " still uses it",
                         "Wait for the stream before freeing, or free with cudaFreeAsync in that stream.");
             used = true;
             return;
@@ -209,10 +215,12 @@ void settle_before_free(const void* begin, size_t bytes) {
 
 void report_unfinished() {
     for_each_queued([](Stream& stream, Work& queued) {
-        bool event = queued.type() == cudaGraphNodeTypeEventRecord || queued.type() == cudaGraphNodeTypeWaitEvent;
+        bool event =
+            queued.type() == cudaGraphNodeTypeEventRecord || queued.type() == cudaGraphNodeTypeWaitEvent;
         if (!event && queued.type() != cudaGraphNodeTypeMemFree)
             report_call("unsynchronized",
-                        "the program ended before " + queued.describe() + " in " + stream_name(stream) + " had run: nothing waits for it",
+                        "the program ended before " + queued.describe() + " in " + stream_name(stream) +
+                            " had run: nothing waits for it",
                         "Synchronise before the program ends (cudaDeviceSynchronize).");
     });
 }

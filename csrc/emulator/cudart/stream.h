@@ -1,9 +1,10 @@
 // Streams and events.
 //
-// Work runs when it is submitted, unless Options::defer is set: then it waits in its stream until a call synchronises with it,
-// so that a program that forgot to synchronise sees the old bytes, and one that frees too early is told.  What a stream must
-// wait for follows from sequence numbers: the legacy default stream waits for all earlier work of blocking streams and they
-// for its; an event waits for its record.  Dependencies always point to smaller numbers, so running them recurses to an end.
+// Work runs when it is submitted, unless Options::defer is set: then it waits in its stream until a call
+// synchronises with it, so that a program that forgot to synchronise sees the old bytes, and one that frees
+// too early is told.  What a stream must wait for follows from sequence numbers: the legacy default stream
+// waits for all earlier work of blocking streams and they for its; an event waits for its record.
+// Dependencies always point to smaller numbers, so running them recurses to an end.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -32,7 +33,7 @@ struct Stream {
     bool blocking() const { return !legacy && !(flags & cudaStreamNonBlocking); }
 };
 
-struct EventState {                                  // shared with queued records and waits: events may be destroyed early
+struct EventState {     // shared with queued records and waits: events may be destroyed early
     Stream* stream = nullptr;                        // of the last record
     uint64_t sequence = 0;                           // of that record
     bool recorded = false, complete = true;
@@ -77,7 +78,8 @@ bool anything_queued();
 void order_after(Stream& stream);                    // runs what the stream's next operation comes after
 void drop_all();                                     // cudaDeviceReset
 
-// A fault of the kernel becomes the device's error, as it would arrive later on a GPU; other errors are the call's.
+// A fault of the kernel becomes the device's error, as it would arrive later on a GPU; other errors are the
+// call's.
 cudaError_t run_now(Work&);
 cudaError_t run_blocking(Stream& stream, Work&);     // a synchronous copy or fill
 void enqueue(Stream& stream, std::unique_ptr<Work>);
@@ -86,15 +88,17 @@ void enqueue(Stream& stream, std::unique_ptr<Work>);
 void settle_before_free(const void* begin, size_t bytes);
 void report_unfinished();                            // at exit: work that nothing waited for
 
-// ---- capture (capture.cpp) ----------------------------------------------------------------------------------------------
+// ---- capture (capture.cpp) --------------------------------------------------------------------------------
 
 cudaError_t capture_work(Stream&, std::unique_ptr<Work>);            // appends a node after the frontier
-cudaError_t refuse_if_capturing(Stream&);            // synchronising or querying a capturing stream invalidates the capture
+cudaError_t refuse_if_capturing(
+    Stream&);     // synchronising or querying a capturing stream invalidates the capture
 cudaError_t refuse_implicit(Stream&);                // the legacy stream while a blocking stream captures
-cudaError_t refuse_unsafe();                         // cudaMalloc and the like while this thread, or any, captures
+cudaError_t refuse_unsafe();     // cudaMalloc and the like while this thread, or any, captures
 
-cudaError_t capture_isolation(Stream&);              // a capturing stream waits for an event recorded outside of its capture
-cudaError_t join_capture(Stream&, const EventState&);                // a stream waits for an event recorded in a capture
+cudaError_t capture_isolation(
+    Stream&);     // a capturing stream waits for an event recorded outside of its capture
+cudaError_t join_capture(Stream&, const EventState&);     // a stream waits for an event recorded in a capture
 cudaError_t invalidate(Capture&, cudaError_t);       // returns the code
 void abandon_capture(Stream&);                       // the stream is destroyed while it captures
 

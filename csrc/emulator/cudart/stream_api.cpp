@@ -17,12 +17,15 @@ std::unordered_set<const void*>& events() {
 }
 
 double now() {
-    return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch()).count();
+    return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch())
+        .count();
 }
 
 cudaError_t create(cudaStream_t* out, unsigned flags, int priority) {
     if (!out || flags > cudaStreamNonBlocking) return cudaErrorInvalidValue;
-    priority = priority < GREATEST_PRIORITY ? GREATEST_PRIORITY : priority > LEAST_PRIORITY ? LEAST_PRIORITY : priority;
+    priority = priority < GREATEST_PRIORITY ? GREATEST_PRIORITY
+               : priority > LEAST_PRIORITY  ? LEAST_PRIORITY
+                                            : priority;
     *out = reinterpret_cast<cudaStream_t>(create_stream(flags, priority));
     return cudaSuccess;
 }
@@ -43,8 +46,8 @@ template <class Body> cudaError_t with_event(const char* name, cudaEvent_t handl
 
 cudaError_t record(Event& event, cudaEvent_t handle, Stream& stream, unsigned flags) {
     EventRecordWork work;
-    work.event = handle;                             // a node of a graph records whatever the event is by then
-    if (stream.capture && flags != cudaEventRecordExternal) {          // no node: it marks a place in the graph
+    work.event = handle;     // a node of a graph records whatever the event is by then
+    if (stream.capture && flags != cudaEventRecordExternal) {     // no node: it marks a place in the graph
         auto marked = std::make_shared<EventState>();
         marked->capture = stream.capture;
         marked->nodes = stream.frontier;
@@ -117,7 +120,7 @@ using namespace emu::cudart;
 
 extern "C" {
 
-// ---- streams --------------------------------------------------------------------------------------------------------
+// ---- streams ----------------------------------------------------------------------------------------------
 
 cudaError_t CUDARTAPI cudaStreamCreate(cudaStream_t* stream) {
     return call("cudaStreamCreate", [&] { return create(stream, cudaStreamDefault, 0); });
@@ -139,7 +142,8 @@ cudaError_t CUDARTAPI cudaDeviceGetStreamPriorityRange(int* least, int* greatest
 
 cudaError_t CUDARTAPI cudaStreamDestroy(cudaStream_t handle) {
     return call_always("cudaStreamDestroy", [&]() -> cudaError_t {
-        if (!handle || handle == cudaStreamLegacy || handle == cudaStreamPerThread) return cudaErrorInvalidResourceHandle;
+        if (!handle || handle == cudaStreamLegacy || handle == cudaStreamPerThread)
+            return cudaErrorInvalidResourceHandle;
         Stream* stream = find_stream(handle);
         if (!stream) return cudaErrorInvalidResourceHandle;
         if (stream->capture) abandon_capture(*stream);
@@ -167,14 +171,16 @@ cudaError_t CUDARTAPI cudaStreamQuery(cudaStream_t handle) {
     });
 }
 
-cudaError_t CUDARTAPI cudaStreamWaitEvent(cudaStream_t stream_handle, cudaEvent_t event_handle, unsigned flags) {
+cudaError_t CUDARTAPI cudaStreamWaitEvent(cudaStream_t stream_handle, cudaEvent_t event_handle,
+                                          unsigned flags) {
     return with_stream("cudaStreamWaitEvent", stream_handle, [&](Stream& stream) -> cudaError_t {
         Event* event = find_event(event_handle);
         return event ? wait(*event, event_handle, stream, flags) : cudaErrorInvalidResourceHandle;
     });
 }
 
-cudaError_t CUDARTAPI cudaStreamAddCallback(cudaStream_t handle, cudaStreamCallback_t function, void* data, unsigned flags) {
+cudaError_t CUDARTAPI cudaStreamAddCallback(cudaStream_t handle, cudaStreamCallback_t function, void* data,
+                                            unsigned flags) {
     return with_stream("cudaStreamAddCallback", handle, [&](Stream& stream) -> cudaError_t {
         if (!function || flags) return cudaErrorInvalidValue;
         if (stream.capture) return refuse_if_capturing(stream);
@@ -197,15 +203,18 @@ cudaError_t CUDARTAPI cudaLaunchHostFunc(cudaStream_t handle, cudaHostFn_t funct
 }
 
 cudaError_t CUDARTAPI cudaStreamGetFlags(cudaStream_t handle, unsigned* flags) {
-    return with_stream("cudaStreamGetFlags", handle, [&](Stream& stream) { return give(flags, stream.flags); });
+    return with_stream("cudaStreamGetFlags", handle,
+                       [&](Stream& stream) { return give(flags, stream.flags); });
 }
 
 cudaError_t CUDARTAPI cudaStreamGetPriority(cudaStream_t handle, int* priority) {
-    return with_stream("cudaStreamGetPriority", handle, [&](Stream& stream) { return give(priority, stream.priority); });
+    return with_stream("cudaStreamGetPriority", handle,
+                       [&](Stream& stream) { return give(priority, stream.priority); });
 }
 
 cudaError_t CUDARTAPI cudaStreamGetId(cudaStream_t handle, unsigned long long* id) {
-    return with_stream("cudaStreamGetId", handle, [&](Stream& stream) { return give(id, static_cast<unsigned long long>(stream.id)); });
+    return with_stream("cudaStreamGetId", handle,
+                       [&](Stream& stream) { return give(id, static_cast<unsigned long long>(stream.id)); });
 }
 
 cudaError_t CUDARTAPI cudaStreamGetDevice(cudaStream_t handle, int* device) {
@@ -217,11 +226,14 @@ cudaError_t CUDARTAPI cudaStreamAttachMemAsync(cudaStream_t handle, void*, size_
 }
 
 // Hints (access policy windows, priorities): accepted, and without effect on results.
-cudaError_t CUDARTAPI cudaStreamSetAttribute(cudaStream_t handle, cudaStreamAttrID, const cudaStreamAttrValue* value) {
-    return with_stream("cudaStreamSetAttribute", handle, [&](Stream&) { return value ? cudaSuccess : cudaErrorInvalidValue; });
+cudaError_t CUDARTAPI cudaStreamSetAttribute(cudaStream_t handle, cudaStreamAttrID,
+                                             const cudaStreamAttrValue* value) {
+    return with_stream("cudaStreamSetAttribute", handle,
+                       [&](Stream&) { return value ? cudaSuccess : cudaErrorInvalidValue; });
 }
 
-cudaError_t CUDARTAPI cudaStreamGetAttribute(cudaStream_t handle, cudaStreamAttrID attribute, cudaStreamAttrValue* value) {
+cudaError_t CUDARTAPI cudaStreamGetAttribute(cudaStream_t handle, cudaStreamAttrID attribute,
+                                             cudaStreamAttrValue* value) {
     return with_stream("cudaStreamGetAttribute", handle, [&](Stream& stream) -> cudaError_t {
         if (!value) return cudaErrorInvalidValue;
         *value = cudaStreamAttrValue{};
@@ -231,10 +243,12 @@ cudaError_t CUDARTAPI cudaStreamGetAttribute(cudaStream_t handle, cudaStreamAttr
 }
 
 cudaError_t CUDARTAPI cudaStreamCopyAttributes(cudaStream_t to, cudaStream_t from) {
-    return with_stream("cudaStreamCopyAttributes", to, [&](Stream&) { return find_stream(from) ? cudaSuccess : cudaErrorInvalidResourceHandle; });
+    return with_stream("cudaStreamCopyAttributes", to, [&](Stream&) {
+        return find_stream(from) ? cudaSuccess : cudaErrorInvalidResourceHandle;
+    });
 }
 
-// ---- events ---------------------------------------------------------------------------------------------------------
+// ---- events -----------------------------------------------------------------------------------------------
 
 cudaError_t CUDARTAPI cudaEventCreateWithFlags(cudaEvent_t* out, unsigned flags) {
     return call("cudaEventCreateWithFlags", [&]() -> cudaError_t {
@@ -249,7 +263,9 @@ cudaError_t CUDARTAPI cudaEventCreateWithFlags(cudaEvent_t* out, unsigned flags)
     });
 }
 
-cudaError_t CUDARTAPI cudaEventCreate(cudaEvent_t* out) { return cudaEventCreateWithFlags(out, cudaEventDefault); }
+cudaError_t CUDARTAPI cudaEventCreate(cudaEvent_t* out) {
+    return cudaEventCreateWithFlags(out, cudaEventDefault);
+}
 
 cudaError_t CUDARTAPI cudaEventDestroy(cudaEvent_t handle) {
     return call_always("cudaEventDestroy", [&]() -> cudaError_t {
@@ -261,11 +277,13 @@ cudaError_t CUDARTAPI cudaEventDestroy(cudaEvent_t handle) {
     });
 }
 
-cudaError_t CUDARTAPI cudaEventRecordWithFlags(cudaEvent_t handle, cudaStream_t stream_handle, unsigned flags) {
+cudaError_t CUDARTAPI cudaEventRecordWithFlags(cudaEvent_t handle, cudaStream_t stream_handle,
+                                               unsigned flags) {
     return with_event("cudaEventRecord", handle, [&](Event& event) -> cudaError_t {
         Stream* stream = find_stream(stream_handle);
         if (!stream) return cudaErrorInvalidResourceHandle;
-        return flags <= cudaEventRecordExternal ? record(event, handle, *stream, flags) : cudaErrorInvalidValue;
+        return flags <= cudaEventRecordExternal ? record(event, handle, *stream, flags)
+                                                : cudaErrorInvalidValue;
     });
 }
 
@@ -287,7 +305,7 @@ cudaError_t CUDARTAPI cudaEventQuery(cudaEvent_t handle) {
     return with_event("cudaEventQuery", handle, [](Event& event) -> cudaError_t {
         if (event.state->capture) return invalidate(*event.state->capture, cudaErrorCapturedEvent);
         if (cudaError_t error = refuse_unsafe()) return error;
-        bool progress = !event.state->complete && run_one(*event.state->stream);      // polling makes progress
+        bool progress = !event.state->complete && run_one(*event.state->stream);     // polling makes progress
         return progress ? cudaErrorNotReady : device_error();
     });
 }

@@ -1,5 +1,5 @@
-// The rest of the runtime's entry points.  Each returns cudaErrorNotSupported and leaves a report that names it, so that a
-// program which only mentions one still loads, and one that calls it is told what is missing.
+// The rest of the runtime's entry points.  Each returns cudaErrorNotSupported and leaves a report that names
+// it, so that a program which only mentions one still loads, and one that calls it is told what is missing.
 //
 // No CUDA header here: the definitions ignore their parameters, whatever those are.
 namespace emu::cudart {

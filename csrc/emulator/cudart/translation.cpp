@@ -32,7 +32,8 @@ const char* mode() { return options().count ? "count" : options().check ? "check
 std::vector<char*> child_environment() {
     std::vector<char*> kept;
     for (char** entry = environ; *entry; ++entry) {
-        bool ours = !std::strncmp(*entry, "LD_PRELOAD=", 11) || !std::strncmp(*entry, "CUDA_NN_EMULATOR_REPORT=", 24);
+        bool ours =
+            !std::strncmp(*entry, "LD_PRELOAD=", 11) || !std::strncmp(*entry, "CUDA_NN_EMULATOR_REPORT=", 24);
         if (!ours) kept.push_back(*entry);
     }
     kept.push_back(nullptr);
@@ -73,12 +74,13 @@ struct TemporaryFile {                       // removed when it goes out of scop
     ~TemporaryFile() { unlink(path.c_str()); }
 };
 
-// ---- the answers kept ---------------------------------------------------------------------------------------------
+// ---- the answers kept -------------------------------------------------------------------------------------
 
 std::string key_file(const char* image, size_t bytes) {
     const char* folder = environment("CUDA_NN_EMULATOR_CACHE", nullptr);
     if (!folder) return "";
-    return std::string(folder) + "/fatbin-" + content_hash(image, bytes) + "-" + mode() + "-" + options().arch + ".path";
+    return std::string(folder) + "/fatbin-" + content_hash(image, bytes) + "-" + mode() + "-" +
+           options().arch + ".path";
 }
 
 std::string read_line(const std::string& path) {
@@ -90,7 +92,8 @@ std::string read_line(const std::string& path) {
     return line;
 }
 
-void keep_line(const std::string& path, const std::string& line) {     // by renaming: no reader sees half of it
+void keep_line(const std::string& path,
+               const std::string& line) {     // by renaming: no reader sees half of it
     if (path.empty()) return;
     std::string part = path + "." + std::to_string(getpid());
     FILE* file = std::fopen(part.c_str(), "w");
@@ -108,22 +111,26 @@ cudaError_t ask(const char* image, size_t bytes, std::string* path, std::string*
     }
     std::string line = environment("CUDA_NN_EMULATOR_TRANSLATE", "python3 -m cuda.nn.emulator.build");
     std::vector<std::string> command = split_command(line);
-    for (std::string word : {std::string("--fatbin"), file.path, std::string("--arch"), options().arch, std::string("--mode"), std::string(mode())})
+    for (std::string word : {std::string("--fatbin"), file.path, std::string("--arch"), options().arch,
+                             std::string("--mode"), std::string(mode())})
         command.push_back(word);
     int status = run_command(command, path);
     if (status == 0 && !path->empty()) return cudaSuccess;
     if (status == NO_PTX) {
-        *why = "it holds no PTX that " + options().arch + " can run; build it with PTX, e.g. nvcc -gencode arch=compute_80,code=compute_80";
+        *why = "it holds no PTX that " + options().arch +
+               " can run; build it with PTX, e.g. nvcc -gencode arch=compute_80,code=compute_80";
         return cudaErrorNoKernelImageForDevice;
     }
     *why = status < 0 ? "the translator could not be started (" + line + ")"
-                      : "the translator ended with status " + std::to_string(status) + "; its messages are on stderr";
+                      : "the translator ended with status " + std::to_string(status) +
+                            "; its messages are on stderr";
     return cudaErrorInvalidKernelImage;
 }
 
 }  // namespace
 
-std::string content_hash(const char* data, size_t bytes) {             // two multiply-and-rotate lanes over 8-byte words
+std::string content_hash(const char* data,
+                         size_t bytes) {     // two multiply-and-rotate lanes over 8-byte words
     uint64_t a = 0x9e3779b97f4a7c15u ^ bytes, b = 0xc2b2ae3d27d4eb4fu + bytes;
     auto mix = [&](uint64_t word) {
         a = (a ^ word) * 0xff51afd7ed558ccdu;
@@ -142,7 +149,8 @@ std::string content_hash(const char* data, size_t bytes) {             // two mu
     mix(tail);
     mix(0x165667b19e3779f9u);
     char text[33];
-    std::snprintf(text, sizeof text, "%016llx%016llx", static_cast<unsigned long long>(a), static_cast<unsigned long long>(b));
+    std::snprintf(text, sizeof text, "%016llx%016llx", static_cast<unsigned long long>(a),
+                  static_cast<unsigned long long>(b));
     return text;
 }
 
@@ -181,7 +189,8 @@ int run_command(const std::vector<std::string>& command, std::string* first_line
     if (failed) return -1;
     int status = 0;
     while (waitpid(child, &status, 0) < 0)
-        if (errno != EINTR) return -1;       // e.g. the program ignores SIGCHLD, and the system reaped the child
+        if (errno != EINTR)
+            return -1;     // e.g. the program ignores SIGCHLD, and the system reaped the child
     *first_line = output.substr(0, output.find('\n'));
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }

@@ -1,4 +1,5 @@
-// From a fat binary to a loaded module.  The translator is a command of its own (Python), asked once per fat binary:
+// From a fat binary to a loaded module.  The translator is a command of its own (Python), asked once per fat
+// binary:
 //
 //   <command> --fatbin FILE --arch sm_80 --mode check       prints the path of the translated module
 //
@@ -21,7 +22,7 @@ cudaError_t translate(const char* image, size_t bytes, const LoadedModule** modu
 
 // The parts, for tests.
 std::string content_hash(const char* data, size_t bytes);                 // 128 bits, 32 hexadecimal digits
-std::vector<std::string> split_command(const std::string& line);          // by blanks; '..', ".." and \ keep them
+std::vector<std::string> split_command(const std::string& line);     // by blanks; '..', ".." and \ keep them
 int run_command(const std::vector<std::string>& command, std::string* first_line);    // exit status, or -1
 
 }  // namespace emu::cudart

@@ -1,5 +1,5 @@
-// What a stream or a graph executes: one object per operation.  An operation is checked when it is submitted, and run at
-// once, at the next synchronisation (Options::defer), or with its graph.
+// What a stream or a graph executes: one object per operation.  An operation is checked when it is submitted,
+// and run at once, at the next synchronisation (Options::defer), or with its graph.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -16,7 +16,7 @@ struct Range {                               // memory that an operation touches
     const char* begin;
     size_t bytes;
     bool written;
-    bool exact;                              // false: an allocation the kernel was given; how much it touches is unknown
+    bool exact;     // false: an allocation the kernel was given; how much it touches is unknown
 };
 
 struct Work {
@@ -28,15 +28,17 @@ struct Work {
     virtual cudaGraphNodeType type() const = 0;
     virtual std::string describe() const = 0;
     virtual std::vector<Range> ranges() const { return {}; }
-    virtual void keep() {}                   // what the caller lent (arguments) is copied: the operation outlives the call
-    virtual void stage() {}                  // before it waits in a stream: pageable host memory is read now, as on a GPU
+    virtual void keep() {}     // what the caller lent (arguments) is copied: the operation outlives the call
+    virtual void stage() {}     // before it waits in a stream: pageable host memory is read now, as on a GPU
 };
 
 template <class Self> struct WorkOf : Work {
-    std::unique_ptr<Work> copy() const override { return std::make_unique<Self>(static_cast<const Self&>(*this)); }
+    std::unique_ptr<Work> copy() const override {
+        return std::make_unique<Self>(static_cast<const Self&>(*this));
+    }
 };
 
-// ---- kernels --------------------------------------------------------------------------------------------------------
+// ---- kernels ----------------------------------------------------------------------------------------------
 
 struct KernelWork : WorkOf<KernelWork> {
     Kernel* kernel = nullptr;
@@ -63,7 +65,7 @@ private:
     void point();
 };
 
-// ---- copies and fills -------------------------------------------------------------------------------------------------
+// ---- copies and fills -------------------------------------------------------------------------------------
 
 struct CopyWork : WorkOf<CopyWork> {         // depth slices of height rows of width bytes
     char* destination = nullptr;
@@ -84,7 +86,7 @@ struct CopyWork : WorkOf<CopyWork> {         // depth slices of height rows of w
 
 private:
     std::shared_ptr<std::vector<char>> staged_;      // of pageable memory, read at submission
-    uint64_t source_sum_ = 0;                        // of pinned memory at submission: it must not change until the copy ran
+    uint64_t source_sum_ = 0;     // of pinned memory at submission: it must not change until the copy ran
     bool watch_source_ = false;
     uint64_t checksum() const;
     void transfer() const;
@@ -92,8 +94,8 @@ private:
 };
 
 CopyWork linear_copy(void* destination, const void* source, size_t bytes, cudaMemcpyKind);
-CopyWork pitched_copy(void* destination, size_t destination_pitch, const void* source, size_t source_pitch, size_t width,
-                      size_t height, cudaMemcpyKind);
+CopyWork pitched_copy(void* destination, size_t destination_pitch, const void* source, size_t source_pitch,
+                      size_t width, size_t height, cudaMemcpyKind);
 cudaError_t volume_copy(const cudaMemcpy3DParms&, CopyWork*);      // refuses arrays
 
 struct FillWork : WorkOf<FillWork> {
@@ -109,7 +111,7 @@ struct FillWork : WorkOf<FillWork> {
     bool empty() const { return !width || !height || !depth; }
 };
 
-// ---- the rest -----------------------------------------------------------------------------------------------------------
+// ---- the rest ---------------------------------------------------------------------------------------------
 
 struct HostWork : WorkOf<HostWork> {
     cudaHostFn_t function = nullptr;
@@ -141,9 +143,10 @@ struct FreeWork : WorkOf<FreeWork> {         // cudaFreeAsync
     std::string describe() const override { return "cudaFreeAsync"; }
 };
 
-// ---- memory, as host calls see it (host_memory.cpp) ---------------------------------------------------------------------
+// ---- memory, as host calls see it (host_memory.cpp) -------------------------------------------------------
 
-// Is [p, p + bytes) memory the device can use?  Otherwise reports, and returns the error.  verb: "reads", "writes", ...
+// Is [p, p + bytes) memory the device can use?  Otherwise reports, and returns the error.  verb: "reads",
+// "writes", ...
 cudaError_t check_device_range(const void* p, size_t bytes, const char* verb);
 // The host's side of a copy: pageable memory is not known, pinned and managed memory is checked.
 cudaError_t check_host_range(const void* p, size_t bytes, const char* verb);

@@ -22,10 +22,19 @@ if TYPE_CHECKING:
     from cuda.nn.emulator.report import Report as Report
     from cuda.nn.emulator.resources import Resources as Resources
 
-# Imported at first use: the translator runs as a command of its own, which needs no NumPy and should start at once.
+# Imported at first use: the translator runs as a command of its own, which needs no NumPy and should start at
+# once.
 _PLACES = {
-    "compile": "module", "compile_ptx": "module", "Module": "module", "Buffer": "buffers", "Report": "report", "KINDS": "report",
-    "KernelCounters": "counters", "Resources": "resources", "EmulatorError": "errors", "LaunchError": "errors",
+    "compile": "module",
+    "compile_ptx": "module",
+    "Module": "module",
+    "Buffer": "buffers",
+    "Report": "report",
+    "KINDS": "report",
+    "KernelCounters": "counters",
+    "Resources": "resources",
+    "EmulatorError": "errors",
+    "LaunchError": "errors",
 }
 __all__ = [*_PLACES]
 

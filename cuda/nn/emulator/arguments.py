@@ -1,4 +1,5 @@
-"""What a launch passes to a kernel: NumPy arrays by copy to the device and back, scalars and structures by value.
+"""What a launch passes to a kernel: NumPy arrays by copy to the device and back, scalars and structures by
+value.
 
 An array argument keeps its device memory from launch to launch, as long as its size stays the same."""
 
@@ -14,14 +15,15 @@ from cuda.nn.emulator.errors import EmulatorError
 from cuda.nn.emulator.kernels import Kernel
 from cuda.nn.emulator.native import Library
 
-POINTER = 8      # bytes of a pointer parameter
-ALIGNMENT = 16   # of a parameter, at most
+POINTER = 8  # bytes of a pointer parameter
+ALIGNMENT = 16  # of a parameter, at most
 SUGGESTED = {1: ("int8", "int8"), 2: ("int16", "float16"), 4: ("int32", "float32"), 8: ("int64", "float64")}
 ADDRESS = struct.Struct("<Q")
 
 
 class Arguments:
-    """One kernel's arguments on the device.  `pointers` is what cudaLaunchKernel wants: one pointer per parameter."""
+    """One kernel's arguments on the device.  `pointers` is what cudaLaunchKernel wants: one pointer per
+    parameter."""
 
     def __init__(self, library: Library, kernel: Kernel) -> None:
         self._library, self._kernel = library, kernel
@@ -29,21 +31,27 @@ class Arguments:
         places = [0]
         for size in kernel.parameter_sizes:
             places.append(-(-(places[-1] + size) // ALIGNMENT) * ALIGNMENT)
-        self._values = ctypes.create_string_buffer(max(places[-1], 1))     # the parameters' values
+        self._values = ctypes.create_string_buffer(max(places[-1], 1))  # the parameters' values
         self._places = places[:count]
         base = ctypes.addressof(self._values)
         self.pointers = (ctypes.c_void_p * max(count, 1))(*(base + place for place in self._places))
-        self._memory = [(0, 0)] * count                                    # device address and bytes of array arguments
-        self._results: list[tuple[np.ndarray, np.ndarray, int, int]] = []  # array, its contiguous form, that's and device address
+        self._memory = [(0, 0)] * count  # device address and bytes of array arguments
+        self._results: list[
+            tuple[np.ndarray, np.ndarray, int, int]
+        ] = []  # array, its contiguous form, that's and device address
 
     def send(self, args: Sequence[Any]) -> None:
         """Copy arrays to the device and note the values.  EmulatorError where they do not fit the kernel."""
         kernel = self._kernel
         if len(args) != len(kernel.parameter_sizes):
-            raise EmulatorError(f"{kernel.name} takes {len(kernel.parameter_sizes)} arguments, {len(args)} were given")
+            raise EmulatorError(
+                f"{kernel.name} takes {len(kernel.parameter_sizes)} arguments, {len(args)} were given"
+            )
         self._results.clear()
-        seen: list[tuple[int, np.ndarray, int, int]] = []                  # index, array, host and device address
-        for index, (value, size, place) in enumerate(zip(args, kernel.parameter_sizes, self._places, strict=True)):
+        seen: list[tuple[int, np.ndarray, int, int]] = []  # index, array, host and device address
+        for index, (value, size, place) in enumerate(
+            zip(args, kernel.parameter_sizes, self._places, strict=True)
+        ):
             if isinstance(value, np.ndarray):
                 self._check_pointer(index, size)
                 ADDRESS.pack_into(self._values, place, self._send_array(index, value, seen))
@@ -68,17 +76,19 @@ class Arguments:
                 self._library.free(address)
         self._memory = [(0, 0)] * len(self._memory)
 
-    # ---- arrays --------------------------------------------------------------------------------------------------
+    # ---- arrays --------------------------------------------------------------------------------------------
 
     def _send_array(self, index: int, array: np.ndarray, seen: list[tuple[int, np.ndarray, int, int]]) -> int:
         """The device address of the array's copy; the same array given twice is one copy."""
-        host: int = array.__array_interface__["data"][0]     # a third of the time of array.ctypes.data
+        host: int = array.__array_interface__["data"][0]  # a third of the time of array.ctypes.data
         for before, other, address, device in seen:
             if other is array:
                 return device
             self._refuse_overlap(before, other, address, index, array, host)
         if array.dtype.hasobject or not array.dtype.isnative:
-            raise EmulatorError(f"argument {index} of {self._kernel.name}: an array of {array.dtype} has no form on a device")
+            raise EmulatorError(
+                f"argument {index} of {self._kernel.name}: an array of {array.dtype} has no form on a device"
+            )
         size = array.nbytes
         device = self._place(index, size)
         seen.append((index, array, host, device))
@@ -93,7 +103,8 @@ class Arguments:
         return device
 
     def _place(self, index: int, size: int) -> int:
-        """Device memory for an argument; its contents are arbitrary.  Null for an empty array, as cudaMalloc gives."""
+        """Device memory for an argument; its contents are arbitrary.  Null for an empty array, as cudaMalloc
+        gives."""
         address, had = self._memory[index]
         if had == size:
             return address
@@ -104,21 +115,31 @@ class Arguments:
         self._memory[index] = (address, size)
         return address
 
-    def _refuse_overlap(self, one: int, first: np.ndarray, at: int, two: int, second: np.ndarray, address: int) -> None:
+    def _refuse_overlap(
+        self, one: int, first: np.ndarray, at: int, two: int, second: np.ndarray, address: int
+    ) -> None:
         """Arrays that share some memory cannot be copied one by one: which copy would win?"""
-        if first.flags.c_contiguous and second.flags.c_contiguous and not (
-                at < address + second.nbytes and address < at + first.nbytes):
-            return                                           # the usual case, quickly
+        if (
+            first.flags.c_contiguous
+            and second.flags.c_contiguous
+            and not (at < address + second.nbytes and address < at + first.nbytes)
+        ):
+            return  # the usual case, quickly
         if (first.flags.writeable or second.flags.writeable) and np.shares_memory(first, second):
-            raise EmulatorError(f"arguments {one} and {two} of {self._kernel.name} overlap in memory; give one array twice, "
-                                "copies, or module.array(...)")
+            raise EmulatorError(
+                f"arguments {one} and {two} of {self._kernel.name} overlap in memory; give one array twice, "
+                "copies, or module.array(...)"
+            )
 
-    # ---- values --------------------------------------------------------------------------------------------------
+    # ---- values --------------------------------------------------------------------------------------------
 
     def _check_pointer(self, index: int, size: int) -> None:
         if size != POINTER:
-            raise EmulatorError(f"argument {index} of {self._kernel.name}: an array is passed by pointer (8 bytes), the kernel takes "
-                                f"{size} bytes by value; give {_example(size)}")
+            raise EmulatorError(
+                f"argument {index} of {self._kernel.name}: an array is passed by pointer (8 bytes), the "
+                f"kernel takes "
+                f"{size} bytes by value; give {_example(size)}"
+            )
 
     def _bytes(self, index: int, size: int, value: Any) -> bytes:
         """A scalar's or structure's bytes."""
@@ -127,10 +148,15 @@ class Arguments:
             data = value.tobytes() if isinstance(value, np.generic) else bytes(value)
             if len(data) == size:
                 return data
-            raise EmulatorError(f"{where}: {kind} has {len(data)} bytes, the kernel takes {size}; give {_example(size)}")
+            raise EmulatorError(
+                f"{where}: {kind} has {len(data)} bytes, the kernel takes {size}; give {_example(size)}"
+            )
         if isinstance(value, bool | int | float):
             number = SUGGESTED.get(size, ("void", "void"))[isinstance(value, float)]
-            raise EmulatorError(f"{where}: a Python {kind} has no size; write np.{number}({value!r}): the kernel takes {size} bytes")
+            raise EmulatorError(
+                f"{where}: a Python {kind} has no size; write np.{number}({value!r}): the kernel takes "
+                f"{size} bytes"
+            )
         raise EmulatorError(f"{where}: {kind} cannot be passed; give a NumPy array, or {_example(size)}")
 
 

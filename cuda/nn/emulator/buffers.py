@@ -1,9 +1,9 @@
 """Device memory that stays between launches.
 
-    y = module.empty((4, 128), np.float32)      # never written: reading it first is a finding
-    x = module.array(host)                      # a copy of a NumPy array
-    module.launch("scan", 4, 128, [x, y, np.int32(4)])
-    y.numpy()                                   # a copy on the host"""
+y = module.empty((4, 128), np.float32)      # never written: reading it first is a finding
+x = module.array(host)                      # a copy of a NumPy array
+module.launch("scan", 4, 128, [x, y, np.int32(4)])
+y.numpy()                                   # a copy on the host"""
 
 import weakref
 from typing import Any
@@ -15,11 +15,14 @@ from cuda.nn.emulator.native import Library
 
 
 class Buffer:
-    """An array in device memory, freed with its last reference.  Pass it to launch() in place of a NumPy array."""
+    """An array in device memory, freed with its last reference.  Pass it to launch() in place of a NumPy
+    array."""
 
-    def __init__(self, library: Library, address: int, shape: tuple[int, ...], dtype: Any, *, owned: bool) -> None:
+    def __init__(
+        self, library: Library, address: int, shape: tuple[int, ...], dtype: Any, *, owned: bool
+    ) -> None:
         self._library = library
-        self.address = address                    # what the kernel gets
+        self.address = address  # what the kernel gets
         self.shape = shape
         self.dtype = np.dtype(dtype)
         self.nbytes = int(np.prod(shape, dtype=np.int64)) * self.dtype.itemsize
@@ -35,8 +38,10 @@ class Buffer:
         """Overwrite it with an array of the same shape and type."""
         array = np.asarray(array)
         if array.shape != self.shape or array.dtype != self.dtype:
-            raise EmulatorError(f"copy_from: {array.dtype}{list(array.shape)} does not fit a buffer of "
-                                f"{self.dtype}{list(self.shape)}")
+            raise EmulatorError(
+                f"copy_from: {array.dtype}{list(array.shape)} does not fit a buffer of "
+                f"{self.dtype}{list(self.shape)}"
+            )
         array = np.ascontiguousarray(array)
         self._library.copy(self._alive(), array.ctypes.data, self.nbytes)
         return self

@@ -1,7 +1,9 @@
-"""Builds what runs kernels: the runtime library (csrc/emulator), and a translated module from PTX.  Both are cached.
+"""Builds what runs kernels: the runtime library (csrc/emulator), and a translated module from PTX.  Both are
+cached.
 
     runtime_library()                 # .../libcudart.so.13: fibers, checker, and the stand-in CUDA runtime
-    translated_module(ptx, "check")   # .../module.so: the kernels of one PTX text, for the modes check and count
+    translated_module(ptx, "check")   # .../module.so: the kernels of one PTX text, for the modes check and
+    count
 
 A program under `cuda-nn emulate` asks for its kernels by a command, which prints the path of the module:
 
@@ -22,14 +24,16 @@ from pathlib import Path
 from cuda.nn.emulator import cache, toolchain
 from cuda.nn.emulator.errors import EmulatorError
 from cuda.nn.emulator.names import plain_name
+from cuda.nn.emulator.options import MODES
 
-MODES = ("fast", "check", "count")
 LIBRARY = "libcudart.so.13"
-NO_PTX = 3                # the command's status, as csrc/emulator/cudart/translation.cpp reads it
-# No contraction: PTX says itself where a multiplication and an addition are one rounding.  No strict aliasing: registers are untyped.
+NO_PTX = 3  # the command's status, as csrc/emulator/cudart/translation.cpp reads it
+# No contraction: PTX says itself where a multiplication and an addition are one rounding.  No strict
+# aliasing: registers are untyped.
 COMMON = ("-std=c++17", "-fPIC", "-fno-strict-aliasing", "-fwrapv", "-ffp-contract=off")
-RUNTIME_FLAGS = (*COMMON, "-O3", "-fvisibility=default", "-pthread")
-MODULE_FLAGS = (*COMMON, "-O1", "-w")
+# Inline functions stay each library's own: a module with hooks must not get the runtime's copies without.
+RUNTIME_FLAGS = (*COMMON, "-O3", "-fvisibility-inlines-hidden", "-fno-semantic-interposition", "-pthread")
+MODULE_FLAGS = (*COMMON, "-O1", "-fvisibility=hidden", "-w")
 INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
 
 
@@ -42,11 +46,12 @@ def source_folder() -> Path:
     raise EmulatorError(f"the emulator's C++ sources are missing from {here / 'csrc'}; reinstall cuda-nn")
 
 
-# ---- the runtime library -----------------------------------------------------------------------------------------------
+# ---- the runtime library -----------------------------------------------------------------------------------
 
 
 def runtime_library() -> Path:
-    """The path of the runtime library, built where it is not there.  About half a minute, once per machine and version."""
+    """The path of the runtime library, built where it is not there.  About half a minute, once per machine
+    and version."""
     return _runtime_library(str(cache.root()))
 
 
@@ -61,8 +66,20 @@ def _runtime_library(root: str) -> Path:
     def link(made: Path) -> None:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(_object, sources, keys))
-        _compile(["-shared", "-Wl,--no-undefined", f"-Wl,-soname,{LIBRARY}", f"-Wl,--version-script={script}",
-                  *map(str, objects), "-pthread", "-ldl", "-o", str(made / LIBRARY)], "the emulator's runtime library")
+        _compile(
+            [
+                "-shared",
+                "-Wl,--no-undefined",
+                f"-Wl,-soname,{LIBRARY}",
+                f"-Wl,--version-script={script}",
+                *map(str, objects),
+                "-pthread",
+                "-ldl",
+                "-o",
+                str(made / LIBRARY),
+            ],
+            "the emulator's runtime library",
+        )
         cache.tidy("objects")
         cache.tidy("modules")
 
@@ -71,8 +88,21 @@ def _runtime_library(root: str) -> Path:
 
 def _object(source: Path, key: str) -> Path:
     def make(made: Path) -> None:
-        _compile([*RUNTIME_FLAGS, *_native(), "-I", str(source_folder()), "-isystem", str(toolchain.cuda_include()),
-                  "-c", str(source), "-o", str(made / "object.o")], f"{source.name} of the emulator")
+        _compile(
+            [
+                *RUNTIME_FLAGS,
+                *_native(),
+                "-I",
+                str(source_folder()),
+                "-isystem",
+                str(toolchain.cuda_include()),
+                "-c",
+                str(source),
+                "-o",
+                str(made / "object.o"),
+            ],
+            f"{source.name} of the emulator",
+        )
 
     return cache.entry("objects", key, make) / "object.o"
 
@@ -97,28 +127,47 @@ def _headers(source: Path) -> list[Path]:
     return sorted(found)
 
 
-# ---- translated modules ------------------------------------------------------------------------------------------------
+# ---- translated modules ------------------------------------------------------------------------------------
 
 
 def translated_module(ptx: str, mode: str, *, partial: bool = False) -> Path:
     """The shared library made of a PTX text, for a mode: check and count share one.
 
-    EmulatorError for what cannot be translated; with `partial` such kernels are left out, and refused.txt beside it names them."""
+    EmulatorError for what cannot be translated; with `partial` such kernels are left out, and refused.txt
+    beside it names them."""
     hooks = mode != "fast"
     library = runtime_library()
     key = cache.digest([ptx, str(hooks), str(partial), translator_key()])
 
     def make(made: Path) -> None:
-        from cuda.nn.emulator.translate import translate      # late: the table of instructions takes a while to import
+        from cuda.nn.emulator.translate import (
+            translate,  # late: the table of instructions takes a while to import
+        )
 
         (made / "kernels.ptx").write_text(ptx, encoding="utf-8")
         translation = translate(ptx, partial=partial)
         (made / "module.cpp").write_text(translation.cpp, encoding="utf-8")
-        refused = [f"{plain_name(name)}: {why}" for name, reasons in translation.refused.items() for why in reasons]
+        refused = [
+            f"{plain_name(name)}: {why}" for name, reasons in translation.refused.items() for why in reasons
+        ]
         (made / "refused.txt").write_text("".join(f"{line}\n" for line in refused), encoding="utf-8")
-        _compile([*_module_flags(hooks), "-I", str(_precompiled(hooks)), "-I", str(source_folder()), "-shared",
-                  str(made / "module.cpp"), "-L", str(library.parent), f"-l:{LIBRARY}", "-o", str(made / "module.so")],
-                 "the translated kernels")
+        _compile(
+            [
+                *_module_flags(hooks),
+                "-I",
+                str(_precompiled(hooks)),
+                "-I",
+                str(source_folder()),
+                "-shared",
+                str(made / "module.cpp"),
+                "-L",
+                str(library.parent),
+                f"-l:{LIBRARY}",
+                "-o",
+                str(made / "module.so"),
+            ],
+            "the translated kernels",
+        )
 
     return cache.entry("modules", key, make) / "module.so"
 
@@ -128,11 +177,15 @@ def _module_flags(hooks: bool) -> list[str]:
 
 
 def _precompiled(hooks: bool) -> Path:
-    """A folder with device.h precompiled, which g++ prefers to the text: 0.2 s less for every module, of about 0.5 s."""
+    """A folder with device.h precompiled, which g++ prefers to the text: 0.2 s less for every module, of
+    about 0.5 s."""
     header = source_folder() / "device.h"
 
     def make(made: Path) -> None:
-        _compile([*_module_flags(hooks), "-x", "c++-header", str(header), "-o", str(made / "device.h.gch")], "device.h")
+        _compile(
+            [*_module_flags(hooks), "-x", "c++-header", str(header), "-o", str(made / "device.h.gch")],
+            "device.h",
+        )
 
     return cache.entry("headers", _source_key(header, _module_flags(hooks)), make)
 
@@ -142,20 +195,27 @@ def translator_key() -> str:
     """Changes with everything but the PTX that decides what a translated module is."""
     here = Path(__file__).parent
     files = (path for part in ("ptx", "translate") for path in sorted((here / part).rglob("*.py")))
-    return cache.digest([_source_key(source_folder() / "device.h", MODULE_FLAGS), *(path.read_bytes() for path in files)])
+    return cache.digest(
+        [_source_key(source_folder() / "device.h", MODULE_FLAGS), *(path.read_bytes() for path in files)]
+    )
 
 
-# ---- the host compiler ---------------------------------------------------------------------------------------------------
+# ---- the host compiler -------------------------------------------------------------------------------------
 
 
 def _compile(arguments: Sequence[str], what: str) -> None:
-    """Run the host compiler.  Our own C++ failing is a defect or a foreign compiler: its first lines are passed on."""
+    """Run the host compiler.  Our own C++ failing is a defect or a foreign compiler: its first lines are
+    passed on."""
     command = [*toolchain.host_compiler().split(), *arguments]
-    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}    # that of an emulated program
+    environment = {
+        name: value for name, value in os.environ.items() if name != "LD_PRELOAD"
+    }  # that of an emulated program
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
-        raise EmulatorError(f"{what} could not be compiled by {command[0]} (status {done.returncode})",
-                            "\n".join((done.stderr or done.stdout).splitlines()[:40]))
+        raise EmulatorError(
+            f"{what} could not be compiled by {command[0]} (status {done.returncode})",
+            "\n".join((done.stderr or done.stdout).splitlines()[:40]),
+        )
 
 
 def _native() -> list[str]:
@@ -165,24 +225,30 @@ def _native() -> list[str]:
 
 @lru_cache
 def _machine() -> tuple[str, ...]:
-    """What the compiler's output depends on besides the source: the compiler, and for -march=native the processor."""
+    """What the compiler's output depends on besides the source: the compiler, and for -march=native the
+    processor."""
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text().splitlines() if cpu.exists() else []
     features = next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
     return (toolchain.compiler_version(toolchain.host_compiler()), features)
 
 
-# ---- the command -----------------------------------------------------------------------------------------------------
+# ---- the command -------------------------------------------------------------------------------------------
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """See the top of the file.  Status 2 and one message where there is no PTX, or it cannot be translated."""
+    """See the top of the file.  Status 2 and one message where there is no PTX, or it cannot be
+    translated."""
     import argparse
 
     from cuda.nn.emulator import fatbin
 
-    parser = argparse.ArgumentParser(prog="python -m cuda.nn.emulator.build", description=__doc__.splitlines()[0])
-    parser.add_argument("--fatbin", type=Path, required=True, help="file with what __cudaRegisterFatBinary was given")
+    parser = argparse.ArgumentParser(
+        prog="python -m cuda.nn.emulator.build", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--fatbin", type=Path, required=True, help="file with what __cudaRegisterFatBinary was given"
+    )
     parser.add_argument("--arch", default="sm_80", help="profile whose PTX is wanted (default sm_80)")
     parser.add_argument("--mode", choices=MODES, default="check")
     given = parser.parse_args(argv)

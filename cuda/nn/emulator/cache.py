@@ -1,9 +1,12 @@
 """The cache folder: what is built once and kept, under a hash of everything that it was made from.
 
-    cache.entry("modules", key, make)     # the folder of that entry; make(folder) fills it where there is none
+    cache.entry("modules", key, make)     # the folder of that entry; make(folder) fills it where there is
+    none
 
-The folder is $CUDA_NN_CACHE, else $XDG_CACHE_HOME/cuda-nn, else ~/.cache/cuda-nn.  It may be deleted at any time.
-Processes and threads may build at once: an entry is made under a lock, in a folder beside its place, and then renamed."""
+The folder is $CUDA_NN_CACHE, else $XDG_CACHE_HOME/cuda-nn, else ~/.cache/cuda-nn.  It may be deleted at any
+time.
+Processes and threads may build at once: an entry is made under a lock, in a folder beside its place, and then
+renamed."""
 
 import contextlib
 import fcntl
@@ -17,7 +20,7 @@ from pathlib import Path
 
 from cuda.nn.emulator.errors import EmulatorError
 
-KEPT_DAYS = 30                # an entry that nobody used for so long goes
+KEPT_DAYS = 30  # an entry that nobody used for so long goes
 
 
 def root() -> Path:
@@ -68,7 +71,7 @@ def _used(place: Path) -> bool:
     try:
         os.utime(place)
     except PermissionError:
-        return True                       # somebody else's cache, readable only
+        return True  # somebody else's cache, readable only
     except OSError:
         return False
     return True
@@ -79,8 +82,9 @@ def _writable(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise EmulatorError(f"cache folder {folder} cannot be made ({error.strerror}); "
-                            "name another one in CUDA_NN_CACHE") from None
+        raise EmulatorError(
+            f"cache folder {folder} cannot be made ({error.strerror}); name another one in CUDA_NN_CACHE"
+        ) from None
     yield
 
 
@@ -90,5 +94,5 @@ def _lock(kind: str, key: str) -> Iterator[None]:
     path = root() / "locks" / f"{kind}-{int(key[:2], 16) % 64:02}"
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)      # given back when the file closes, also when the process dies
+        fcntl.flock(file, fcntl.LOCK_EX)  # given back when the file closes, also when the process dies
         yield

@@ -1,10 +1,12 @@
-"""Check one .cu file: compile it, run its kernels, gather what there is to say.  Behind `cuda-nn kernels check`.
+"""Check one .cu file: compile it, run its kernels, gather what there is to say.  Behind `cuda-nn kernels
+check`.
 
     outcome = check_file(Path("scan.cu"), driver=Path("driver.py"))
     outcome.reports, outcome.status
 
-Three ways: with a driver, a Python file whose run(module) launches the kernels; a file with main() runs as a program; of a file with
-neither nothing is executed, and the outcome says what nvcc, ptxas and the translator know."""
+Three ways: with a driver, a Python file whose run(module) launches the kernels; a file with main() runs as a
+program; of a file with neither nothing is executed, and the outcome says what nvcc, ptxas and the translator
+know."""
 
 import contextlib
 import dataclasses
@@ -39,7 +41,7 @@ class KernelFacts:
 
     name: str
     resources: Resources | None
-    launches: int | None = None          # None: unknown
+    launches: int | None = None  # None: unknown
     counters: KernelCounters | None = None
 
 
@@ -52,9 +54,9 @@ class Outcome:
     kernels: list[KernelFacts]
     reports: list[Report] = field(default_factory=list)
     executed: bool = True
-    refused: list[str] = field(default_factory=list)      # kernels that the emulator cannot run, and why
-    failure: str = ""                    # what the driver raised, or the program's status
-    advice: str = ""                     # how to get the kernels executed
+    refused: list[str] = field(default_factory=list)  # kernels that the emulator cannot run, and why
+    failure: str = ""  # what the driver raised, or the program's status
+    advice: str = ""  # how to get the kernels executed
 
     @property
     def status(self) -> int:
@@ -66,10 +68,14 @@ class Outcome:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
-            "file": str(self.file), "arch": self.arch, "status": self.status, "executed": self.executed,
+            "file": str(self.file),
+            "arch": self.arch,
+            "status": self.status,
+            "executed": self.executed,
             "reports": [report.as_dict() for report in self.reports],
             "kernels": [_kernel_dict(kernel) for kernel in self.kernels],
-            "refused": self.refused, "failure": self.failure,
+            "refused": self.refused,
+            "failure": self.failure,
         }
 
     def print(self) -> None:
@@ -79,10 +85,21 @@ class Outcome:
         render.outcome(self)
 
 
-def check_file(source: Path, *, driver: Path | None = None, arch: str = "sm_80", mode: str = "check",
-               defines: Mapping[str, Define] | None = None, include_dirs: Sequence[str | Path] = (), schedule: str = "forward",
-               seed: int = 0, arguments: Sequence[str] = (), quiet: bool = False) -> Outcome:
-    """See the top of the file.  quiet: what the kernels and the driver print goes to stderr.  EmulatorError for input at fault."""
+def check_file(
+    source: Path,
+    *,
+    driver: Path | None = None,
+    arch: str = "sm_80",
+    mode: str = "check",
+    defines: Mapping[str, Define] | None = None,
+    include_dirs: Sequence[str | Path] = (),
+    schedule: str = "forward",
+    seed: int = 0,
+    arguments: Sequence[str] = (),
+    quiet: bool = False,
+) -> Outcome:
+    """See the top of the file.  quiet: what the kernels and the driver print goes to stderr.  EmulatorError
+    for input at fault."""
     check_source(source)
     profile_of(arch)
     if driver is not None and not driver.is_file():
@@ -98,7 +115,7 @@ def check_file(source: Path, *, driver: Path | None = None, arch: str = "sm_80",
         return _looked_at(source, compiled)
 
 
-# ---- the three ways ----------------------------------------------------------------------------------------------------
+# ---- the three ways ----------------------------------------------------------------------------------------
 
 
 def _driven(module: Module, source: Path, driver: Path) -> Outcome:
@@ -110,15 +127,24 @@ def _driven(module: Module, source: Path, driver: Path) -> Outcome:
         failure = str(error)
     except EmulatorError:
         raise
-    except Exception as error:           # the driver's own: a comparison that failed, say
+    except Exception as error:  # the driver's own: a comparison that failed, say
         failure = "".join(traceback.format_exception(error, limit=-3)).rstrip()
     launched = any(module.launches.values())
     advice = "" if launched or failure else f"{driver} launched none of them"
-    return Outcome(source, module.arch, [_facts(module, kernel) for kernel in module.kernels.values()], list(module.reports),
-                   executed=launched, failure=failure, advice=advice)
+    return Outcome(
+        source,
+        module.arch,
+        [_facts(module, kernel) for kernel in module.kernels.values()],
+        list(module.reports),
+        executed=launched,
+        failure=failure,
+        advice=advice,
+    )
 
 
-def _run_program(source: Path, compiled: Mapping[str, Any], mode: str, options: Mapping[str, Any], arguments: Sequence[str]) -> Outcome:
+def _run_program(
+    source: Path, compiled: Mapping[str, Any], mode: str, options: Mapping[str, Any], arguments: Sequence[str]
+) -> Outcome:
     arch = compiled["arch"]
     ptx = compile_to_ptx(source, **compiled)
     resources = read_resources(ptx, arch)
@@ -127,12 +153,21 @@ def _run_program(source: Path, compiled: Mapping[str, Any], mode: str, options: 
         compile_program(source, program, **compiled)
         result = emulate.run([str(program), *arguments], mode=mode, arch=arch, options=options)
     counters = read_counters(result.counters, source)
-    facts = [KernelFacts(kernel.name, resources.get(kernel.mangled), counters=counters.get(kernel.mangled))
-             for kernel in read_kernels(ptx).values()]
+    facts = [
+        KernelFacts(kernel.name, resources.get(kernel.mangled), counters=counters.get(kernel.mangled))
+        for kernel in read_kernels(ptx).values()
+    ]
     failure = f"the program ended with status {result.status}" if result.status else ""
     executed = bool(result.statistics.get("launches", result.reports))
-    return Outcome(source, arch, facts, result.reports, executed=executed, failure=failure,
-                   advice="" if executed else "the program launched no kernel")
+    return Outcome(
+        source,
+        arch,
+        facts,
+        result.reports,
+        executed=executed,
+        failure=failure,
+        advice="" if executed else "the program launched no kernel",
+    )
 
 
 def _looked_at(source: Path, compiled: Mapping[str, Any]) -> Outcome:
@@ -142,16 +177,27 @@ def _looked_at(source: Path, compiled: Mapping[str, Any]) -> Outcome:
     ptx = compile_to_ptx(source, **compiled)
     kernels = read_kernels(ptx, source)
     if not kernels:
-        raise EmulatorError(f"{source}: there are no kernels in it; a __global__ template needs an explicit instantiation")
+        raise EmulatorError(
+            f"{source}: there are no kernels in it; a __global__ template needs an explicit instantiation"
+        )
     resources = read_resources(ptx, arch)
     profile = profile_of(arch)
-    facts = [KernelFacts(kernel.name, resources[kernel.mangled].with_launch(profile, None, 0)) for kernel in kernels.values()]
-    refused = [f"{kernels[name].name}: {why}" for name, reasons in translate(ptx, partial=True).refused.items() for why in reasons]
-    advice = "it has no main(), and no driver was given. A driver is a Python file such as\n\n" + skeleton(list(kernels.values()))
+    facts = [
+        KernelFacts(kernel.name, resources[kernel.mangled].with_launch(profile, None, 0))
+        for kernel in kernels.values()
+    ]
+    refused = [
+        f"{kernels[name].name}: {why}"
+        for name, reasons in translate(ptx, partial=True).refused.items()
+        for why in reasons
+    ]
+    advice = "it has no main(), and no driver was given. A driver is a Python file such as\n\n" + skeleton(
+        list(kernels.values())
+    )
     return Outcome(source, arch, facts, executed=False, refused=refused, advice=advice)
 
 
-# ---- drivers -----------------------------------------------------------------------------------------------------------
+# ---- drivers -----------------------------------------------------------------------------------------------
 
 
 def skeleton(kernels: Sequence[Kernel]) -> str:
@@ -159,11 +205,19 @@ def skeleton(kernels: Sequence[Kernel]) -> str:
     kernel = kernels[0]
     names = [kernel.parameter_name(i) or f"a{i}" for i in range(len(kernel.parameter_sizes))]
     scalars = {1: "np.int8(0)", 2: "np.int16(0)", 4: "np.int32(0)"}
-    arrays = [f"    {name} = np.zeros(1024, np.float32)" for name, size in zip(names, kernel.parameter_sizes, strict=True) if size == 8]
-    passed = [name if size == 8 else scalars.get(size, f"bytes({size})")
-              for name, size in zip(names, kernel.parameter_sizes, strict=True)]
+    arrays = [
+        f"    {name} = np.zeros(1024, np.float32)"
+        for name, size in zip(names, kernel.parameter_sizes, strict=True)
+        if size == 8
+    ]
+    passed = [
+        name if size == 8 else scalars.get(size, f"bytes({size})")
+        for name, size in zip(names, kernel.parameter_sizes, strict=True)
+    ]
     launch = f'    module.launch("{kernel.name}", grid=4, block=256, args=[{", ".join(passed)}])'
-    return "\n".join(["    import numpy as np", "", "    def run(module):", *(f"    {line}" for line in [*arrays, launch])])
+    return "\n".join(
+        ["    import numpy as np", "", "    def run(module):", *(f"    {line}" for line in [*arrays, launch])]
+    )
 
 
 def _load(driver: Path, kernels: Sequence[Kernel]) -> Any:
@@ -176,18 +230,25 @@ def _load(driver: Path, kernels: Sequence[Kernel]) -> Any:
     finally:
         sys.path.pop(0)
     if not callable(run):
-        raise EmulatorError(f"{driver}: it has no function run(module); a driver is a Python file such as", skeleton(kernels))
+        raise EmulatorError(
+            f"{driver}: it has no function run(module); a driver is a Python file such as", skeleton(kernels)
+        )
     return run
 
 
 def _facts(module: Module, kernel: Kernel) -> KernelFacts:
     counters = module.counters.get(kernel.mangled) if module.mode == "count" else None
-    return KernelFacts(kernel.name, module.resources(kernel.mangled), module.launches[kernel.mangled], counters)
+    return KernelFacts(
+        kernel.name, module.resources(kernel.mangled), module.launches[kernel.mangled], counters
+    )
 
 
 def _kernel_dict(kernel: KernelFacts) -> dict[str, Any]:
-    found = {"name": kernel.name, "launches": kernel.launches,
-             "resources": dataclasses.asdict(kernel.resources) if kernel.resources else None}
+    found = {
+        "name": kernel.name,
+        "launches": kernel.launches,
+        "resources": dataclasses.asdict(kernel.resources) if kernel.resources else None,
+    }
     return found | ({"counters": kernel.counters.as_dict()} if kernel.counters else {})
 
 

@@ -22,22 +22,24 @@ TOTAL = "total"
 class Counts:
     """Of a kernel, or of one line of it."""
 
-    requests: int = 0                    # global memory
-    sectors: int = 0                     # 32-byte pieces of global memory that the requests touch
-    ideal_sectors: int = 0               # what their distinct bytes would fill
+    requests: int = 0  # global memory
+    sectors: int = 0  # 32-byte pieces of global memory that the requests touch
+    ideal_sectors: int = 0  # what their distinct bytes would fill
     shared_requests: int = 0
-    bank_wavefronts: int = 0             # passes through shared memory's 32 banks
-    ideal_wavefronts: int = 0            # without bank conflicts
-    bytes_read: int = 0                  # global memory, by all threads
+    bank_wavefronts: int = 0  # passes through shared memory's 32 banks
+    ideal_wavefronts: int = 0  # without bank conflicts
+    bytes_read: int = 0  # global memory, by all threads
     bytes_written: int = 0
-    distinct_bytes_read: int = 0         # each byte once per launch
+    distinct_bytes_read: int = 0  # each byte once per launch
     distinct_bytes_written: int = 0
-    atomics: int = 0                     # by threads
-    instructions: int = 0                # by threads
-    barriers: int = 0                    # by blocks
-    collectives: int = 0                 # by warps: shuffles, votes, matrix instructions, ...
-    flops: dict[str, int] = field(default_factory=dict)      # by type: f32, tensor_bf16, ...
-    mix: dict[str, int] = field(default_factory=dict)        # instructions by class: integer, load.global, tensor, ...
+    atomics: int = 0  # by threads
+    instructions: int = 0  # by threads
+    barriers: int = 0  # by blocks
+    collectives: int = 0  # by warps: shuffles, votes, matrix instructions, ...
+    flops: dict[str, int] = field(default_factory=dict)  # by type: f32, tensor_bf16, ...
+    mix: dict[str, int] = field(
+        default_factory=dict
+    )  # instructions by class: integer, load.global, tensor, ...
 
     @property
     def total_flops(self) -> int:
@@ -66,8 +68,8 @@ class KernelCounters(Counts):
     launches: int = 0
     blocks: int = 0
     threads: int = 0
-    places: dict[tuple[str, int], Counts] = field(default_factory=dict)      # by (file, line), headers' lines too
-    file: str = ""                                                           # where by_line's lines are
+    places: dict[tuple[str, int], Counts] = field(default_factory=dict)  # by (file, line), headers' lines too
+    file: str = ""  # where by_line's lines are
 
     @property
     def by_line(self) -> dict[int, Counts]:
@@ -76,7 +78,10 @@ class KernelCounters(Counts):
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        lines = [{"file": file, "line": line, **counts.as_dict()} for (file, line), counts in sorted(self.places.items())]
+        lines = [
+            {"file": file, "line": line, **counts.as_dict()}
+            for (file, line), counts in sorted(self.places.items())
+        ]
         return {name: value for name, value in asdict(self).items() if name != "places"} | {"by_line": lines}
 
 
@@ -103,7 +108,9 @@ class ModuleCounters(Mapping[str, KernelCounters]):
         return f"ModuleCounters({', '.join(map(plain_name, self._by_mangled))})"
 
 
-def merge_counters(into: dict[str, KernelCounters], found: Mapping[str, Mapping[str, Any]], source: Path | None = None) -> None:
+def merge_counters(
+    into: dict[str, KernelCounters], found: Mapping[str, Mapping[str, Any]], source: Path | None = None
+) -> None:
     """Add what the runtime library counted; `source` is the file that the kernels are in."""
     for mangled, one in found.items():
         counts = into.setdefault(mangled, KernelCounters())
@@ -113,7 +120,9 @@ def merge_counters(into: dict[str, KernelCounters], found: Mapping[str, Mapping[
         counts.file = _own_file([file for file, _ in counts.places], source)
 
 
-def read_counters(found: Mapping[str, Mapping[str, Any]], source: Path | None = None) -> dict[str, KernelCounters]:
+def read_counters(
+    found: Mapping[str, Mapping[str, Any]], source: Path | None = None
+) -> dict[str, KernelCounters]:
     """What the runtime library counted, by mangled name."""
     counters: dict[str, KernelCounters] = {}
     merge_counters(counters, found, source)

@@ -1,16 +1,18 @@
 """As much of an ELF file as tells how a program was built: its sections, and the libraries it asks for.
 
-    found = elf.read(Path("./program"))        # None where it is no 64-bit little-endian ELF file
-    found.needed                               # ("libcudart.so.13", "libstdc++.so.6", ...)
-    ".nv_fatbin" in found.sections"""
+found = elf.read(Path("./program"))        # None where it is no 64-bit little-endian ELF file
+found.needed                               # ("libcudart.so.13", "libstdc++.so.6", ...)
+".nv_fatbin" in found.sections"""
 
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-HEADER = struct.Struct("<16sHHIQQQIHHHHHH")      # ..., section headers at [6], their size [11], count [12], names in section [13]
-SECTION = struct.Struct("<IIQQQQIIQQ")           # name, type, flags, address, offset, size, link, ...
+HEADER = struct.Struct(
+    "<16sHHIQQQIHHHHHH"
+)  # ..., section headers at [6], their size [11], count [12], names in section [13]
+SECTION = struct.Struct("<IIQQQQIIQQ")  # name, type, flags, address, offset, size, link, ...
 DYNAMIC, DT_NEEDED = 6, 1
 
 
@@ -18,8 +20,8 @@ DYNAMIC, DT_NEEDED = 6, 1
 class Elf:
     """What was read."""
 
-    sections: Mapping[str, int]        # name -> bytes
-    needed: tuple[str, ...]            # DT_NEEDED
+    sections: Mapping[str, int]  # name -> bytes
+    needed: tuple[str, ...]  # DT_NEEDED
 
     @property
     def has_cuda(self) -> bool:
@@ -68,4 +70,4 @@ def _needed(data: bytes, sections: list[Section]) -> Iterator[str]:
 
 
 def _string(data: bytes, at: int) -> str:
-    return data[at:data.index(b"\0", at)].decode()
+    return data[at : data.index(b"\0", at)].decode()

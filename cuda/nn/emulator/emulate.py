@@ -3,8 +3,9 @@
     result = emulate.run(["./program", "--size", "100"], mode="check", arch="sm_80")
     result.status, result.reports
 
-The program must be linked with the shared runtime (nvcc -cudart shared), or load a library that is.  The stand-in runtime is loaded
-before everything else; it asks `python -m cuda.nn.emulator.build` for the kernels, and leaves its findings in a file as it ends."""
+The program must be linked with the shared runtime (nvcc -cudart shared), or load a library that is.  The
+stand-in runtime is loaded before everything else; it asks `python -m cuda.nn.emulator.build` for the kernels,
+and leaves its findings in a file as it ends."""
 
 import json
 import os
@@ -25,25 +26,33 @@ from cuda.nn.emulator.errors import EmulatorError
 from cuda.nn.emulator.profiles import profile_of
 from cuda.nn.emulator.report import Report
 
-STARTER = "import sys; sys.path.insert(0, {place!r}); from cuda.nn.emulator.build import main; sys.exit(main())"
+STARTER = (
+    "import sys; sys.path.insert(0, {place!r}); from cuda.nn.emulator.build import main; sys.exit(main())"
+)
 
 
 @dataclass(frozen=True)
 class Result:
     """What a program did."""
 
-    status: int                          # the program's own; 128 + n where signal n ended it
+    status: int  # the program's own; 128 + n where signal n ended it
     reports: list[Report] = field(default_factory=list)
     counters: dict[str, Any] = field(default_factory=dict)
     statistics: dict[str, Any] = field(default_factory=dict)
-    seen: bool = False                   # the program loaded the stand-in runtime and ended in an orderly way
+    seen: bool = False  # the program loaded the stand-in runtime and ended in an orderly way
 
 
-def run(command: Sequence[str], *, mode: str = "check", arch: str = "sm_80", options: Mapping[str, Any] | None = None) -> Result:
+def run(
+    command: Sequence[str],
+    *,
+    mode: str = "check",
+    arch: str = "sm_80",
+    options: Mapping[str, Any] | None = None,
+) -> Result:
     """Run a program to its end, its input and output untouched.
 
-    options: further keys of the runtime (schedule, seed, steps, defer, fail_malloc, ...; csrc/emulator/api.h).
-    EmulatorError where the program cannot be emulated, with the way to build it."""
+    options: further keys of the runtime (schedule, seed, steps, defer, fail_malloc, ...;
+    csrc/emulator/api.h). EmulatorError where the program cannot be emulated, with the way to build it."""
     words = resolve(command)
     check_program(Path(words[0]))
     with tempfile.TemporaryDirectory(prefix="cuda-nn-emulate-") as folder:
@@ -70,18 +79,29 @@ def check_program(path: Path) -> None:
     """EmulatorError for a program whose CUDA runtime the emulator cannot replace."""
     found = elf.read(path)
     if found is None or not found.has_cuda:
-        return                           # a script, or a program that loads its kernels from a library
+        return  # a script, or a program that loads its kernels from a library
     if found.cuda_runtime is None:
-        raise EmulatorError(f"{path}: the CUDA runtime is linked into it statically (nvcc's default), so it cannot be replaced; link it "
-                            "again with nvcc -cudart shared, or CMake's CUDA_RUNTIME_LIBRARY=Shared")
+        raise EmulatorError(
+            f"{path}: the CUDA runtime is linked into it statically (nvcc's default), so it cannot be "
+            f"replaced; link it "
+            "again with nvcc -cudart shared, or CMake's CUDA_RUNTIME_LIBRARY=Shared"
+        )
     if found.cuda_runtime != LIBRARY:
-        raise EmulatorError(f"{path}: it asks for {found.cuda_runtime}, and the emulator stands in for {LIBRARY}; build it with CUDA 13")
+        raise EmulatorError(
+            f"{path}: it asks for {found.cuda_runtime}, and the emulator stands in for {LIBRARY}; build it "
+            f"with CUDA 13"
+        )
 
 
 def environment(mode: str, arch: str, options: Mapping[str, Any] | None, gathered: Path) -> dict[str, str]:
     """The variables under which a program finds the stand-in runtime, and that one the translator."""
     library = runtime_library()
-    chosen = {"arch": profile_of(arch).name, "check": int(mode != "fast"), "count": int(mode == "count"), **(options or {})}
+    chosen = {
+        "arch": profile_of(arch).name,
+        "check": int(mode != "fast"),
+        "count": int(mode == "count"),
+        **(options or {}),
+    }
     answers = cache.root() / "programs" / translator_key()
     answers.mkdir(parents=True, exist_ok=True)
     place = str(Path(__file__).resolve().parents[3])
@@ -116,7 +136,11 @@ def _wait(words: Sequence[str], variables: Mapping[str, str]) -> int:
 
 def _result(status: int, folder: str) -> Result:
     """Put together what the program and its children left."""
-    found = [json.loads(path.read_text(encoding="utf-8", errors="replace")) for path in sorted(Path(folder).glob("report.json*")) if path.suffix != ".part"]
+    found = [
+        json.loads(path.read_text(encoding="utf-8", errors="replace"))
+        for path in sorted(Path(folder).glob("report.json*"))
+        if path.suffix != ".part"
+    ]
     reports = report.merge(report.from_json(one) for part in found for one in part.get("reports", ()))
     counters = {name: value for part in found for name, value in part.get("counters", {}).items()}
     statistics: dict[str, Any] = next((part["statistics"] for part in found if part.get("statistics")), {})

@@ -1,4 +1,5 @@
-"""What can go wrong by a user's doing.  The message names the thing, the line of the .cu file, and the way out."""
+"""What can go wrong by a user's doing.  The message names the thing, the line of the .cu file, and the way
+out."""
 
 
 class EmulatorError(ValueError):

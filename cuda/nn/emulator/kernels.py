@@ -9,7 +9,10 @@ from pathlib import Path
 from cuda.nn.emulator.names import demangle, plain_name
 
 ENTRY = re.compile(r"^[^\S\n]*(?:\.(?:visible|weak)\s+)?\.entry\s+([\w$]+)\s*(?:\(([^)]*)\))?", re.MULTILINE)
-PARAMETER = re.compile(r"\.param\b(?P<attributes>.*?)\.(?P<type>pred|[busf]\d+|bf16x?2?|f16x2)\s+[\w$]+\s*(?:\[(?P<count>\d+)\])?\s*$", re.DOTALL)
+PARAMETER = re.compile(
+    r"\.param\b(?P<attributes>.*?)\.(?P<type>pred|[busf]\d+|bf16x?2?|f16x2)\s+[\w$]+\s*(?:\[(?P<count>\d+)\])?\s*$",
+    re.DOTALL,
+)
 COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 
 
@@ -18,8 +21,8 @@ class Kernel:
     """A kernel of a module."""
 
     mangled: str
-    parameter_sizes: tuple[int, ...]     # bytes
-    source: Path | None = None           # the .cu file, for its parameters' names
+    parameter_sizes: tuple[int, ...]  # bytes
+    source: Path | None = None  # the .cu file, for its parameters' names
 
     @cached_property
     def name(self) -> str:
@@ -67,5 +70,7 @@ def _size(parameter: str) -> int:
     found = PARAMETER.search(parameter)
     if not found:
         return 0
-    bits = int(re.sub(r"\D", "", found["type"].replace("x2", "")) or 8) * (2 if found["type"].endswith("x2") else 1)
+    bits = int(re.sub(r"\D", "", found["type"].replace("x2", "")) or 8) * (
+        2 if found["type"].endswith("x2") else 1
+    )
     return bits // 8 * int(found["count"] or 1)

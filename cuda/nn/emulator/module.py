@@ -4,8 +4,9 @@
     module.launch("block_scan", grid=(4, 1, 1), block=(128, 1, 1), args=[x, out, np.int32(n)])
     module.reports, module.counters["block_scan"], module.resources("block_scan")
 
-Modes: "fast" runs only; "check" finds faults; "count" also counts what decides speed.  In check and count, what a kernel does wrong is
-in `reports`, and launch() returns; in fast, a kernel that stops on a fault raises LaunchError."""
+Modes: "fast" runs only; "check" finds faults; "count" also counts what decides speed.  In check and count,
+what a kernel does wrong is in `reports`, and launch() returns; in fast, a kernel that stops on a fault raises
+LaunchError."""
 
 import operator
 import weakref
@@ -19,33 +20,49 @@ import numpy as np
 from cuda.nn.emulator import report as reporting
 from cuda.nn.emulator.arguments import Arguments
 from cuda.nn.emulator.buffers import Buffer
-from cuda.nn.emulator.build import MODES, translated_module
+from cuda.nn.emulator.build import translated_module
 from cuda.nn.emulator.counters import KernelCounters, ModuleCounters, merge_counters
 from cuda.nn.emulator.errors import EmulatorError, LaunchError
 from cuda.nn.emulator.kernels import Kernel, read_kernels
-from cuda.nn.emulator.names import plain_name, resolve
+from cuda.nn.emulator.names import resolve
 from cuda.nn.emulator.native import Dim3, Library, library
 from cuda.nn.emulator.nvcc import Define, compile_to_ptx
+from cuda.nn.emulator.options import MODES, SCHEDULES
 from cuda.nn.emulator.profiles import profile_of
 from cuda.nn.emulator.report import Report
 from cuda.nn.emulator.resources import Resources, assemble, read_resources
 from cuda.nn.emulator.sass import Sass, read_sass
 
 Size = int | Sequence[int]
-SCHEDULES = ("forward", "reverse", "random")
-CUDA_ERRORS = {1: "invalid value", 2: "out of memory", 9: "invalid configuration", 98: "invalid device function",
-               700: "illegal address", 701: "out of resources", 702: "launch timeout", 710: "assert", 716: "misaligned address",
-               719: "launch failure"}
+CUDA_ERRORS = {
+    1: "invalid value",
+    2: "out of memory",
+    9: "invalid configuration",
+    98: "invalid device function",
+    700: "illegal address",
+    701: "out of resources",
+    702: "launch timeout",
+    710: "assert",
+    716: "misaligned address",
+    719: "launch failure",
+}
 
-_last_user: "weakref.ref[Module] | None" = None       # whose findings the runtime library now gathers
+_last_user: "weakref.ref[Module] | None" = None  # whose findings the runtime library now gathers
 
 
-def compile(source: str | Path, *, arch: str = "sm_80", defines: Mapping[str, Define] | None = None, mode: str = "check",
-            include_dirs: Iterable[str | Path] = (), flags: Sequence[str] = ()) -> "Module":
+def compile(
+    source: str | Path,
+    *,
+    arch: str = "sm_80",
+    defines: Mapping[str, Define] | None = None,
+    mode: str = "check",
+    include_dirs: Iterable[str | Path] = (),
+    flags: Sequence[str] = (),
+) -> "Module":
     """Compile a .cu file with nvcc and make its kernels ready to run.
 
-    arch: what to compile for and the profile to run as, e.g. "sm_80", "sm_90a".  flags: further options for nvcc.
-    EmulatorError where nvcc refuses the file, or the translator an instruction."""
+    arch: what to compile for and the profile to run as, e.g. "sm_80", "sm_90a".  flags: further options for
+    nvcc. EmulatorError where nvcc refuses the file, or the translator an instruction."""
     path = Path(source)
     _check(mode, arch)
     ptx = compile_to_ptx(path, arch=arch, defines=defines, include_dirs=include_dirs, flags=flags)
@@ -53,7 +70,8 @@ def compile(source: str | Path, *, arch: str = "sm_80", defines: Mapping[str, De
 
 
 def compile_ptx(text: str, *, mode: str = "check", arch: str | None = None) -> "Module":
-    """Make the kernels of a PTX text ready to run.  The profile is that of its .target unless `arch` says otherwise."""
+    """Make the kernels of a PTX text ready to run.  The profile is that of its .target unless `arch` says
+    otherwise."""
     words = text.partition(".target")[2].replace(",", " ").split()
     arch = arch or (words[0] if words else "sm_80")
     _check(mode, arch)
@@ -65,10 +83,10 @@ class Module:
 
     def __init__(self, ptx: str, *, mode: str, arch: str, source: Path | None = None) -> None:
         self.ptx, self.mode, self.arch, self.source = ptx, mode, arch, source
-        self.schedule, self.seed = "forward", 0                  # of launches that name none
-        self.kernels = read_kernels(ptx, source)                 # by mangled name
-        self.launches = dict.fromkeys(self.kernels, 0)           # how often each ran
-        self.last_launch: dict[str, tuple[int, int]] = {}        # threads per block and dynamic shared memory of each
+        self.schedule, self.seed = "forward", 0  # of launches that name none
+        self.kernels = read_kernels(ptx, source)  # by mangled name
+        self.launches = dict.fromkeys(self.kernels, 0)  # how often each ran
+        self.last_launch: dict[str, tuple[int, int]] = {}  # threads of a block and dynamic shared bytes
         self._library: Library = library()
         path = translated_module(ptx, mode)
         self._profile = profile_of(arch)
@@ -80,24 +98,42 @@ class Module:
         self._resources: dict[str, Resources] | None = None
         self._close = weakref.finalize(self, _close, self._library, self._handle, self._arguments)
 
-    # ---- running -------------------------------------------------------------------------------------------------
+    # ---- running -------------------------------------------------------------------------------------------
 
-    def launch(self, kernel: str, grid: Size = 1, block: Size = 1, args: Sequence[Any] = (), shared_bytes: int = 0, *,
-               schedule: str | None = None, seed: int | None = None, threads: int = 1, steps: int | None = None,
-               cp_async: str = "lazy", cooperative: bool = False) -> None:
+    def launch(
+        self,
+        kernel: str,
+        grid: Size = 1,
+        block: Size = 1,
+        args: Sequence[Any] = (),
+        shared_bytes: int = 0,
+        *,
+        schedule: str | None = None,
+        seed: int | None = None,
+        threads: int = 1,
+        steps: int | None = None,
+        cp_async: str = "lazy",
+        cooperative: bool = False,
+    ) -> None:
         """Run a kernel to its end.
 
-        kernel: plain ("scan<128>") or mangled.  grid, block: a number or up to three.  args: NumPy arrays (copied to the device
-        as C-contiguous, and back unless read-only), Buffers, NumPy scalars and structures by value.  shared_bytes: dynamic.
-        schedule: order in which threads and blocks run: "forward", "reverse", "random" (by `seed`); default module.schedule.
-        threads: OS threads that share the blocks (mode "fast").  steps: how many loop iterations and calls a launch may take
-        before it is stopped as endless (0: any number).  cp_async: copies happen as late as allowed ("lazy") or at once ("eager").
+        kernel: plain ("scan<128>") or mangled.  grid, block: a number or up to three.  args: NumPy arrays
+        (copied to the device as C-contiguous, and back unless read-only), Buffers, NumPy scalars and
+        structures by value.  shared_bytes: dynamic.
+        schedule: order in which threads and blocks run: "forward", "reverse", "random" (by `seed`); default
+        module.schedule.
+        threads: OS threads that share the blocks (mode "fast").  steps: how many loop iterations and calls a
+        launch may take before it is stopped as endless (0: any number).  cp_async: copies happen as late as
+        allowed ("lazy") or at once ("eager").
         cooperative: all blocks run at the same time, as this_grid().sync() needs.
 
-        EmulatorError where the call is at fault; LaunchError where the kernel stopped on a fault that no report tells."""
+        EmulatorError where the call is at fault; LaunchError where the kernel stopped on a fault that no
+        report tells."""
         chosen = self.kernel(kernel)
         size, blocks = _dim3("block", block), _dim3("grid", grid)
-        options = self._options(schedule or self.schedule, self.seed if seed is None else seed, threads, steps, cp_async)
+        options = self._options(
+            schedule or self.schedule, self.seed if seed is None else seed, threads, steps, cp_async
+        )
         options += f";cooperative={int(cooperative)}"
         with self._library.lock:
             self._claim()
@@ -106,7 +142,14 @@ class Module:
             if passed is None:
                 passed = self._arguments[chosen.mangled] = Arguments(self._library, chosen)
             passed.send(args)
-            code = self._library.launch(self._handle, chosen.symbol, blocks, size, passed.pointers, _count("shared_bytes", shared_bytes))
+            code = self._library.launch(
+                self._handle,
+                chosen.symbol,
+                blocks,
+                size,
+                passed.pointers,
+                _count("shared_bytes", shared_bytes),
+            )
             passed.fetch()
             self.launches[chosen.mangled] += 1
             self.last_launch[chosen.mangled] = (size[0] * size[1] * size[2], shared_bytes)
@@ -132,18 +175,22 @@ class Module:
         return Buffer(self._library, address, shape, dtype, owned=True)
 
     def variable(self, name: str, dtype: Any = np.uint8) -> Buffer:
-        """A __device__ or __constant__ variable by its mangled name, which is the plain one outside namespaces."""
+        """A __device__ or __constant__ variable by its mangled name, which is the plain one outside
+        namespaces."""
         found = self._library.symbol(self._handle, name)
         if found is None:
-            raise EmulatorError(f"variable {name!r} is not in the module; nvcc drops variables that no kernel uses")
+            raise EmulatorError(
+                f"variable {name!r} is not in the module; nvcc drops variables that no kernel uses"
+            )
         address, size = found
         return Buffer(self._library, address, (size // np.dtype(dtype).itemsize,), dtype, owned=False)
 
-    # ---- what was found --------------------------------------------------------------------------------------------
+    # ---- what was found ------------------------------------------------------------------------------------
 
     @property
     def reports(self) -> list[Report]:
-        """Findings of this module's launches since it was made or clear() was called; equal ones are one with a count."""
+        """Findings of this module's launches since it was made or clear() was called; equal ones are one with
+        a count."""
         self._collect()
         return self._reports
 
@@ -151,13 +198,16 @@ class Module:
     def counters(self) -> ModuleCounters:
         """Counts of this module's launches by kernel.  EmulatorError unless the mode is "count"."""
         if self.mode != "count":
-            raise EmulatorError(f'this module was compiled with mode={self.mode!r}; counters need mode="count"')
+            raise EmulatorError(
+                f'this module was compiled with mode={self.mode!r}; counters need mode="count"'
+            )
         self._collect()
         return ModuleCounters(self._counters)
 
     def resources(self, kernel: str, block: Size | None = None, shared_bytes: int | None = None) -> Resources:
-        """What ptxas gives the kernel: registers, spills, shared_bytes; and its occupancy with blocks of `block` threads and
-        `shared_bytes` of dynamic shared memory: those of its last launch, where left out.  EmulatorError without ptxas."""
+        """What ptxas gives the kernel: registers, spills, shared_bytes; and its occupancy with blocks of
+        `block` threads and `shared_bytes` of dynamic shared memory: those of its last launch, where left out.
+        EmulatorError without ptxas."""
         if self._resources is None:
             self._resources = read_resources(self.ptx, self.arch)
         name = self.kernel(kernel).mangled
@@ -168,7 +218,8 @@ class Module:
         return self._resources[name].with_launch(self._profile, threads, dynamic)
 
     def sass(self, kernel: str) -> Sass | None:
-        """The kernel's machine code: instruction mix, issue cycles of its loops.  None where cuobjdump is not installed."""
+        """The kernel's machine code: instruction mix, issue cycles of its loops.  None where cuobjdump is not
+        installed."""
         found = read_sass(assemble(self.ptx, self.arch)[0])
         return found[self.kernel(kernel).mangled] if found else None
 
@@ -179,9 +230,10 @@ class Module:
 
     def __repr__(self) -> str:
         names = ", ".join(kernel.name for kernel in self.kernels.values())
-        return f"Module({self.source or 'PTX'}, arch={self.arch!r}, mode={self.mode!r}, kernels: {names or 'none'})"
+        what = f"{self.source or 'PTX'}, arch={self.arch!r}, mode={self.mode!r}"
+        return f"Module({what}, kernels: {names or 'none'})"
 
-    # ---- inside ----------------------------------------------------------------------------------------------------
+    # ---- inside --------------------------------------------------------------------------------------------
 
     def _options(self, schedule: str, seed: int, threads: int, steps: int | None, cp_async: str) -> str:
         if schedule not in SCHEDULES:
@@ -189,11 +241,13 @@ class Module:
         if cp_async not in ("lazy", "eager"):
             raise EmulatorError(f"cp_async: {cp_async!r} is neither lazy nor eager")
         checks = f"check={int(self.mode != 'fast')};count={int(self.mode == 'count')}"
-        return (f"arch={self._profile.name};{checks};schedule={schedule};seed={_count('seed', seed)};cp_async={cp_async};"
-                f"threads={_count('threads', threads)};steps={-1 if steps is None else _count('steps', steps)}")
+        order = f"schedule={schedule};seed={_count('seed', seed)};threads={_count('threads', threads)}"
+        budget = -1 if steps is None else _count("steps", steps)
+        return f"arch={self._profile.name};{checks};{order};cp_async={cp_async};steps={budget}"
 
     def _claim(self) -> None:
-        """The runtime library gathers findings for one module at a time: take it over, after its last user has read its own."""
+        """The runtime library gathers findings for one module at a time: take it over, after its last user
+        has read its own."""
         global _last_user
         user = _last_user() if _last_user else None
         if user is self:
@@ -208,7 +262,9 @@ class Module:
         with self._library.lock:
             if _last_user is None or _last_user() is not self:
                 return
-            self._reports = reporting.merge([*self._reports, *map(reporting.from_json, self._library.reports())])
+            self._reports = reporting.merge(
+                [*self._reports, *map(reporting.from_json, self._library.reports())]
+            )
             if self.mode == "count":
                 merge_counters(self._counters, self._library.counters(), self.source)
             self._library.clear()
@@ -234,8 +290,10 @@ def _dim3(what: str, given: Size) -> Any:
     """A number or up to three as three."""
     try:
         return _known_dim3(int(given) if isinstance(given, int | np.integer) else tuple(given))
-    except TypeError:                    # nothing that could be counted by
-        raise EmulatorError(f"{what}: {given!r} is not a size; give a number or up to three, e.g. (4, 1, 1)") from None
+    except TypeError:  # nothing that could be counted by
+        raise EmulatorError(
+            f"{what}: {given!r} is not a size; give a number or up to three, e.g. (4, 1, 1)"
+        ) from None
 
 
 @lru_cache

@@ -1,7 +1,7 @@
 """Kernels' names: mangled in PTX, plain for people.
 
-    plain_name("_Z4scanILi128EEvPiS0_")      # "scan<128>"
-    resolve("scan", mangled_names)           # the one that is meant; EmulatorError lists candidates otherwise"""
+plain_name("_Z4scanILi128EEvPiS0_")      # "scan<128>"
+resolve("scan", mangled_names)           # the one that is meant; EmulatorError lists candidates otherwise"""
 
 import ctypes
 import difflib
@@ -12,7 +12,9 @@ from functools import lru_cache
 from cuda.nn.emulator.errors import EmulatorError
 
 # Literals as the demangler writes them in template arguments: (bool)1, 3u, (char)97.
-CASTS = re.compile(r"\((?:bool|char|signed char|unsigned char|short|unsigned short|int|long|long long)\)(?=-?\d)")
+CASTS = re.compile(
+    r"\((?:bool|char|signed char|unsigned char|short|unsigned short|int|long|long long)\)(?=-?\d)"
+)
 
 
 @lru_cache(maxsize=4096)
@@ -38,7 +40,8 @@ def plain_name(mangled: str) -> str:
 
 
 def resolve(name: str, mangled: Iterable[str]) -> str:
-    """The mangled name that is meant: given mangled, as a signature, plain, without namespaces, or without template arguments.
+    """The mangled name that is meant: given mangled, as a signature, plain, without namespaces, or without
+    template arguments.
 
     EmulatorError where several fit (it lists them) or none (it names the nearest)."""
     known = list(mangled)
@@ -49,17 +52,23 @@ def resolve(name: str, mangled: Iterable[str]) -> str:
         if fits := [one for one in known if _normal(form(one)) == wanted]:
             if len(fits) == 1:
                 return fits[0]
-            raise EmulatorError(f"kernel {name!r} could be any of: {', '.join(map(_told_apart(fits), fits))}; write which")
+            raise EmulatorError(
+                f"kernel {name!r} could be any of: {', '.join(map(_told_apart(fits), fits))}; write which"
+            )
     raise EmulatorError(_unknown(name, known))
 
 
 def _unknown(name: str, known: list[str]) -> str:
     if not known:
-        return f"kernel {name!r}: there are no kernels in it; a __global__ template needs an explicit instantiation"
+        return f"kernel {name!r}: there are no kernels in it; a template needs an explicit instantiation"
     plain = [plain_name(one) for one in known]
-    near = difflib.get_close_matches(name, {_bare(one): None for one in known} | {one: None for one in plain}, 1, 0.5)
+    near = difflib.get_close_matches(name, {_bare(one): None for one in known} | dict.fromkeys(plain), 1, 0.5)
     listed = ", ".join(plain[:20]) + (", ..." if len(plain) > 20 else "")
-    return f"kernel {name!r} is not in it" + (f"; did you mean {near[0]!r}?" if near else "") + f" (kernels: {listed})"
+    return (
+        f"kernel {name!r} is not in it"
+        + (f"; did you mean {near[0]!r}?" if near else "")
+        + f" (kernels: {listed})"
+    )
 
 
 def _told_apart(mangled: list[str]) -> Callable[[str], str]:
@@ -88,7 +97,8 @@ def _normal(name: str) -> str:
 
 
 def _outside(text: str, bracket: str) -> str:
-    """The text before a bracket that opens outside all others; `(anonymous namespace)` and operators' brackets do not count."""
+    """The text before a bracket that opens outside all others; `(anonymous namespace)` and operators'
+    brackets do not count."""
     text = text.replace("(anonymous namespace)", "\0")
     depth = 0
     for at, letter in enumerate(text):

@@ -1,9 +1,10 @@
-"""The runtime library through ctypes (csrc/emulator/api.h).  One library per process; it is loaded at first use.
+"""The runtime library through ctypes (csrc/emulator/api.h).  One library per process; it is loaded at first
+use.
 
-    library = native.library()
-    library.configure("arch=sm_80;check=1")
-    handle = library.load(path)                       # a translated module
-    address = library.allocate(1024, "argument 0")"""
+library = native.library()
+library.configure("arch=sm_80;check=1")
+handle = library.load(path)                       # a translated module
+address = library.allocate(1024, "argument 0")"""
 
 import ctypes
 import json
@@ -17,7 +18,7 @@ from cuda.nn.emulator.build import runtime_library
 from cuda.nn.emulator.errors import EmulatorError
 
 Dim3 = c_uint32 * 3
-SIGNATURES: dict[str, tuple[Any, ...]] = {           # result, arguments; as in api.h
+SIGNATURES: dict[str, tuple[Any, ...]] = {  # result, arguments; as in api.h
     "emu_abi": (c_int,),
     "emu_error": (c_char_p,),
     "emu_configure": (c_int, c_char_p),
@@ -48,8 +49,8 @@ class Library:
         for name, (result, *arguments) in SIGNATURES.items():
             function = getattr(self._c, name)
             function.restype, function.argtypes = result, arguments
-        self.launch = self._c.emu_launch         # (module, kernel, grid, block, args, shared_bytes) -> cudaError
-        self.copy_unchecked = self._c.emu_copy   # (destination, source, bytes) -> nonzero on failure
+        self.launch = self._c.emu_launch  # (module, kernel, grid, block, args, shared_bytes) -> cudaError
+        self.copy_unchecked = self._c.emu_copy  # (destination, source, bytes) -> nonzero on failure
 
     def configure(self, options: str) -> None:
         """Set options of the process; the same as last time costs nothing."""

@@ -1,4 +1,5 @@
-"""nvcc: a .cu file to PTX, or to a program for the emulator.  PTX is cached until a file that it came from changes.
+"""nvcc: a .cu file to PTX, or to a program for the emulator.  PTX is cached until a file that it came from
+changes.
 
     ptx = compile_to_ptx(Path("scan.cu"), arch="sm_80", defines={"N": 64})
 
@@ -18,11 +19,23 @@ from cuda.nn.emulator.errors import EmulatorError
 Define = str | int | float | bool | None
 
 
-def compile_to_ptx(source: Path, *, arch: str, defines: Mapping[str, Define] | None = None,
-                   include_dirs: Iterable[str | Path] = (), flags: Sequence[str] = ()) -> str:
+def compile_to_ptx(
+    source: Path,
+    *,
+    arch: str,
+    defines: Mapping[str, Define] | None = None,
+    include_dirs: Iterable[str | Path] = (),
+    flags: Sequence[str] = (),
+) -> str:
     """The PTX of a .cu file.  EmulatorError with nvcc's own lines where it refuses the file."""
     check_source(source)
-    options = [f"-arch={arch}", "-lineinfo", *define_flags(defines), *(f"-I{Path(d)}" for d in include_dirs), *flags]
+    options = [
+        f"-arch={arch}",
+        "-lineinfo",
+        *define_flags(defines),
+        *(f"-I{Path(d)}" for d in include_dirs),
+        *flags,
+    ]
     nvcc = toolchain.nvcc()
     key = cache.digest([str(source.resolve()), os.getcwd(), str(nvcc), toolchain.version(nvcc), *options])
     kept = cache.root() / "ptx" / f"{key}.json"
@@ -30,28 +43,59 @@ def compile_to_ptx(source: Path, *, arch: str, defines: Mapping[str, Define] | N
         return found
     with tempfile.TemporaryDirectory(prefix="cuda-nn-") as folder:
         ptx, dependencies = Path(folder) / "kernels.ptx", Path(folder) / "dependencies"
-        _run([nvcc, "-ptx", *options, "-MD", "-MF", dependencies, source, "-o", ptx], f"{source}: nvcc refused it")
+        _run(
+            [nvcc, "-ptx", *options, "-MD", "-MF", dependencies, source, "-o", ptx],
+            f"{source}: nvcc refused it",
+        )
         text = ptx.read_text(encoding="utf-8")
         _keep(kept, text, _dependencies(dependencies.read_text(errors="replace")))
     return text
 
 
-def compile_program(source: Path, output: Path, *, arch: str, defines: Mapping[str, Define] | None = None,
-                    include_dirs: Iterable[str | Path] = (), flags: Sequence[str] = ()) -> None:
-    """A .cu file with a main() to an executable that is linked with the emulator's runtime instead of CUDA's."""
+def compile_program(
+    source: Path,
+    output: Path,
+    *,
+    arch: str,
+    defines: Mapping[str, Define] | None = None,
+    include_dirs: Iterable[str | Path] = (),
+    flags: Sequence[str] = (),
+) -> None:
+    """A .cu file with a main() to an executable that is linked with the emulator's runtime instead of
+    CUDA's."""
     check_source(source)
     number = arch.removeprefix("sm_")
-    code = f"-gencode=arch=compute_{number},code=compute_{number}"          # PTX is all that the emulator reads
+    code = f"-gencode=arch=compute_{number},code=compute_{number}"  # PTX is all that the emulator reads
     library = runtime_library()
-    _run([toolchain.nvcc(), code, "-lineinfo", *define_flags(defines), *(f"-I{Path(d)}" for d in include_dirs), *flags,
-          "-cudart", "none", source, "-o", output, "-L", library.parent, "-Xlinker", f"-l:{LIBRARY}"],
-         f"{source}: nvcc refused it")
+    _run(
+        [
+            toolchain.nvcc(),
+            code,
+            "-lineinfo",
+            *define_flags(defines),
+            *(f"-I{Path(d)}" for d in include_dirs),
+            *flags,
+            "-cudart",
+            "none",
+            source,
+            "-o",
+            output,
+            "-L",
+            library.parent,
+            "-Xlinker",
+            f"-l:{LIBRARY}",
+        ],
+        f"{source}: nvcc refused it",
+    )
 
 
 def define_flags(defines: Mapping[str, Define] | None) -> list[str]:
     """-D options; True and None define the name as 1, False leaves it out."""
     values = {name: value for name, value in (defines or {}).items() if value is not False}
-    return [f"-D{name}" if value is None or value is True else f"-D{name}={value}" for name, value in values.items()]
+    return [
+        f"-D{name}" if value is None or value is True else f"-D{name}={value}"
+        for name, value in values.items()
+    ]
 
 
 def check_source(source: Path) -> None:
@@ -68,14 +112,16 @@ def _run(command: Sequence[str | Path], failure: str) -> None:
         raise EmulatorError(failure, done.stderr or done.stdout)
 
 
-# ---- what a kept PTX came from -------------------------------------------------------------------------------------------
+# ---- what a kept PTX came from -----------------------------------------------------------------------------
 
 
 def _still_right(kept: Path) -> str | None:
     """The kept PTX, unless a file that it came from has changed since."""
     try:
         found = json.loads(kept.read_text(encoding="utf-8"))
-        if all(cache.digest([Path(path).read_bytes()]) == seen for path, seen in found["dependencies"].items()):
+        if all(
+            cache.digest([Path(path).read_bytes()]) == seen for path, seen in found["dependencies"].items()
+        ):
             return str(found["ptx"])
     except (OSError, ValueError, KeyError):
         pass
@@ -83,7 +129,9 @@ def _still_right(kept: Path) -> str | None:
 
 
 def _keep(kept: Path, ptx: str, dependencies: Iterable[Path]) -> None:
-    files = [path for path in dependencies if path.is_file()]      # a #line directive can name one that is not there
+    files = [
+        path for path in dependencies if path.is_file()
+    ]  # a #line directive can name one that is not there
     found = {"ptx": ptx, "dependencies": {str(path): cache.digest([path.read_bytes()]) for path in files}}
     kept.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=kept.parent, prefix=".making-")
@@ -93,8 +141,11 @@ def _keep(kept: Path, ptx: str, dependencies: Iterable[Path]) -> None:
 
 
 def _dependencies(rule: str) -> list[Path]:
-    """The files of a make rule, without the toolkit's and the system's: those change with nvcc's version, which is in the key."""
+    """The files of a make rule, without the toolkit's and the system's: those change with nvcc's version,
+    which is in the key."""
     words = rule.replace("\\\n", " ").partition(" : ")[2].replace("\\ ", "\0").split()
-    paths = [Path(path) for path in dict.fromkeys(os.path.realpath(word.replace("\0", " ")) for word in words)]
+    paths = [
+        Path(path) for path in dict.fromkeys(os.path.realpath(word.replace("\0", " ")) for word in words)
+    ]
     theirs = [Path("/usr/include"), *(path.parent for path in paths if path.name == "cuda_runtime.h")]
     return [path for path in paths if not any(folder in path.parents for folder in theirs)]

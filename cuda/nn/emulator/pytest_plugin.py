@@ -1,11 +1,13 @@
-"""pytest: the fixture `cuda_emulator`, for projects that test their CUDA kernels without a GPU.  Installed with cuda-nn.
+"""pytest: the fixture `cuda_emulator`, for projects that test their CUDA kernels without a GPU.  Installed
+with cuda-nn.
 
     def test_scan(cuda_emulator):
         module = cuda_emulator("scan.cu", arch="sm_80")          # as emulator.compile, in mode "check"
         module.launch("block_scan", 4, 128, [x, out, np.int32(n)])
         np.testing.assert_array_equal(out, x.cumsum(1))
 
-A test whose kernels were reported on fails at its end.  A test that wants the findings takes them: cuda_emulator.acknowledge()."""
+A test whose kernels were reported on fails at its end.  A test that wants the findings takes them:
+cuda_emulator.acknowledge()."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,7 +52,8 @@ class Emulator:
 
 @pytest.fixture
 def cuda_emulator() -> Iterator[Emulator]:
-    """Compile and run CUDA kernels on the CPU; findings fail the test.  See cuda.nn.emulator.pytest_plugin."""
+    """Compile and run CUDA kernels on the CPU; findings fail the test.  See
+    cuda.nn.emulator.pytest_plugin."""
     emulator = Emulator()
     yield emulator
     if found := emulator.acknowledge():

@@ -1,14 +1,14 @@
 """Findings for people: what, where, the lines of the source with the culprit underlined, and the usual fix.
 
-    render.findings(module.reports)          # prints, by rich
+render.findings(module.reports)          # prints, by rich
 
-    race in block_scan: thread (31,0,0) reads buffer[30] (...)
-      scan.cu:15  thread (31,0,0) of block (0,0,0)
-        14 |     for (int step = 1; step < N; step *= 2) {
-        15 |         value += buffer[from][threadIdx.x - step];
-           |         ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-      scan.cu:17  the other side
-    fix: ..."""
+race in block_scan: thread (31,0,0) reads buffer[30] (...)
+  scan.cu:15  thread (31,0,0) of block (0,0,0)
+    14 |     for (int step = 1; step < N; step *= 2) {
+    15 |         value += buffer[from][threadIdx.x - step];
+       |         ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  scan.cu:17  the other side
+fix: ..."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -20,14 +20,15 @@ from cuda.nn.emulator.errors import EmulatorError
 from cuda.nn.emulator.report import Dim, Report, short
 
 if TYPE_CHECKING:
-    from cuda.nn.emulator.check import KernelFacts, Outcome
-    from cuda.nn.emulator.counters import KernelCounters
     from rich.console import Console
     from rich.text import Text
 
-AROUND = 1           # lines of source shown before the culprit
-WASTE = 1.25         # times the ideal, from which on a line is shown as wasteful
-SHOWN = 5            # such lines of a kernel
+    from cuda.nn.emulator.check import KernelFacts, Outcome
+    from cuda.nn.emulator.counters import KernelCounters
+
+AROUND = 1  # lines of source shown before the culprit
+WASTE = 1.25  # times the ideal, from which on a line is shown as wasteful
+SHOWN = 5  # such lines of a kernel
 
 
 def findings(reports: Sequence[Report], console: "Console | None" = None) -> None:
@@ -103,7 +104,7 @@ def _lines(file: str) -> list[str]:
         return []
 
 
-# ---- a whole check -------------------------------------------------------------------------------------------------------
+# ---- a whole check -----------------------------------------------------------------------------------------
 
 
 def outcome(result: "Outcome", console: "Console | None" = None) -> None:
@@ -130,16 +131,28 @@ def outcome(result: "Outcome", console: "Console | None" = None) -> None:
 
 
 def counters(counted: "Mapping[str, KernelCounters]", console: "Console", arch: str) -> None:
-    """What was counted, by kernel; each launch's lower bound in time on the GPU that is usual for an architecture; the lines that waste."""
+    """What was counted, by kernel; each launch's lower bound in time on the GPU that is usual for an
+    architecture; the lines that waste."""
     for name, counts in counted.items():
         launches = f"{counts.launches:,} launch{'es' * (counts.launches != 1)}"
-        console.print(f"{name}: {launches}, {counts.instructions:,} instructions, {counts.barriers:,} barriers", markup=False)
-        console.print(f"  global  {counts.bytes_read:,} bytes read, {counts.bytes_written:,} written in {counts.sectors:,} sectors"
-                      f"{_ratio(counts.sectors, counts.ideal_sectors)}")
+        console.print(
+            f"{name}: {launches}, {counts.instructions:,} instructions, {counts.barriers:,} barriers",
+            markup=False,
+        )
+        console.print(
+            f"  global  {counts.bytes_read:,} bytes read, {counts.bytes_written:,} written in "
+            f"{counts.sectors:,} sectors"
+            f"{_ratio(counts.sectors, counts.ideal_sectors)}"
+        )
         if counts.bank_wavefronts:
-            console.print(f"  shared  {counts.bank_wavefronts:,} wavefronts{_ratio(counts.bank_wavefronts, counts.ideal_wavefronts)}")
+            console.print(
+                f"  shared  {counts.bank_wavefronts:,} "
+                f"wavefronts{_ratio(counts.bank_wavefronts, counts.ideal_wavefronts)}"
+            )
         if counts.flops:
-            console.print("  FLOP    " + ", ".join(f"{count:,} {kind}" for kind, count in counts.flops.items()))
+            console.print(
+                "  FLOP    " + ", ".join(f"{count:,} {kind}" for kind, count in counts.flops.items())
+            )
         for text in _wasteful(counts):
             console.print(text, markup=False)
         console.print(f"  {_bound(counts, arch)}\n", markup=False)
@@ -151,11 +164,23 @@ def _wasteful(counts: "KernelCounters") -> "Iterator[Text]":
 
     found = []
     for (file, line), one in counts.places.items():
-        for what, count, ideal in (("sectors", one.sectors, one.ideal_sectors), ("wavefronts", one.bank_wavefronts, one.ideal_wavefronts)):
+        for what, count, ideal in (
+            ("sectors", one.sectors, one.ideal_sectors),
+            ("wavefronts", one.bank_wavefronts, one.ideal_wavefronts),
+        ):
             if count > WASTE * ideal:
-                found.append((count - ideal, f"{count / ideal:.3g}x {what}" if ideal else f"{count} {what}", file, line))
+                found.append(
+                    (
+                        count - ideal,
+                        f"{count / ideal:.3g}x {what}" if ideal else f"{count} {what}",
+                        file,
+                        line,
+                    )
+                )
     for _, what, file, line in sorted(found, reverse=True)[:SHOWN]:
-        yield Text.assemble(f"  {what}  ", (f"{short(file)}:{line}", "cyan"), f"  {source_line(file, line).strip()}")
+        yield Text.assemble(
+            f"  {what}  ", (f"{short(file)}:{line}", "cyan"), f"  {source_line(file, line).strip()}"
+        )
 
 
 def _bound(counts: "KernelCounters", arch: str) -> str:
@@ -173,10 +198,17 @@ def _resources(kernel: "KernelFacts") -> str:
     found = kernel.resources
     if found is None:
         return "no resources known"
-    parts = [f"{found.registers} registers", f"{found.spills:,} bytes spilled" if found.spills else "no spills",
-             f"{found.shared_bytes + found.dynamic_shared_bytes:,} bytes shared"]
+    parts = [
+        f"{found.registers} registers",
+        f"{found.spills:,} bytes spilled" if found.spills else "no spills",
+        f"{found.shared_bytes + found.dynamic_shared_bytes:,} bytes shared",
+    ]
     if found.blocks_per_multiprocessor:
         parts.append(f"occupancy {found.occupancy:.0%} with {found.threads} threads (limit: {found.limit})")
     if kernel.launches is not None:
-        parts.append(f"{kernel.launches} launch{'es' * (kernel.launches != 1)}" if kernel.launches else "never launched")
+        parts.append(
+            f"{kernel.launches} launch{'es' * (kernel.launches != 1)}"
+            if kernel.launches
+            else "never launched"
+        )
     return ", ".join(parts)

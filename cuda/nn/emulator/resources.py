@@ -1,6 +1,7 @@
 """What ptxas gives a kernel: registers, spills, shared memory; and the occupancy that follows.
 
-    module.resources("gemm", block=256)      # registers 40, spills 0, shared_bytes 2048, occupancy 0.75 (limit: registers)"""
+module.resources("gemm", block=256)      # registers 40, spills 0, shared_bytes 2048, occupancy 0.75 (limit:
+registers)"""
 
 import dataclasses
 import re
@@ -25,32 +26,40 @@ THREADS = re.compile(r"\.entry\s+([\w$]+)\s*(?:\([^)]*\))?\s*((?:\.\w+\s+[\d,\s]
 class Resources:
     """A kernel's resources; bytes are per thread (stack, spills) or per block (shared)."""
 
-    registers: int                 # per thread
-    spills: int                    # bytes stored and loaded because the registers did not suffice
+    registers: int  # per thread
+    spills: int  # bytes stored and loaded because the registers did not suffice
     stack_bytes: int
-    shared_bytes: int              # static
+    shared_bytes: int  # static
     barriers: int
-    threads: int = DEFAULT_THREADS     # of a block, for what follows
+    threads: int = DEFAULT_THREADS  # of a block, for what follows
     dynamic_shared_bytes: int = 0
     blocks_per_multiprocessor: int = 0
-    occupancy: float = 0.0         # share of a multiprocessor's threads that such blocks fill
-    limit: str = ""                # what keeps it from being more
+    occupancy: float = 0.0  # share of a multiprocessor's threads that such blocks fill
+    limit: str = ""  # what keeps it from being more
 
     def with_launch(self, profile: Profile, threads: int | None, dynamic_shared_bytes: int) -> "Resources":
         """With the occupancy of blocks of so many threads on a profile."""
         threads = threads or self.threads
         found = occupancy(profile, threads, self.registers, self.shared_bytes + dynamic_shared_bytes)
-        return dataclasses.replace(self, threads=threads, dynamic_shared_bytes=dynamic_shared_bytes, limit=found.limit,
-                                   blocks_per_multiprocessor=found.blocks, occupancy=found.share)
+        return dataclasses.replace(
+            self,
+            threads=threads,
+            dynamic_shared_bytes=dynamic_shared_bytes,
+            limit=found.limit,
+            blocks_per_multiprocessor=found.blocks,
+            occupancy=found.share,
+        )
 
 
 def read_resources(ptx: str, arch: str) -> dict[str, Resources]:
-    """Of every kernel of a PTX text, by mangled name.  EmulatorError with ptxas's lines where it refuses the PTX."""
+    """Of every kernel of a PTX text, by mangled name.  EmulatorError with ptxas's lines where it refuses the
+    PTX."""
     return parse(assemble(ptx, arch)[1], ptx)
 
 
 def assemble(ptx: str, arch: str) -> tuple[Path, str]:
-    """The machine code (a .cubin file, cached) and what ptxas -v said.  EmulatorError with its lines where it refuses."""
+    """The machine code (a .cubin file, cached) and what ptxas -v said.  EmulatorError with its lines where it
+    refuses."""
     ptxas = toolchain.ptxas()
 
     def make(made: Path) -> None:
@@ -75,8 +84,13 @@ def parse(said: str, ptx: str = "") -> dict[str, Resources]:
         found_stack = STACK.search(text)
         stack, stores, loads = map(int, found_stack.groups()) if found_stack else (0, 0, 0)
         found[name] = Resources(
-            registers=_number(USED, text), spills=stores + loads, stack_bytes=stack, shared_bytes=_number(SHARED, text),
-            barriers=_number(BARRIERS, text), threads=most.get(name) or DEFAULT_THREADS)
+            registers=_number(USED, text),
+            spills=stores + loads,
+            stack_bytes=stack,
+            shared_bytes=_number(SHARED, text),
+            barriers=_number(BARRIERS, text),
+            threads=most.get(name) or DEFAULT_THREADS,
+        )
     return found
 
 

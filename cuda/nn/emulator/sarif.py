@@ -13,11 +13,17 @@ from typing import Any
 from cuda.nn.emulator.report import KINDS, Report
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
-WARNINGS = ("uninitialized", "step_budget", "unsupported", "omitted")      # the rest is wrong on every GPU: errors
+WARNINGS = (
+    "uninitialized",
+    "step_budget",
+    "unsupported",
+    "omitted",
+)  # the rest is wrong on every GPU: errors
 
 
 def log(reports: Sequence[Report], version: str = "") -> dict[str, Any]:
-    """The whole document, one run with one result per finding.  Files under the working folder are named relative to it."""
+    """The whole document, one run with one result per finding.  Files under the working folder are named
+    relative to it."""
     kinds = sorted({report.kind for report in reports})
     driver: dict[str, Any] = {"name": "cuda-nn kernels check", "rules": [_rule(kind) for kind in kinds]}
     if version:
@@ -49,7 +55,12 @@ def _result(report: Report, rule: int) -> dict[str, Any]:
         "message": {"text": " ".join(filter(None, (f"{report.message}.", report.fix)))},
         "occurrenceCount": max(report.count, 1),
         "partialFingerprints": {"cudaNN/v1": _fingerprint(report)},
-        "properties": {"kernel": report.kernel, "thread": report.thread, "block": report.block, "opcode": report.opcode},
+        "properties": {
+            "kernel": report.kernel,
+            "thread": report.thread,
+            "block": report.block,
+            "opcode": report.opcode,
+        },
     }
     if report.file and report.line:
         found["locations"] = [_location(report.file, report.line)]
@@ -66,12 +77,16 @@ def _location(file: str, line: int) -> dict[str, Any]:
 def _artifact(file: str) -> dict[str, str]:
     path = Path(os.path.abspath(file))
     if path.is_relative_to(Path.cwd()):
-        return {"uri": Path(path.relative_to(Path.cwd())).as_posix().replace("%", "%25").replace(" ", "%20"), "uriBaseId": "SRCROOT"}
+        return {
+            "uri": Path(path.relative_to(Path.cwd())).as_posix().replace("%", "%25").replace(" ", "%20"),
+            "uriBaseId": "SRCROOT",
+        }
     return {"uri": path.as_uri()}
 
 
 def _fingerprint(report: Report) -> str:
-    """Equal for the same finding after lines above it were added or removed: made of the line's text, not its number."""
+    """Equal for the same finding after lines above it were added or removed: made of the line's text, not its
+    number."""
     parts: Iterable[str] = (report.kind, report.mangled, report.opcode, *_texts(report))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 

@@ -1,10 +1,12 @@
-"""Static figures from machine code: instruction mix, and issue cycles of loops.  Needs cuobjdump and nvdisasm.
+"""Static figures from machine code: instruction mix, and issue cycles of loops.  Needs cuobjdump and
+nvdisasm.
 
     found = module.sass("gemm")          # None without cuobjdump
     found.loops[0].issue_cycles          # what one warp needs at least to issue one pass of that loop
 
-The control codes that say how long an instruction stalls the next are undocumented; their layout is known from public work on reading
-machine code, and gives plausible figures (FFMA: 2 cycles on sm_80, 1 on sm_90).  A heuristic: take it as a hint, not a measurement."""
+The control codes that say how long an instruction stalls the next are undocumented; their layout is known
+from public work on reading machine code, and gives plausible figures (FFMA: 2 cycles on sm_80, 1 on sm_90).
+A heuristic: take it as a hint, not a measurement."""
 
 import re
 import subprocess
@@ -21,7 +23,7 @@ FIRST_WORD = re.compile(r"\s+/\*([0-9a-f]{4,})\*/\s+(.*?);\s+/\* 0x([0-9a-f]{16}
 SECOND_WORD = re.compile(r"\s+/\* 0x([0-9a-f]{16}) \*/")
 GUARD = re.compile(r"^@!?U?P[0-9T]+\s+")
 BRANCH = re.compile(r"\bBRA[\w.]*\s+(?:!?U?P[0-9T]+,\s*)*(?:0x([0-9a-f]+))")
-SHORTEST_LOOP = 4            # instructions; shorter ones wait for a barrier or spin at the end
+SHORTEST_LOOP = 4  # instructions; shorter ones wait for a barrier or spin at the end
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ class Instruction:
 
     address: int
     text: str
-    stall: int               # cycles before the next one of this warp can be issued
-    waits: bool              # waits for a load or another slow result
+    stall: int  # cycles before the next one of this warp can be issued
+    waits: bool  # waits for a load or another slow result
 
     @property
     def opcode(self) -> str:
@@ -46,9 +48,9 @@ class Loop:
     begin: int
     end: int
     instructions: int
-    issue_cycles: int        # sum of the stalls: one warp's lower bound for one pass
-    waits: int               # instructions that wait for slow results
-    mix: Mapping[str, int]   # by opcode, most frequent first
+    issue_cycles: int  # sum of the stalls: one warp's lower bound for one pass
+    waits: int  # instructions that wait for slow results
+    mix: Mapping[str, int]  # by opcode, most frequent first
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ class Sass:
 
 
 def read_sass(cubin: Path) -> dict[str, Sass] | None:
-    """The kernels of a .cubin file by mangled name; None without cuobjdump.  EmulatorError where it refuses the file."""
+    """The kernels of a .cubin file by mangled name; None without cuobjdump.  EmulatorError where it refuses
+    the file."""
     tool = toolchain.cuobjdump()
     if tool is None:
         return None
@@ -78,17 +81,22 @@ def read_sass(cubin: Path) -> dict[str, Sass] | None:
 def parse(text: str) -> dict[str, Sass]:
     """What `cuobjdump -sass` prints."""
     parts = FUNCTION.split(text)
-    return {name: _sass(tuple(_instructions(body))) for name, body in zip(parts[1::2], parts[2::2], strict=True)}
+    return {
+        name: _sass(tuple(_instructions(body))) for name, body in zip(parts[1::2], parts[2::2], strict=True)
+    }
 
 
 def _instructions(body: str) -> Iterator[Instruction]:
-    """An instruction takes two lines: text with the first 64 bits, then the other 64, whose upper part is the control code."""
+    """An instruction takes two lines: text with the first 64 bits, then the other 64, whose upper part is the
+    control code."""
     first: re.Match[str] | None = None
     for line in body.splitlines():
         if found := FIRST_WORD.match(line):
             first = found
         elif first and (second := SECOND_WORD.match(line)):
-            control = int(second[1], 16) >> 41         # bits 0-3 stall, 4 yield, 5-10 barriers set, 11-16 wait mask, 17-20 reuse
+            control = (
+                int(second[1], 16) >> 41
+            )  # bits 0-3 stall, 4 yield, 5-10 barriers set, 11-16 wait mask, 17-20 reuse
             yield Instruction(int(first[1], 16), first[2].strip(), control & 15, bool(control >> 11 & 63))
             first = None
 
@@ -104,4 +112,11 @@ def _loops(instructions: tuple[Instruction, ...]) -> Iterator[Loop]:
         body = [one for one in instructions if begin <= one.address <= last.address]
         if begin < last.address and len(body) >= SHORTEST_LOOP:
             mix = dict(Counter(one.opcode for one in body).most_common())
-            yield Loop(begin, last.address, len(body), sum(one.stall for one in body), sum(one.waits for one in body), mix)
+            yield Loop(
+                begin,
+                last.address,
+                len(body),
+                sum(one.stall for one in body),
+                sum(one.waits for one in body),
+                mix,
+            )

@@ -1,9 +1,11 @@
-"""Where nvcc, ptxas, cuobjdump and the host compiler are: on PATH, under $CUDA_HOME, or in pinned PyPI packages.
+"""Where nvcc, ptxas, cuobjdump and the host compiler are: on PATH, under $CUDA_HOME, or in pinned PyPI
+packages.
 
     toolchain.nvcc()              # Path, or EmulatorError saying what to install
     toolchain.cuobjdump()         # Path, or None: it is optional
 
-A tool is looked for in $CUDA_HOME/bin, on PATH, in /usr/local/cuda/bin and in site-packages/nvidia/cu*/bin, in that order."""
+A tool is looked for in $CUDA_HOME/bin, on PATH, in /usr/local/cuda/bin and in site-packages/nvidia/cu*/bin,
+in that order."""
 
 import os
 import shutil
@@ -35,22 +37,30 @@ def cuobjdump() -> Path | None:
 
 
 def cuda_include() -> Path:
-    """The folder of CUDA's headers, from which the stand-in runtime takes its types.  EmulatorError where there is none."""
+    """The folder of CUDA's headers, from which the stand-in runtime takes its types.  EmulatorError where
+    there is none."""
     for folder in _folders():
         for include in (folder.parent / "include", folder.resolve().parent / "include"):
             if (include / "cuda_runtime_api.h").is_file():
                 return include
-    raise EmulatorError("cuda_runtime_api.h not found beside nvcc, in $CUDA_HOME/include, /usr/local/cuda/include or Python's "
-                        f"packages, and the emulator's runtime is built with it. Install the CUDA toolkit 13, or its parts: {PACKAGES}")
+    raise EmulatorError(
+        "cuda_runtime_api.h not found beside nvcc, in $CUDA_HOME/include, /usr/local/cuda/include or "
+        "Python's "
+        f"packages, and the emulator's runtime is built with it. Install the CUDA toolkit 13, or its parts: "
+        f"{PACKAGES}"
+    )
 
 
 def host_compiler() -> str:
-    """The C++17 compiler for translated kernels: $CXX, g++, c++ or clang++.  EmulatorError where there is none."""
+    """The C++17 compiler for translated kernels: $CXX, g++, c++ or clang++.  EmulatorError where there is
+    none."""
     for name in (os.environ.get("CXX"), "g++", "c++", "clang++"):
         if name and shutil.which(name.split()[0]):
             return name
-    raise EmulatorError("no C++ compiler found, and translated kernels are compiled by one; install g++ "
-                        "(Debian, Ubuntu: apt install g++), or set CXX to a C++17 compiler")
+    raise EmulatorError(
+        "no C++ compiler found, and translated kernels are compiled by one; install g++ "
+        "(Debian, Ubuntu: apt install g++), or set CXX to a C++17 compiler"
+    )
 
 
 def find(tool: str) -> Path | None:
@@ -81,8 +91,10 @@ def compiler_version(command: str) -> str:
 def _required(tool: str, purpose: str) -> Path:
     if found := find(tool):
         return found
-    raise EmulatorError(f"{tool} not found ({purpose}): it is neither on PATH nor in $CUDA_HOME/bin, /usr/local/cuda/bin "
-                        f"or Python's packages. Install the CUDA toolkit 13, or the compiler alone: {PACKAGES}")
+    raise EmulatorError(
+        f"{tool} not found ({purpose}): it is neither on PATH nor in $CUDA_HOME/bin, /usr/local/cuda/bin "
+        f"or Python's packages. Install the CUDA toolkit 13, or the compiler alone: {PACKAGES}"
+    )
 
 
 def _folders() -> Iterator[Path]:
@@ -91,5 +103,5 @@ def _folders() -> Iterator[Path]:
             yield Path(home) / "bin"
     yield from map(Path, os.get_exec_path())
     yield Path("/usr/local/cuda/bin")
-    for place in sys.path:                               # PyPI: nvidia-cuda-nvcc and its sisters
+    for place in sys.path:  # PyPI: nvidia-cuda-nvcc and its sisters
         yield from sorted(Path(place or ".").glob("nvidia/cu*/bin"), reverse=True)

@@ -30,10 +30,12 @@ inline std::string reports() { return emulator<const char* (*)()>("emu_reports")
 inline void clear_reports() { emulator<void (*)()>("emu_clear")(); }
 inline void configure(const char* options) { emulator<int (*)(const char*)>("emu_configure")(options); }
 
-// The one finding since the last call: its kind, and a part of its message.  "" as the kind: nothing was found.
+// The one finding since the last call: its kind, and a part of its message.  "" as the kind: nothing was
+// found.
 inline void check_report(const char* name, const char* kind, const char* part, int line) {
     std::string found = reports();
-    bool ok = *kind ? found.find("\"kind\": \"" + std::string(kind) + "\"") != std::string::npos && found.find(part) != std::string::npos
+    bool ok = *kind ? found.find("\"kind\": \"" + std::string(kind) + "\"") != std::string::npos &&
+                          found.find(part) != std::string::npos
                     : found.find("\"kind\"") == std::string::npos;
     if (!ok) std::printf("%s: reports are %s\n", name, found.c_str());
     check(name, ok, line);

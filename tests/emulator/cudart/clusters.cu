@@ -16,7 +16,10 @@ __global__ void __cluster_dims__(4) fixed(unsigned* x) {
 int main() {
     unsigned *x = nullptr, host[32];
     cudaMalloc(&x, sizeof host);
-    auto first = [&](unsigned i) { cudaMemcpy(host, x, sizeof host, cudaMemcpyDeviceToHost); return host[i]; };
+    auto first = [&](unsigned i) {
+        cudaMemcpy(host, x, sizeof host, cudaMemcpyDeviceToHost);
+        return host[i];
+    };
     cudaLaunchAttribute attribute{};
     attribute.id = cudaLaunchAttributeClusterDimension;
     attribute.val.clusterDim = {2, 1, 1};
@@ -29,11 +32,13 @@ int main() {
     CHECK("ranks", first(0) == 200 && first(1) == 201 && first(3) == 201);
     config.gridDim = dim3(3);
     CODE("grid is no multiple", cudaErrorInvalidConfiguration, cudaLaunchKernelEx(&config, ranks, x));
-    REPORT("multiple is named", "invalid_launch", "the grid (3, 1, 1) is not a multiple of the cluster (2, 1, 1)");
+    REPORT("multiple is named", "invalid_launch",
+           "the grid (3, 1, 1) is not a multiple of the cluster (2, 1, 1)");
     config.gridDim = dim3(32);
     attribute.val.clusterDim = {16, 1, 1};
     CODE("cluster of 16", cudaErrorInvalidClusterSize, cudaLaunchKernelEx(&config, ranks, x));
-    CODE("allow it", cudaSuccess, cudaFuncSetAttribute(ranks, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+    CODE("allow it", cudaSuccess,
+         cudaFuncSetAttribute(ranks, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
     CODE("cluster of 16 again", cudaSuccess, cudaLaunchKernelEx(&config, ranks, x));
     CHECK("16 ranks", first(31) == 1615);
     int clusters = 0;
@@ -47,7 +52,8 @@ int main() {
     CHECK("by function attribute", first(1) == 201);
     fixed<<<8, 32>>>(x);
     CHECK("by compilation", first(7) == 3);
-    CODE("compiled in is final", cudaErrorNotPermitted, cudaFuncSetAttribute(fixed, cudaFuncAttributeRequiredClusterWidth, 2));
+    CODE("compiled in is final", cudaErrorNotPermitted,
+         cudaFuncSetAttribute(fixed, cudaFuncAttributeRequiredClusterWidth, 2));
     cudaFuncAttributes a;
     cudaFuncGetAttributes(&a, fixed);
     CHECK("required cluster", a.requiredClusterWidth == 4 && a.requiredClusterHeight == 1);

@@ -1,4 +1,5 @@
-// Graphs of copies, fills and host functions: built by calls, captured from streams, launched, updated, refused.
+// Graphs of copies, fills and host functions: built by calls, captured from streams, launched, updated,
+// refused.
 #include "check.h"
 
 #include <vector>
@@ -80,7 +81,8 @@ void built() {
     CHECK("3 are left", n == 3);
     cudaGraphExecUpdateResultInfo info;
     CODE("update to another shape", cudaErrorGraphExecUpdateFailure, cudaGraphExecUpdate(exec, clone, &info));
-    CHECK("says why", info.result == cudaGraphExecUpdateErrorTopologyChanged || info.result == cudaGraphExecUpdateErrorNodeTypeChanged);
+    CHECK("says why", info.result == cudaGraphExecUpdateErrorTopologyChanged ||
+                          info.result == cudaGraphExecUpdateErrorNodeTypeChanged);
     cudaGetLastError();
     CODE("update to the same shape", cudaSuccess, cudaGraphExecUpdate(exec, graph, &info));
     cudaGraphLaunch(exec, nullptr);
@@ -178,7 +180,8 @@ void captured() {
 }
 
 // Begins a capture in `mode`, makes one call, and ends it.
-template <class Call> cudaError_t end_after(cudaStream_t stream, Call call, cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal) {
+template <class Call> cudaError_t end_after(cudaStream_t stream, Call call,
+                                            cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal) {
     cudaGraph_t graph = nullptr;
     cudaStreamBeginCapture(stream, mode);
     call();
@@ -201,16 +204,24 @@ void refused() {
     void* p = nullptr;
     cudaGraph_t graph = nullptr;
     constexpr cudaError_t invalidated = cudaErrorStreamCaptureInvalidated;
-    CODE("legacy stream", cudaErrorStreamCaptureUnsupported, cudaStreamBeginCapture(nullptr, cudaStreamCaptureModeGlobal));
+    CODE("legacy stream", cudaErrorStreamCaptureUnsupported,
+         cudaStreamBeginCapture(nullptr, cudaStreamCaptureModeGlobal));
     CODE("end without begin", cudaErrorIllegalState, cudaStreamEndCapture(stream, &graph));
-    CODE("after synchronising", invalidated, end_after(stream, [&] { CODE("synchronise", cudaErrorStreamCaptureUnsupported, cudaStreamSynchronize(stream)); }));
-    CODE("after a query", invalidated, end_after(stream, [&] { CODE("query", cudaErrorStreamCaptureUnsupported, cudaStreamQuery(stream)); }));
-    CODE("after cudaMalloc", invalidated, end_after(stream, [&] { CODE("malloc", cudaErrorStreamCaptureUnsupported, cudaMalloc(&p, 4)); }));
+    CODE("after synchronising", invalidated, end_after(stream, [&] {
+             CODE("synchronise", cudaErrorStreamCaptureUnsupported, cudaStreamSynchronize(stream));
+         }));
+    CODE("after a query", invalidated, end_after(stream, [&] {
+             CODE("query", cudaErrorStreamCaptureUnsupported, cudaStreamQuery(stream));
+         }));
+    CODE("after cudaMalloc", invalidated,
+         end_after(stream, [&] { CODE("malloc", cudaErrorStreamCaptureUnsupported, cudaMalloc(&p, 4)); }));
     CODE("work after that", invalidated, end_after(stream, [&] {
         cudaMalloc(&p, 4);
         CODE("memset", cudaErrorStreamCaptureInvalidated, cudaMemsetAsync(d.p, 0, 4, stream));
     }));
-    CODE("device synchronise", invalidated, end_after(stream, [&] { CODE("wait for all", cudaErrorStreamCaptureUnsupported, cudaDeviceSynchronize()); }));
+    CODE("device synchronise", invalidated, end_after(stream, [&] {
+             CODE("wait for all", cudaErrorStreamCaptureUnsupported, cudaDeviceSynchronize());
+         }));
     CODE("after the default stream", invalidated, end_after(stream, [&] {
         int host;
         CODE("default stream", cudaErrorStreamCaptureImplicit, cudaMemcpy(&host, d.p, 4, D2H));

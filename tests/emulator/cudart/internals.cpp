@@ -1,4 +1,5 @@
-// Parts of the runtime library that no call shows: where memory lies, the occupancy formula, the translator's command line.
+// Parts of the runtime library that no call shows: where memory lies, the occupancy formula, the translator's
+// command line.
 #include <unistd.h>
 
 #include <vector>
@@ -33,7 +34,8 @@ void memory() {
     memory_free(again);
     static char variable[64];
     memory_register(variable, sizeof variable, MemoryKind::module, "variable v");
-    CHECK("registered", memory_find(variable + 63) && !memory_find(variable + 64) && memory_near(variable + 64));
+    CHECK("registered",
+          memory_find(variable + 63) && !memory_find(variable + 64) && memory_near(variable + 64));
     memory_unregister(variable);
     CHECK("unregistered", !memory_find(variable));
     char* none = static_cast<char*>(memory_allocate(0, MemoryKind::device, "nothing"));
@@ -57,7 +59,9 @@ void fill() {
 
 void occupancies() {
     const Profile& a100 = *find_profile("sm_80");
-    auto blocks = [](const Profile& p, int threads, int registers, size_t shared) { return occupancy(p, threads, registers, shared).blocks; };
+    auto blocks = [](const Profile& p, int threads, int registers, size_t shared) {
+        return occupancy(p, threads, registers, shared).blocks;
+    };
     CHECK("by threads", blocks(a100, 256, 32, 0) == 8);
     CHECK("by registers", blocks(a100, 256, 64, 0) == 4);
     CHECK("registers are given to warps in units of 256", blocks(a100, 256, 33, 0) == 6);
@@ -69,10 +73,13 @@ void occupancies() {
     CHECK("part of a warp counts as one", blocks(a100, 33, 32, 0) == 32 && blocks(a100, 65, 32, 0) == 21);
     CHECK("too much", blocks(a100, 128, 32, 164 << 10) == 0 && blocks(a100, 1025, 32, 0) == 0);
     const Profile& t4 = *find_profile("sm_75");
-    CHECK("Turing", blocks(t4, 1024, 32, 0) == 1 && blocks(t4, 64, 32, 0) == 16 && blocks(t4, 128, 32, 33 << 10) == 1);
+    CHECK("Turing",
+          blocks(t4, 1024, 32, 0) == 1 && blocks(t4, 64, 32, 0) == 16 && blocks(t4, 128, 32, 33 << 10) == 1);
     const Profile& ada = *find_profile("sm_89");
-    CHECK("Ada", blocks(ada, 512, 32, 0) == 3 && blocks(ada, 32, 32, 0) == 24 && blocks(ada, 128, 32, 49 << 10) == 2);
-    CHECK("suffix", find_profile("sm_90a") == find_profile("sm_90") && !find_profile("sm_70") && !find_profile("sm_900"));
+    CHECK("Ada", blocks(ada, 512, 32, 0) == 3 && blocks(ada, 32, 32, 0) == 24 &&
+                     blocks(ada, 128, 32, 49 << 10) == 2);
+    CHECK("suffix", find_profile("sm_90a") == find_profile("sm_90") && !find_profile("sm_70") &&
+                        !find_profile("sm_900"));
 }
 
 void command() {
@@ -83,10 +90,12 @@ void command() {
     CHECK("backslashes", split_command("a\\ b '\\'") == Words({"a b", "\\"}));
     CHECK("empty words", split_command("'' x \"\"") == Words({"", "x", ""}) && split_command("").empty());
     std::string line;
-    CHECK("first line", cudart::run_command({"/bin/sh", "-c", "echo one; echo two"}, &line) == 0 && line == "one");
+    CHECK("first line",
+          cudart::run_command({"/bin/sh", "-c", "echo one; echo two"}, &line) == 0 && line == "one");
     CHECK("status", cudart::run_command({"/bin/sh", "-c", "exit 7"}, &line) == 7 && line.empty());
     CHECK("signal", cudart::run_command({"/bin/sh", "-c", "kill -9 $$"}, &line) == 137);
-    CHECK("missing", cudart::run_command({"/nonexistent"}, &line) == -1 && cudart::run_command({}, &line) == -1);
+    CHECK("missing",
+          cudart::run_command({"/nonexistent"}, &line) == -1 && cudart::run_command({}, &line) == -1);
     char text[1000] = "abc";
     std::string first = cudart::content_hash(text, sizeof text);
     text[999] = 1;

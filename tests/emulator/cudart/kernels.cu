@@ -74,9 +74,11 @@ void launches() {
     by_struct<<<1, 2>>>(d.p, Options{7, 1, 0.5});
     CHECK("struct by value", d.read() == std::vector<double>({3.5, 3.5}));
     void* arguments[] = {&i.p};
-    CODE("explicit launch", cudaSuccess, cudaLaunchKernel(reversed, dim3(1), dim3(3), arguments, 3 * sizeof(int), nullptr));
+    CODE("explicit launch", cudaSuccess,
+         cudaLaunchKernel(reversed, dim3(1), dim3(3), arguments, 3 * sizeof(int), nullptr));
     CHECK("dynamic shared memory", i.read() == std::vector<int>({9, 6, 3}));
-    CODE("not a kernel", cudaErrorInvalidDeviceFunction, cudaLaunchKernel(reinterpret_cast<void*>(not_a_kernel), dim3(1), dim3(1), arguments, 0, nullptr));
+    CODE("not a kernel", cudaErrorInvalidDeviceFunction,
+         cudaLaunchKernel(reinterpret_cast<void*>(not_a_kernel), dim3(1), dim3(1), arguments, 0, nullptr));
     cudaGetLastError();
 }
 
@@ -122,10 +124,12 @@ void limits() {
     reversed<<<1, 32, 49153>>>(x.p);
     CODE("too much shared memory", cudaErrorInvalidValue, cudaGetLastError());
     REPORT("the way out is named", "invalid_launch", "cudaFuncAttributeMaxDynamicSharedMemorySize");
-    CODE("opt in", cudaSuccess, cudaFuncSetAttribute(reversed, cudaFuncAttributeMaxDynamicSharedMemorySize, 65536));
+    CODE("opt in", cudaSuccess,
+         cudaFuncSetAttribute(reversed, cudaFuncAttributeMaxDynamicSharedMemorySize, 65536));
     reversed<<<1, 32, 65536>>>(x.p);
     CODE("more shared memory", cudaSuccess, cudaGetLastError());
-    CODE("beyond the device", cudaErrorInvalidValue, cudaFuncSetAttribute(reversed, cudaFuncAttributeMaxDynamicSharedMemorySize, 300000));
+    CODE("beyond the device", cudaErrorInvalidValue,
+         cudaFuncSetAttribute(reversed, cudaFuncAttributeMaxDynamicSharedMemorySize, 300000));
     statics<<<1, 32, 46000>>>(x.p);
     CODE("static and dynamic", cudaErrorInvalidValue, cudaGetLastError());
     clear_reports();
@@ -134,11 +138,14 @@ void limits() {
 void attributes() {
     cudaFuncAttributes a;
     CODE("attributes", cudaSuccess, cudaFuncGetAttributes(&a, statics));
-    CHECK("static shared", a.sharedSizeBytes == 4096 && a.maxDynamicSharedSizeBytes == 49152 - 4096 && a.maxThreadsPerBlock == 1024);
+    CHECK("static shared", a.sharedSizeBytes == 4096 && a.maxDynamicSharedSizeBytes == 49152 - 4096 &&
+                               a.maxThreadsPerBlock == 1024);
     CODE("attributes of bounded", cudaSuccess, cudaFuncGetAttributes(&a, bounded));
     CHECK("its bound", a.maxThreadsPerBlock == 64 && a.ptxVersion >= 75 && a.binaryVersion == 80);
-    CODE("carveout", cudaSuccess, cudaFuncSetAttribute(statics, cudaFuncAttributePreferredSharedMemoryCarveout, 50));
-    CODE("attributes of nothing", cudaErrorInvalidDeviceFunction, cudaFuncGetAttributes(&a, reinterpret_cast<void*>(not_a_kernel)));
+    CODE("carveout", cudaSuccess,
+         cudaFuncSetAttribute(statics, cudaFuncAttributePreferredSharedMemoryCarveout, 50));
+    CODE("attributes of nothing", cudaErrorInvalidDeviceFunction,
+         cudaFuncGetAttributes(&a, reinterpret_cast<void*>(not_a_kernel)));
     int blocks = 0, grid = 0, block = 0;
     cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, scale<float>, 128, 0);
     CHECK("16 blocks of 128 threads", blocks == 16);
@@ -148,10 +155,12 @@ void attributes() {
     CHECK("4 blocks of 40 KiB", blocks == 4);
     cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, bounded, 128, 0);
     CHECK("beyond launch bounds", blocks == 0);
-    CODE("potential block size", cudaSuccess, cudaOccupancyMaxPotentialBlockSize(&grid, &block, scale<float>));
+    CODE("potential block size", cudaSuccess,
+         cudaOccupancyMaxPotentialBlockSize(&grid, &block, scale<float>));
     CHECK("fills the device", block == 1024 && grid == 216);
     size_t shared = 0;
-    CODE("available shared memory", cudaSuccess, cudaOccupancyAvailableDynamicSMemPerBlock(&shared, scale<float>, 2, 128));
+    CODE("available shared memory", cudaSuccess,
+         cudaOccupancyAvailableDynamicSMemPerBlock(&shared, scale<float>, 2, 128));
     CHECK("half of it", shared == (82u << 10) - 1024);
     cudaGetLastError();
 }
@@ -171,14 +180,17 @@ void extended() {
     CODE("cooperative by attribute", cudaSuccess, cudaLaunchKernelEx(&config, grid_sum, parts.p, total.p));
     CHECK("grid barrier", total.read()[0] == 21);
     void* arguments[] = {&parts.p, &total.p};
-    CODE("cooperative call", cudaSuccess, cudaLaunchCooperativeKernel(grid_sum, dim3(6), dim3(32), arguments));
+    CODE("cooperative call", cudaSuccess,
+         cudaLaunchCooperativeKernel(grid_sum, dim3(6), dim3(32), arguments));
     CHECK("grid barrier again", total.read()[0] == 42);
     clear_reports();
-    CODE("too large to cooperate", cudaErrorCooperativeLaunchTooLarge, cudaLaunchCooperativeKernel(grid_sum, dim3(5000), dim3(1024), arguments));
+    CODE("too large to cooperate", cudaErrorCooperativeLaunchTooLarge,
+         cudaLaunchCooperativeKernel(grid_sum, dim3(5000), dim3(1024), arguments));
     REPORT("too large is named", "invalid_launch", "only 216 can be resident");
     attribute[0].id = cudaLaunchAttributeClusterDimension;
     attribute[0].val.clusterDim = {2, 1, 1};
-    CODE("no clusters on sm_80", cudaErrorInvalidConfiguration, cudaLaunchKernelEx(&config, grid_sum, parts.p, total.p));
+    CODE("no clusters on sm_80", cudaErrorInvalidConfiguration,
+         cudaLaunchKernelEx(&config, grid_sum, parts.p, total.p));
     REPORT("clusters are named", "invalid_launch", "sm_80 has no thread block clusters");
     cudaGetLastError();
 }
@@ -201,7 +213,8 @@ void graphs() {
     cudaGraphGetNodes(graph, nodes, &n);
     cudaKernelNodeParams params;
     CODE("kernel parameters", cudaSuccess, cudaGraphKernelNodeGetParams(nodes[0], &params));
-    CHECK("as launched", params.func == reinterpret_cast<void*>(scale<int>) && params.blockDim.x == 4 && *static_cast<int*>(params.kernelParams[1]) == 2);
+    CHECK("as launched", params.func == reinterpret_cast<void*>(scale<int>) && params.blockDim.x == 4 &&
+                             *static_cast<int*>(params.kernelParams[1]) == 2);
     CODE("instantiate", cudaSuccess, cudaGraphInstantiate(&exec, graph, 0));
     cudaGraphLaunch(exec, stream);
     cudaStreamSynchronize(stream);
@@ -218,7 +231,8 @@ void graphs() {
     CHECK("other argument", x.read() == std::vector<int>({48, 36, 24, 12}));
     cudaGraphNode_t added;
     params.blockDim = dim3(2000);
-    CODE("kernel node beyond limits", cudaErrorInvalidConfiguration, cudaGraphAddKernelNode(&added, graph, nullptr, 0, &params));
+    CODE("kernel node beyond limits", cudaErrorInvalidConfiguration,
+         cudaGraphAddKernelNode(&added, graph, nullptr, 0, &params));
     cudaGraphExecDestroy(exec);
     cudaGraphDestroy(graph);
     cudaStreamDestroy(stream);

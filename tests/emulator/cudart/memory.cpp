@@ -6,13 +6,15 @@
 
 namespace {
 
-constexpr cudaMemcpyKind H2D = cudaMemcpyHostToDevice, D2H = cudaMemcpyDeviceToHost, D2D = cudaMemcpyDeviceToDevice;
+constexpr cudaMemcpyKind H2D = cudaMemcpyHostToDevice, D2H = cudaMemcpyDeviceToHost,
+                         D2D = cudaMemcpyDeviceToDevice;
 
 void allocation() {
     void *p = nullptr, *q = nullptr, *none = &p;
     CODE("malloc", cudaSuccess, cudaMalloc(&p, 1000));
     CODE("malloc again", cudaSuccess, cudaMalloc(&q, 4));
-    CHECK("aligned to 256", reinterpret_cast<uintptr_t>(p) % 256 == 0 && reinterpret_cast<uintptr_t>(q) % 256 == 0);
+    CHECK("aligned to 256",
+          reinterpret_cast<uintptr_t>(p) % 256 == 0 && reinterpret_cast<uintptr_t>(q) % 256 == 0);
     CODE("malloc of nothing", cudaSuccess, cudaMalloc(&none, 0));
     CHECK("nothing is null", none == nullptr);
     CODE("malloc to null", cudaErrorInvalidValue, cudaMalloc(nullptr, 4));
@@ -59,7 +61,8 @@ void many() {
     bool ok = true;
     for (int i = 0; i < 20000 && ok; ++i) {          // more than the quarantine holds
         void* p = nullptr;
-        ok = cudaMalloc(&p, 16 + i % 5000) == cudaSuccess && cudaMemset(p, i, 16) == cudaSuccess && cudaFree(p) == cudaSuccess;
+        ok = cudaMalloc(&p, 16 + i % 5000) == cudaSuccess && cudaMemset(p, i, 16) == cudaSuccess &&
+             cudaFree(p) == cudaSuccess;
     }
     CHECK("20000 allocations", ok);
     std::vector<void*> kept(3000);
@@ -151,11 +154,13 @@ void host_memory() {
     cudaPointerGetAttributes(&a, pinned);
     CHECK("pinned is host", a.type == cudaMemoryTypeHost && a.hostPointer == pinned);
     cudaPointerGetAttributes(&a, device + 1);
-    CHECK("device is device", a.type == cudaMemoryTypeDevice && a.devicePointer == device + 1 && !a.hostPointer);
+    CHECK("device is device",
+          a.type == cudaMemoryTypeDevice && a.devicePointer == device + 1 && !a.hostPointer);
     CODE("unknown memory is no error", cudaSuccess, cudaPointerGetAttributes(&a, plain));
     CHECK("unknown is unregistered", a.type == cudaMemoryTypeUnregistered);
     CODE("register", cudaSuccess, cudaHostRegister(plain, sizeof plain, cudaHostRegisterDefault));
-    CODE("register twice", cudaErrorHostMemoryAlreadyRegistered, cudaHostRegister(plain, sizeof plain, cudaHostRegisterDefault));
+    CODE("register twice", cudaErrorHostMemoryAlreadyRegistered,
+         cudaHostRegister(plain, sizeof plain, cudaHostRegisterDefault));
     cudaPointerGetAttributes(&a, plain);
     CHECK("registered is host", a.type == cudaMemoryTypeHost);
     CODE("unregister", cudaSuccess, cudaHostUnregister(plain));
@@ -163,12 +168,17 @@ void host_memory() {
     CODE("cudaFree of pinned memory", cudaErrorInvalidValue, cudaFree(pinned));
     CODE("free host", cudaSuccess, cudaFreeHost(pinned));
     int* managed = nullptr;
-    CODE("malloc managed", cudaSuccess, cudaMallocManaged(reinterpret_cast<void**>(&managed), 8, cudaMemAttachGlobal));
+    CODE("malloc managed", cudaSuccess,
+         cudaMallocManaged(reinterpret_cast<void**>(&managed), 8, cudaMemAttachGlobal));
     managed[0] = 1;
     cudaPointerGetAttributes(&a, managed);
-    CHECK("managed is managed", a.type == cudaMemoryTypeManaged && a.hostPointer == managed && a.devicePointer == managed);
-    CODE("prefetch", cudaSuccess, cudaMemPrefetchAsync(managed, 8, cudaMemLocation{cudaMemLocationTypeDevice, 0}, 0, nullptr));
-    CODE("advise", cudaSuccess, cudaMemAdvise(managed, 8, cudaMemAdviseSetReadMostly, cudaMemLocation{cudaMemLocationTypeDevice, 0}));
+    CHECK("managed is managed",
+          a.type == cudaMemoryTypeManaged && a.hostPointer == managed && a.devicePointer == managed);
+    CODE("prefetch", cudaSuccess,
+         cudaMemPrefetchAsync(managed, 8, cudaMemLocation{cudaMemLocationTypeDevice, 0}, 0, nullptr));
+    CODE("advise", cudaSuccess,
+         cudaMemAdvise(managed, 8, cudaMemAdviseSetReadMostly,
+                       cudaMemLocation{cudaMemLocationTypeDevice, 0}));
     cudaFree(managed);
     cudaFree(device);
 }
@@ -185,7 +195,8 @@ void stream_ordered() {
     cudaMemPool_t pool;
     CODE("default pool", cudaSuccess, cudaDeviceGetDefaultMemPool(&pool, 0));
     uint64_t threshold = 1 << 20, read = 0;
-    CODE("set threshold", cudaSuccess, cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &threshold));
+    CODE("set threshold", cudaSuccess,
+         cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &threshold));
     CODE("get threshold", cudaSuccess, cudaMemPoolGetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &read));
     CHECK("threshold", read == threshold);
     cudaMemPoolProps properties{};
@@ -220,9 +231,11 @@ void statistics() {
     cudaFree(p);
     std::string json = emulator<const char* (*)()>("emu_statistics")();
     auto has = [&](const char* text) { return json.find(text) != std::string::npos; };
-    CHECK("copies are counted", has("\"copies\": 2,") && has("\"bytes_to_device\": 8,") && has("\"bytes_to_host\": 4,"));
+    CHECK("copies are counted",
+          has("\"copies\": 2,") && has("\"bytes_to_device\": 8,") && has("\"bytes_to_host\": 4,"));
     CHECK("fills are counted", has("\"fills\": 1,") && has("\"bytes_filled\": 3,"));
-    CHECK("the rest is counted", has("\"allocations\": 1,") && has("\"frees\": 1,") && has("\"synchronizations\": 1,") && has("\"blocking_copies\": 2,"));
+    CHECK("the rest is counted", has("\"allocations\": 1,") && has("\"frees\": 1,") &&
+                                     has("\"synchronizations\": 1,") && has("\"blocking_copies\": 2,"));
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// One kernel and a few calls: built in the ways that decide whether a program can be emulated at all, and with
-// --default-stream per-thread, which calls the runtime by other names.
+// One kernel and a few calls: built in the ways that decide whether a program can be emulated at all, and
+// with --default-stream per-thread, which calls the runtime by other names.
 #include "check.h"
 
 #include <thread>

@@ -1,4 +1,5 @@
-// Streams, events, host functions, the device's properties, errors; and what deferring makes visible.  No kernel.
+// Streams, events, host functions, the device's properties, errors; and what deferring makes visible.  No
+// kernel.
 #include "check.h"
 
 #include <cuda_profiler_api.h>
@@ -9,7 +10,10 @@
 
 namespace {
 
-void append(void* data) { static_cast<std::vector<int>*>(data)->push_back(static_cast<int>(static_cast<std::vector<int>*>(data)->size())); }
+void append(void* data) {
+    static_cast<std::vector<int>*>(data)->push_back(
+        static_cast<int>(static_cast<std::vector<int>*>(data)->size()));
+}
 void call_back_in(void* data) { *static_cast<cudaError_t*>(data) = cudaDeviceSynchronize(); }
 void callback(cudaStream_t, cudaError_t status, void* data) { *static_cast<cudaError_t*>(data) = status; }
 
@@ -25,7 +29,8 @@ void handles() {
     cudaDeviceGetStreamPriorityRange(&least, &greatest);
     CHECK("priorities", least == 0 && greatest < 0);
     cudaStreamDestroy(other);
-    CODE("create with priority", cudaSuccess, cudaStreamCreateWithPriority(&other, cudaStreamDefault, greatest - 10));
+    CODE("create with priority", cudaSuccess,
+         cudaStreamCreateWithPriority(&other, cudaStreamDefault, greatest - 10));
     cudaStreamGetPriority(other, &priority);
     CHECK("priority is clamped", priority == greatest);
     CODE("synchronise", cudaSuccess, cudaStreamSynchronize(stream));
@@ -33,7 +38,8 @@ void handles() {
     CODE("destroy", cudaSuccess, cudaStreamDestroy(stream));
     clear_reports();
     CODE("destroyed stream", cudaErrorInvalidResourceHandle, cudaStreamSynchronize(stream));
-    REPORT("destroyed stream is named", "invalid_call", "cudaStreamSynchronize: was given a stream that does not exist");
+    REPORT("destroyed stream is named", "invalid_call",
+           "cudaStreamSynchronize: was given a stream that does not exist");
     CODE("destroy the default stream", cudaErrorInvalidResourceHandle, cudaStreamDestroy(nullptr));
     CODE("default streams", cudaSuccess, cudaStreamSynchronize(cudaStreamPerThread));
     CODE("legacy stream", cudaSuccess, cudaStreamSynchronize(cudaStreamLegacy));
@@ -85,11 +91,12 @@ void device() {
     cudaDeviceProp p;
     CODE("properties", cudaSuccess, cudaGetDeviceProperties(&p, 0));
     CODE("properties of none", cudaErrorInvalidDevice, cudaGetDeviceProperties(&p, 3));
-    std::printf("device %d.%d %d %zu %zu %d\n", p.major, p.minor, p.multiProcessorCount, p.sharedMemPerBlockOptin,
-                p.sharedMemPerMultiprocessor, p.maxThreadsPerMultiProcessor);
+    std::printf("device %d.%d %d %zu %zu %d\n", p.major, p.minor, p.multiProcessorCount,
+                p.sharedMemPerBlockOptin, p.sharedMemPerMultiprocessor, p.maxThreadsPerMultiProcessor);
     cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, 0);
     CHECK("attributes agree", value == p.multiProcessorCount);
-    CODE("bad attribute", cudaErrorInvalidValue, cudaDeviceGetAttribute(&value, static_cast<cudaDeviceAttr>(100000), 0));
+    CODE("bad attribute", cudaErrorInvalidValue,
+         cudaDeviceGetAttribute(&value, static_cast<cudaDeviceAttr>(100000), 0));
     cudaRuntimeGetVersion(&version);
     CHECK("version", version == 13000);
     size_t limit = 0;
@@ -100,7 +107,8 @@ void device() {
     CODE("profiler", cudaSuccess, cudaProfilerStart());
     CHECK("error text", !std::strcmp(cudaGetErrorString(cudaErrorMemoryAllocation), "out of memory"));
     CHECK("error name", !std::strcmp(cudaGetErrorName(cudaErrorIllegalAddress), "cudaErrorIllegalAddress"));
-    CHECK("unknown error", !std::strcmp(cudaGetErrorName(static_cast<cudaError_t>(12345)), "unrecognized error code"));
+    CHECK("unknown error",
+          !std::strcmp(cudaGetErrorName(static_cast<cudaError_t>(12345)), "unrecognized error code"));
     cudaGetLastError();
 }
 
@@ -112,7 +120,8 @@ void not_there() {
     REPORT("arrays are named", "unsupported", "cudaMallocArray: this function is not emulated");
     void* function = &array;
     cudaDriverEntryPointQueryResult found;
-    CODE("driver function", cudaSuccess, cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 13000, 0, &found));
+    CODE("driver function", cudaSuccess,
+         cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 13000, 0, &found));
     CHECK("encode is there", function && found == cudaDriverEntryPointSuccess);
     cudaGetDriverEntryPointByVersion("cuLinkCreate", &function, 13000, 0, &found);
     CHECK("others are not", !function && found == cudaDriverEntryPointSymbolNotFound);
@@ -128,7 +137,7 @@ void threads() {
     CHECK("errors belong to threads", theirs == cudaSuccess && cudaGetLastError() == cudaErrorInvalidDevice);
 }
 
-// ---- deferred work ------------------------------------------------------------------------------------------------------
+// ---- deferred work ----------------------------------------------------------------------------------------
 
 struct Buffers {
     int *device = nullptr, *pinned = nullptr;
@@ -190,7 +199,8 @@ void early_changes() {
     cudaMalloc(&freed, 64);
     cudaMemsetAsync(freed, 0, 64, stream);
     cudaFree(freed);
-    REPORT("freed too early", "unsynchronized", "while a memset of 64 bytes of byte 0 of the 64 bytes of cudaMalloc");
+    REPORT("freed too early", "unsynchronized",
+           "while a memset of 64 bytes of byte 0 of the 64 bytes of cudaMalloc");
     cudaMalloc(&freed, 64);
     cudaMemsetAsync(freed, 0, 64, stream);
     cudaFreeAsync(freed, stream);
