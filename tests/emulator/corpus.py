@@ -1,7 +1,7 @@
 """Ordinary CUDA programs, each with a NumPy answer: what the emulator must run right, and keep silent about.
 
-A Program's `run` launches its kernels through the function that it is given and returns pairs (computed, expected);
-programs/ has the sources, faults.py plants errors in them."""
+A Program's `run` launches its kernels through the function that it is given and returns pairs
+(computed, expected); programs/ has the sources, faults.py plants errors in them."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -196,6 +196,7 @@ def wmma_gemm(launch: Launch) -> Iterable[Pair]:
 
 @program("wgmma_gemm.cu", arch="sm_90a")
 def wgmma_gemm(launch: Launch) -> Iterable[Pair]:
-    a, b, c = halves(128, 256, dtype=bfloat16), halves(64, 256, dtype=bfloat16), np.zeros((128, 64), np.float32)
+    a, b = halves(128, 256, dtype=bfloat16), halves(64, 256, dtype=bfloat16)
+    c = np.zeros((128, 64), np.float32)
     launch("wgmma_gemm", grid=(1, 2), block=128, args=[c, a, b, np.int32(64), np.int32(256)])
     yield c, a.astype(np.float32) @ b.T.astype(np.float32)

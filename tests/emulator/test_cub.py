@@ -1,4 +1,5 @@
-"""CUB from CCCL, code that nobody here wrote: its block and device primitives run right, and the checker is silent about them."""
+"""CUB from CCCL, code that nobody here wrote: its block and device primitives run right, and the checker is
+silent about them."""
 
 import os
 import subprocess
@@ -61,5 +62,6 @@ def test_device_reduce_scan_and_sort_in_an_unmodified_program(tmp_path: Path) ->
         capture_output=True, text=True, env={**os.environ, "NO_COLOR": "1"}, check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert [line for line in done.stdout.splitlines() if line.endswith(" ok")] == ["reduce ok", "scan ok", "sort ok"]
+    said = [line for line in done.stdout.splitlines() if line.endswith(" ok")]
+    assert said == ["reduce ok", "scan ok", "sort ok"]
     assert '"reports": []' in report.read_text(encoding="utf-8")

@@ -1,4 +1,5 @@
-"""Ordinary programs give NumPy's answers in every mode, and the checker is silent about them under every schedule."""
+"""Ordinary programs give NumPy's answers in every mode; the checker is silent about them under every
+schedule, and finds every error planted in them on its line."""
 
 from pathlib import Path
 
@@ -6,7 +7,6 @@ import numpy as np
 import pytest
 
 from cuda.nn import emulator
-
 from tests.emulator.corpus import PROGRAMS, SOURCES
 from tests.emulator.faults import FAULTS
 from tests.emulator.variants import Variants, compile_variants

@@ -1,5 +1,5 @@
-"""Many variants of one program in one module, so that nvcc and the host compiler run once: each variant lies in a namespace of its own,
-under a file name of its own, so that a report's line is the line of that variant's source."""
+"""Many variants of one program in one module, so that nvcc and the host compiler run once: each variant lies
+in a namespace of its own, under a file name of its own, so that a report's line is that variant's."""
 
 import re
 from collections.abc import Sequence
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from cuda.nn import emulator
-
 from tests.emulator.corpus import Launch, Program
 
 INCLUDE = re.compile(r"^#include .*$", re.MULTILINE)
