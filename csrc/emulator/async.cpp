@@ -1,7 +1,8 @@
 // cp.async: small copies by the threads themselves, in groups; and the store of what completes on mbarriers.
 //
-// A copy is read and written when it lands, so a kernel that forgets to wait computes with the bytes that lay there before.
-// The checker sees both sides in flight from issue to landing: who touches the destination between, races.
+// A copy is read and written when it lands, so a kernel that forgets to wait computes with the bytes that lay
+// there before. The checker sees both sides in flight from issue to landing: who touches the destination
+// between, races.
 #include <algorithm>
 #include <cstring>
 
@@ -15,12 +16,12 @@ namespace {
 
 // States of threads are pooled per OS thread: a fiber never leaves its OS thread.
 struct Pool {
-    uint64_t launch = 0;                                 // serial of the launch that the states in use belong to
+    uint64_t launch = 0;  // serial of the launch that the states in use belong to
     std::vector<std::unique_ptr<AsyncState>> all;
     std::vector<AsyncState*> idle;
     std::vector<Deferred> deferred;                      // in order of issue
 
-    void begin_launch(uint64_t serial) {                 // an abandoned launch left its states and operations behind
+    void begin_launch(uint64_t serial) {  // an abandoned launch left its states and operations behind
         if (serial == launch) return;
         launch = serial;
         deferred.clear();
@@ -56,7 +57,7 @@ void land(Thread& t, const SmallCopy& copy) {
 
 }  // namespace
 
-// ---- state -----------------------------------------------------------------------------------------------------------
+// ---- state ------------------------------------------------------------------------------------------------
 
 AsyncState& async_state(Thread& t) {
     if (t.async) return *t.async;
@@ -73,7 +74,8 @@ AsyncState& async_state(Thread& t) {
 
 bool lands_at_issue(const Thread& t) { return launch_of(t).chosen.cp_async_eager; }
 
-// A bulk copy's run is one access; others of odd sizes go in aligned pieces, as access() looks at their alignment.
+// A bulk copy's run is one access; others of odd sizes go in aligned pieces, as access() looks at their
+// alignment.
 void watch(Thread& t, const void* address, uint32_t bytes, uint32_t what, uint32_t site) {
     if (!watched(t)) return;
     if (what & ASYNC_PROXY) return access(t, address, bytes, what, site);
@@ -89,16 +91,19 @@ void watch(Thread& t, const void* address, uint32_t bytes, uint32_t what, uint32
 void require_aligned(Thread& t, const void* address, uint32_t alignment, const char* what, uint32_t site) {
     if (reinterpret_cast<uintptr_t>(address) % alignment == 0) return;
     report(finding(t, "misaligned", site,
-                   format("%s at %s is not aligned to %u bytes", what, describe_address(*t.launch, t.block, address).c_str(), alignment),
+                   format("%s at %s is not aligned to %u bytes", what,
+                          describe_address(*t.launch, t.block, address).c_str(), alignment),
                    "Align the buffer (alignas, __align__) and keep offsets into it multiples of that."));
     abandon(t, CUDA_MISALIGNED_ADDRESS);
 }
 
-// ---- cp.async --------------------------------------------------------------------------------------------------------
+// ---- cp.async ---------------------------------------------------------------------------------------------
 
-void copy_async(Thread& t, char* destination, const char* source, uint32_t bytes, uint32_t source_bytes, uint32_t site) {
+void copy_async(Thread& t, char* destination, const char* source, uint32_t bytes, uint32_t source_bytes,
+                uint32_t site) {
     if (source_bytes > bytes) {
-        report(finding(t, "async", site, format("cp.async of %u bytes is told to read %u", bytes, source_bytes),
+        report(finding(t, "async", site,
+                       format("cp.async of %u bytes is told to read %u", bytes, source_bytes),
                        "The source size may be at most the copy size."));
         source_bytes = bytes;
     }
@@ -154,7 +159,7 @@ void copy_async_arrive(Thread& t, char* barrier, bool counted, uint32_t site) {
     else defer(std::move(arrival));
 }
 
-// ---- what completes on mbarriers -------------------------------------------------------------------------------------------
+// ---- what completes on mbarriers --------------------------------------------------------------------------
 
 void defer(Deferred operation) {
     pool().begin_launch(operation.issuer->launch->serial);
@@ -172,7 +177,8 @@ namespace {
 // Takes out the operations that `chosen` picks and lands them, oldest first.
 template <class Chosen> void land_chosen(Chosen chosen) {
     std::vector<Deferred>& all = pool().deferred;
-    const auto first = std::stable_partition(all.begin(), all.end(), [&](const Deferred& d) { return !chosen(d); });
+    const auto first =
+        std::stable_partition(all.begin(), all.end(), [&](const Deferred& d) { return !chosen(d); });
     std::vector<Deferred> taken(std::make_move_iterator(first), std::make_move_iterator(all.end()));
     all.erase(first, all.end());
     for (Deferred& operation : taken) land(operation);
@@ -185,7 +191,7 @@ void settle(const char* barrier) {
     land_chosen([=](const Deferred& d) { return d.barrier == barrier; });
 }
 
-// ---- threads begin and end -----------------------------------------------------------------------------------------------
+// ---- threads begin and end --------------------------------------------------------------------------------
 
 void async_thread_begin(Thread& t) { t.async = nullptr; }
 
@@ -194,16 +200,20 @@ namespace {
 void report_copies_left(Thread& t) {
     const SmallCopy& oldest = t.async->copies.front();
     const std::string place = describe_address(*t.launch, t.block, oldest.destination);
-    report(finding(t, "async", oldest.site,
-                   format("cp.async into %s is still in flight when its thread ends: no wait follows it", place.c_str()),
-                   "Wait before the thread ends: cp.async.wait_all, __pipeline_wait_prior(0) or pipeline.consumer_wait()."));
+    report(finding(
+        t, "async", oldest.site,
+        format("cp.async into %s is still in flight when its thread ends: no wait follows it", place.c_str()),
+        "Wait before the thread ends: cp.async.wait_all, __pipeline_wait_prior(0) or "
+        "pipeline.consumer_wait()."));
 }
 
 void report_bulk_left(Thread& t, const BulkOperation& oldest, const char* what, const char* fix) {
     const std::string place = describe_address(*t.launch, t.block, oldest.tile);
     report(finding(t, "async", oldest.site,
-                   format("the bulk copy out of %s %s when its thread ends: the shared memory may be gone before it is read",
-                          place.c_str(), what), fix));
+                   format("the bulk copy out of %s %s when its thread ends: the shared memory may be gone "
+                          "before it is read",
+                          place.c_str(), what),
+                   fix));
 }
 
 const BulkOperation* not_waited_for(const AsyncState& state) {
@@ -216,10 +226,12 @@ const BulkOperation* not_waited_for(const AsyncState& state) {
 void finish_bulk(Thread& t) {
     const AsyncState& state = *t.async;
     if (const BulkOperation* operation = not_waited_for(state)) {
-        report_bulk_left(t, *operation, "is still in flight", "Wait with cp.async.bulk.wait_group.read 0 before the thread ends.");
+        report_bulk_left(t, *operation, "is still in flight",
+                         "Wait with cp.async.bulk.wait_group.read 0 before the thread ends.");
     } else if (!state.open.empty()) {
         report_bulk_left(t, *state.open.front(), "was never committed",
-                         "Call cp.async.bulk.commit_group after the copies and wait_group.read before the thread ends.");
+                         "Call cp.async.bulk.commit_group after the copies and wait_group.read before the "
+                         "thread ends.");
     }
     bulk_commit(t);
     bulk_wait(t, 0, false);
@@ -230,14 +242,17 @@ void report_abandoned(const Thread& last) {
     const ResidentBlock& block = block_of(last);
     const char* const window = block.shared + block.window;
     std::vector<Deferred>& all = pool().deferred;
-    const auto in_window = [=](const Deferred& d) { return static_cast<size_t>(d.barrier - window) < WINDOW; };
+    const auto in_window = [=](const Deferred& d) {
+        return static_cast<size_t>(d.barrier - window) < WINDOW;
+    };
     for (Deferred& d : all) {
         if (!in_window(d) || !d.bulk) continue;
         d.bulk->drop_tokens();
         report(finding(*d.issuer, "async", d.site,
-                           format("the copy into %s is still in flight when its block ends: nothing waited for its mbarrier",
-                                  describe_address(*last.launch, last.block, d.bulk->tile).c_str()),
-                           "Some thread must wait for the mbarrier's phase before the block ends."));
+                       format("the copy into %s is still in flight when its block ends: nothing waited for "
+                              "its mbarrier",
+                              describe_address(*last.launch, last.block, d.bulk->tile).c_str()),
+                       "Some thread must wait for the mbarrier's phase before the block ends."));
     }
     all.erase(std::remove_if(all.begin(), all.end(), in_window), all.end());
 }
@@ -255,7 +270,7 @@ void async_thread_exit(Thread& t) {
     if (!pool().deferred.empty() && block_of(t).live <= 1) report_abandoned(t);
 }
 
-// ---- 128-bit atomics where the compiler has no instruction for them ----------------------------------------------------------
+// ---- 128-bit atomics where the compiler has no instruction for them ---------------------------------------
 
 b128 atomic_swap_if_locked(char* address, b128 expected, b128 value, bool always) {
     static char lock;

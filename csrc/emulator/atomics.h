@@ -1,8 +1,9 @@
 // Atomic operations: atom, red, and the element-wise reductions of bulk copies.
 //
-// An element type (numbers::U32, S32, F16x2 ...) says how a word in memory is read as a number; combine() is the arithmetic of one
-// reduction.  Blocks may run on several OS threads, so every operation is one compare-and-swap on the word, sequentially consistent,
-// which is at least as strong as any .sem asked for.  Vector forms are atomic per element, as the PTX manual has it, not as a whole.
+// An element type (numbers::U32, S32, F16x2 ...) says how a word in memory is read as a number; combine() is
+// the arithmetic of one reduction.  Blocks may run on several OS threads, so every operation is one
+// compare-and-swap on the word, sequentially consistent, which is at least as strong as any .sem asked for.
+// Vector forms are atomic per element, as the PTX manual has it, not as a whole.
 // Part of device.h: include that.
 #pragma once
 
@@ -10,7 +11,7 @@ namespace emu {
 
 enum class Reduce : uint32_t { add, min, max, bit_and, bit_or, bit_xor, inc, dec, exchange };
 
-// ---- element types ---------------------------------------------------------------------------------------------------
+// ---- element types ----------------------------------------------------------------------------------------
 
 namespace numbers {
 
@@ -55,17 +56,19 @@ struct Floating {                // rounded to nearest even, subnormals kept
 using F32 = Floating<float>;
 using F64 = Floating<double>;
 
-struct F32Flushed {              // add.f32 in global memory: subnormal inputs and results become zero, the sign stays
+struct F32Flushed {  // add.f32 in global memory: subnormal inputs and results become zero, the sign stays
     using Value = float;
-    static float flush(float value) { return std::fabs(value) < 0x1p-126f ? std::copysign(0.0f, value) : value; }
+    static float flush(float value) {
+        return std::fabs(value) < 0x1p-126f ? std::copysign(0.0f, value) : value;
+    }
     static float combine(Reduce operation, float old, float value) {
         if (operation != Reduce::add) return F32::combine(operation, old, value);
         return flush(flush(old) + flush(value));
     }
 };
 
-// f16 and bf16, subnormals kept (.noftz).  A float has more than twice their bits and two, so rounding the float sum once more
-// gives what rounding the exact sum gives.
+// f16 and bf16, subnormals kept (.noftz).  A float has more than twice their bits and two, so rounding the
+// float sum once more gives what rounding the exact sum gives.
 template <float (*widen)(uint16_t), uint16_t (*narrow)(float)>
 struct Half {
     using Value = uint16_t;
@@ -80,7 +83,8 @@ template <class Element>
 struct Pair {                    // two of them in one 32-bit word
     using Value = uint32_t;
     static uint32_t combine(Reduce operation, uint32_t old, uint32_t value) {
-        const uint16_t low = Element::combine(operation, static_cast<uint16_t>(old), static_cast<uint16_t>(value));
+        const uint16_t low =
+            Element::combine(operation, static_cast<uint16_t>(old), static_cast<uint16_t>(value));
         const uint16_t high = Element::combine(operation, old >> 16, value >> 16);
         return low | static_cast<uint32_t>(high) << 16;
     }
@@ -90,7 +94,7 @@ using BF16x2 = Pair<BF16>;
 
 }  // namespace numbers
 
-// ---- on memory -------------------------------------------------------------------------------------------------------
+// ---- on memory --------------------------------------------------------------------------------------------
 
 template <class Value> using Word = typename Unsigned<8 * sizeof(Value)>::Type;
 
@@ -112,7 +116,8 @@ inline typename Element::Value atomic_reduce(Reduce operation, char* address, ty
 }
 
 template <class Element>
-inline typename Element::Value atomic_swap_if(char* address, typename Element::Value expected, typename Element::Value value) {
+inline typename Element::Value atomic_swap_if(char* address, typename Element::Value expected,
+                                              typename Element::Value value) {
     using Value = typename Element::Value;
     return atomic_update<Value>(address, [=](Value old) { return old == expected ? value : old; });
 }
@@ -126,7 +131,8 @@ inline float atomic_add_generic(Thread& t, char* address, float value) {
                      : atomic_reduce<numbers::F32Flushed>(Reduce::add, address, value);
 }
 
-// 128 bits: one instruction where the compiler offers it, otherwise a lock of the runtime (async.cpp) that all of them share.
+// 128 bits: one instruction where the compiler offers it, otherwise a lock of the runtime (async.cpp) that
+// all of them share.
 b128 atomic_swap_if_locked(char* address, b128 expected, b128 value, bool always);
 inline b128 atomic_128(char* address, b128 expected, b128 value, bool always) {
 #ifdef __GCC_HAVE_SYNC_COMPARE_AND_SWAP_16
@@ -144,7 +150,9 @@ inline b128 atomic_128(char* address, b128 expected, b128 value, bool always) {
 #endif
 }
 inline b128 atomic_exchange_128(char* address, b128 value) { return atomic_128(address, value, value, true); }
-inline b128 atomic_swap_if_128(char* address, b128 expected, b128 value) { return atomic_128(address, expected, value, false); }
+inline b128 atomic_swap_if_128(char* address, b128 expected, b128 value) {
+    return atomic_128(address, expected, value, false);
+}
 
 // A fence orders memory between the OS threads that blocks run on, and tells the checker.
 inline void memory_fence(Thread& t, Fence kind, uint32_t site) {

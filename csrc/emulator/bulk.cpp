@@ -1,7 +1,9 @@
-// Bulk copies and reductions (cp.async.bulk, cp.reduce.async.bulk, st.async, red.async): whole runs of bytes moved by the async proxy.
+// Bulk copies and reductions (cp.async.bulk, cp.reduce.async.bulk, st.async, red.async): whole runs of bytes
+// moved by the async proxy.
 //
-// Every one is a BulkOperation, a tile in shared memory and runs elsewhere: issued (checked, announced), read, written.  Copies that
-// complete on an mbarrier wait in the store of deferred operations; copies to global memory wait in their thread's bulk groups.
+// Every one is a BulkOperation, a tile in shared memory and runs elsewhere: issued (checked, announced),
+// read, written.  Copies that complete on an mbarrier wait in the store of deferred operations; copies to
+// global memory wait in their thread's bulk groups.
 #include <cstring>
 
 #include "in_flight.h"
@@ -9,7 +11,7 @@
 
 namespace emu {
 
-// ---- elements ----------------------------------------------------------------------------------------------------------
+// ---- elements ---------------------------------------------------------------------------------------------
 
 uint32_t element_bytes(Element e) {
     switch (e) {
@@ -44,7 +46,7 @@ void reduce_element(Element e, Reduce operation, char* destination, const char* 
     }
 }
 
-// ---- one operation ---------------------------------------------------------------------------------------------------------
+// ---- one operation ----------------------------------------------------------------------------------------
 
 namespace {
 
@@ -60,7 +62,8 @@ char* tile_address(const BulkOperation& o, uint32_t offset, uint32_t bytes, uint
 void put(const BulkOperation& o, char* destination, const char* bytes, uint32_t count) {
     if (o.reduces) {
         const uint32_t step = element_bytes(o.element);
-        for (uint32_t i = 0; i < count; i += step) reduce_element(o.element, o.operation, destination + i, bytes + i, !o.to_tile);
+        for (uint32_t i = 0; i < count; i += step)
+            reduce_element(o.element, o.operation, destination + i, bytes + i, !o.to_tile);
     } else if (o.byte_mask == 0xffff) {
         std::memcpy(destination, bytes, count);
     } else {
@@ -93,7 +96,8 @@ void fill_run(const BulkOperation& o, const Run& run, char* staged) {
 
 }  // namespace
 
-// Reductions of several threads may be in flight to one place: they are atomic, so their destination gets no token.
+// Reductions of several threads may be in flight to one place: they are atomic, so their destination gets no
+// token.
 void BulkOperation::announce() {
     if (!watched(*issuer)) return;
     const uint32_t run_space = ASYNC_PROXY | (run_is_global ? GLOBAL : SHARED);
@@ -102,8 +106,14 @@ void BulkOperation::announce() {
     else tile_token = checker_async_issue(*issuer, tile, tile_bytes, to_tile, site);
     for (const Run& run : runs) {
         if (!run.other) continue;
-        watch(*issuer, run.other, run.bytes, (to_tile ? READ : reduces ? ATOMIC | STRONG : WRITE) | run_space, site);
-        if (to_tile || !reduces) run_tokens.push_back(checker_async_issue(*issuer, run.other, run.bytes, !to_tile, site));
+        watch(*issuer, run.other, run.bytes,
+              (to_tile   ? READ
+               : reduces ? ATOMIC | STRONG
+                         : WRITE) |
+                  run_space,
+              site);
+        if (to_tile || !reduces)
+            run_tokens.push_back(checker_async_issue(*issuer, run.other, run.bytes, !to_tile, site));
     }
 }
 
@@ -161,7 +171,7 @@ void issue(BulkPointer operation) {
     }
 }
 
-// ---- groups ------------------------------------------------------------------------------------------------------------------
+// ---- groups -----------------------------------------------------------------------------------------------
 
 void bulk_commit(Thread& t) {
     AsyncState& state = async_state(t);
@@ -182,7 +192,7 @@ void bulk_wait(Thread& t, uint32_t groups_left, bool only_reads) {
     if (!only_reads) groups.erase(groups.begin(), groups.begin() + static_cast<std::ptrdiff_t>(finished));
 }
 
-// ---- the instructions --------------------------------------------------------------------------------------------------------
+// ---- the instructions -------------------------------------------------------------------------------------
 
 namespace {
 
@@ -201,7 +211,8 @@ void check_bulk(Thread& t, const char* destination, const char* source, uint32_t
     require_aligned(t, destination, 16, "the destination of a bulk copy", site);
     require_aligned(t, source, 16, "the source of a bulk copy", site);
     if (bytes % 16 == 0) return;
-    report(finding(t, "misaligned", site, format("a bulk copy of %u bytes: the size must be a multiple of 16", bytes),
+    report(finding(t, "misaligned", site,
+                   format("a bulk copy of %u bytes: the size must be a multiple of 16", bytes),
                    "Copy whole 16-byte units in bulk and the rest by ordinary loads and stores."));
     abandon(t, CUDA_MISALIGNED_ADDRESS);
 }
@@ -224,8 +235,10 @@ std::vector<uint32_t> receivers(Thread& t, const char* destination, uint32_t blo
     if (blocks == NO_MULTICAST) return {rank_of(static_cast<uint32_t>(destination - t.shared))};
     const uint32_t size = launch_of(t).blocks_per_cluster;
     if (blocks >> size)
-        report(finding(t, "out_of_bounds", site, format("the multicast mask 0x%x names blocks beyond the %u of the cluster", blocks, size),
-                       "Set only the bits of blocks that the cluster has."));
+        report(
+            finding(t, "out_of_bounds", site,
+                    format("the multicast mask 0x%x names blocks beyond the %u of the cluster", blocks, size),
+                    "Set only the bits of blocks that the cluster has."));
     std::vector<uint32_t> ranks;
     for (uint32_t rank = 0; rank < size; ++rank)
         if (blocks >> rank & 1) ranks.push_back(rank);
@@ -237,10 +250,12 @@ void watch_barrier(Thread& t, const char* barrier, uint32_t site) {
     watch(t, barrier, 8, ATOMIC | STRONG | SHARED | UNORDERED, site);
 }
 
-void bulk_load(Thread& t, char* destination, const char* source, uint32_t bytes, char* barrier, uint32_t blocks, uint32_t site) {
+void bulk_load(Thread& t, char* destination, const char* source, uint32_t bytes, char* barrier,
+               uint32_t blocks, uint32_t site) {
     check_bulk(t, destination, source, bytes, site);
     for (const uint32_t rank : receivers(t, destination, blocks, site)) {
-        BulkPointer operation = plain_copy(t, in_block(t, destination, rank), const_cast<char*>(source), bytes, true, site);
+        BulkPointer operation =
+            plain_copy(t, in_block(t, destination, rank), const_cast<char*>(source), bytes, true, site);
         operation->run_is_global = !in_shared(t, source);
         operation->barrier = blocks == NO_MULTICAST ? barrier : in_block(t, barrier, rank);
         watch_barrier(t, operation->barrier, site);
@@ -248,14 +263,16 @@ void bulk_load(Thread& t, char* destination, const char* source, uint32_t bytes,
     }
 }
 
-void bulk_store(Thread& t, char* destination, const char* source, uint32_t bytes, uint32_t byte_mask, uint32_t site) {
+void bulk_store(Thread& t, char* destination, const char* source, uint32_t bytes, uint32_t byte_mask,
+                uint32_t site) {
     check_bulk(t, destination, source, bytes, site);
     BulkPointer operation = plain_copy(t, const_cast<char*>(source), destination, bytes, false, site);
     operation->byte_mask = byte_mask;
     issue(std::move(operation));
 }
 
-void bulk_reduce(Thread& t, char* destination, const char* source, uint32_t bytes, Reduce how, Element element, uint32_t site) {
+void bulk_reduce(Thread& t, char* destination, const char* source, uint32_t bytes, Reduce how,
+                 Element element, uint32_t site) {
     check_bulk(t, destination, source, bytes, site);
     BulkPointer operation = plain_copy(t, const_cast<char*>(source), destination, bytes, false, site);
     operation->reduces = true;
@@ -264,8 +281,8 @@ void bulk_reduce(Thread& t, char* destination, const char* source, uint32_t byte
     issue(std::move(operation));
 }
 
-void bulk_reduce_shared(Thread& t, char* destination, const char* source, uint32_t bytes, char* barrier, Reduce how, Element element,
-                        uint32_t site) {
+void bulk_reduce_shared(Thread& t, char* destination, const char* source, uint32_t bytes, char* barrier,
+                        Reduce how, Element element, uint32_t site) {
     check_bulk(t, destination, source, bytes, site);
     watch_barrier(t, barrier, site);
     BulkPointer operation = plain_copy(t, destination, const_cast<char*>(source), bytes, true, site);
@@ -277,13 +294,16 @@ void bulk_reduce_shared(Thread& t, char* destination, const char* source, uint32
     issue(std::move(operation));
 }
 
-void bulk_prefetch(Thread& t, const char* source, uint32_t bytes, uint32_t site) { check_bulk(t, source, source, bytes, site); }
+void bulk_prefetch(Thread& t, const char* source, uint32_t bytes, uint32_t site) {
+    check_bulk(t, source, source, bytes, site);
+}
 
-// ---- st.async, red.async: the value travels with the instruction ----------------------------------------------------------------
+// ---- st.async, red.async: the value travels with the instruction ------------------------------------------
 
 namespace {
 
-void send(Thread& t, char* destination, const void* value, uint32_t bytes, char* barrier, BulkPointer operation) {
+void send(Thread& t, char* destination, const void* value, uint32_t bytes, char* barrier,
+          BulkPointer operation) {
     require_aligned(t, destination, bytes, "the destination of an asynchronous store", operation->site);
     watch_barrier(t, barrier, operation->site);
     operation->barrier = barrier;
@@ -297,11 +317,13 @@ void send(Thread& t, char* destination, const void* value, uint32_t bytes, char*
 
 }  // namespace
 
-void store_async(Thread& t, char* destination, const void* value, uint32_t bytes, char* barrier, uint32_t site) {
+void store_async(Thread& t, char* destination, const void* value, uint32_t bytes, char* barrier,
+                 uint32_t site) {
     send(t, destination, value, bytes, barrier, plain_copy(t, destination, nullptr, bytes, true, site));
 }
 
-void reduce_async(Thread& t, char* destination, const void* value, char* barrier, Reduce how, Element element, uint32_t site) {
+void reduce_async(Thread& t, char* destination, const void* value, char* barrier, Reduce how, Element element,
+                  uint32_t site) {
     BulkPointer operation = plain_copy(t, destination, nullptr, element_bytes(element), true, site);
     operation->reduces = true;
     operation->operation = how;
@@ -315,7 +337,7 @@ void discard(Thread& t, char* address, uint32_t bytes, uint32_t site) {
     std::memset(address, 0xff, bytes);
 }
 
-// ---- mapa --------------------------------------------------------------------------------------------------------------------
+// ---- mapa -------------------------------------------------------------------------------------------------
 
 uint32_t map_to_rank(Thread& t, uint32_t shared_address, uint32_t rank, uint32_t site) {
     const uint32_t size = launch_of(t).blocks_per_cluster;

@@ -1,4 +1,5 @@
-// Asynchronous operations between issue and landing: what async.cpp, mbarrier.cpp, bulk.cpp and tensor_map.cpp share.  Internal.
+// Asynchronous operations between issue and landing: what async.cpp, mbarrier.cpp, bulk.cpp and
+// tensor_map.cpp share.  Internal.
 #pragma once
 #include <algorithm>
 #include <deque>
@@ -12,7 +13,8 @@ namespace emu {
 
 enum class Swizzle : uint32_t { none, span_32, span_64, span_128 };
 
-// Where a byte of a swizzled tile lies: bits 4.. of the shared address XOR bits 7.. of it, within spans of 32, 64 or 128 bytes.
+// Where a byte of a swizzled tile lies: bits 4.. of the shared address XOR bits 7.. of it, within spans of
+// 32, 64 or 128 bytes.
 inline uint32_t swizzled(uint32_t address, Swizzle swizzle) {
     const uint32_t chunks = (1u << static_cast<uint32_t>(swizzle)) - 1;      // 0, 1, 3, 7
     return address ^ ((address >> 7 & chunks) << 4);
@@ -27,14 +29,16 @@ struct SmallCopy {
     uint32_t reading, writing;           // the checker's tokens
 };
 
-// A contiguous run of a bulk copy: `offset` bytes behind the start of the tile in shared memory (before swizzling).
+// A contiguous run of a bulk copy: `offset` bytes behind the start of the tile in shared memory (before
+// swizzling).
 struct Run {
     uint32_t offset;
     uint32_t bytes;
-    char* other;                         // the other side; null: out of bounds, filled when loading and skipped when storing
+    char* other;  // the other side; null: out of bounds, filled when loading and skipped when storing
 };
 
-// One bulk copy or reduction between a tile in shared memory and runs elsewhere (global memory, or another block's shared memory).
+// One bulk copy or reduction between a tile in shared memory and runs elsewhere (global memory, or another
+// block's shared memory).
 struct BulkOperation {
     Thread* issuer;
     uint32_t site;
@@ -42,7 +46,7 @@ struct BulkOperation {
     char* tile;
     uint32_t tile_bytes;
     std::vector<Run> runs;
-    bool run_is_global = true;           // the other side is global memory, or else another block's shared memory
+    bool run_is_global = true;  // the other side is global memory, or else another block's shared memory
     Swizzle swizzle = Swizzle::none;
     const char* fill = nullptr;          // 16 bytes repeated where a load is out of bounds; null: zeros
     bool reduces = false;                // combine with what is at the destination
@@ -76,7 +80,8 @@ struct AsyncState {
     std::deque<uint64_t> groups;         // value of `issued` at each commit not yet waited for
     BulkGroup open;                      // bulk copies to global not yet committed
     std::deque<BulkGroup> bulk_groups;   // committed, oldest first
-    // The mbarrier that the thread polls in vain: how often in a row, and for the end of which phase.  Read for deadlocks.
+    // The mbarrier that the thread polls in vain: how often in a row, and for the end of which phase.  Read
+    // for deadlocks.
     const char* polled = nullptr;
     uint32_t polled_parity = 0, polled_site = 0, polls = 0;
 };
@@ -89,7 +94,8 @@ struct Deferred {
     char* barrier;
     Thread* issuer;
     uint32_t site;
-    uint64_t copies_until;               // cp.async.mbarrier.arrive: lands the issuer's copies up to this number, then arrives
+    uint64_t
+        copies_until;  // cp.async.mbarrier.arrive: lands the issuer's copies up to this number, then arrives
     BulkPointer bulk;                    // or a bulk operation
 };
 void issue(BulkPointer);                 // into the store below or the thread's open bulk group
@@ -98,19 +104,24 @@ void settle(const char* barrier);        // lands everything that completes on t
 void land(Deferred&);
 
 void land_copies(Thread&, uint64_t until);
-// mbarrier.cpp.  Arrivals and bytes that the system brings when an operation lands are no accesses of the thread.
-void barrier_track(Thread&, char* barrier, bool counted, uint32_t site);       // checks it; counted: one more arrival will come
+// mbarrier.cpp.  Arrivals and bytes that the system brings when an operation lands are no accesses of the
+// thread.
+void barrier_track(Thread&, char* barrier, bool counted,
+                   uint32_t site);  // checks it; counted: one more arrival will come
 void barrier_arrive_on(Thread& issuer, char* barrier, uint32_t site);
 void barrier_complete(Thread& issuer, char* barrier, uint32_t bytes, uint32_t site);
 
-char* in_block(const Thread&, char* shared_address, uint32_t rank);            // the same place in another block of the cluster
-std::vector<uint32_t> receivers(Thread&, const char* destination, uint32_t blocks, uint32_t site);      // ranks a load goes to
+char* in_block(const Thread&, char* shared_address,
+               uint32_t rank);  // the same place in another block of the cluster
+std::vector<uint32_t> receivers(Thread&, const char* destination, uint32_t blocks,
+                                uint32_t site);  // ranks a load goes to
 void watch_barrier(Thread&, const char* barrier, uint32_t site);
 
 uint32_t element_bytes(Element);
 void reduce_element(Element, Reduce, char* destination, const char* value, bool in_global);
 
 void require_aligned(Thread&, const void* address, uint32_t alignment, const char* what, uint32_t site);
-void watch(Thread&, const void* address, uint32_t bytes, uint32_t what, uint32_t site);   // access() in pieces it can take
+void watch(Thread&, const void* address, uint32_t bytes, uint32_t what,
+           uint32_t site);  // access() in pieces it can take
 
 }  // namespace emu

@@ -1,35 +1,39 @@
-// Matrix instructions as translated code calls them: ldmatrix, stmatrix, movmatrix, mma, wmma (nvcuda::wmma) and wgmma.
+// Matrix instructions as translated code calls them: ldmatrix, stmatrix, movmatrix, mma, wmma (nvcuda::wmma)
+// and wgmma.
 //
-// All are collectives: every lane brings its registers in a struct on its own stack, the last one to arrive works for all.
-// Registers are bits (uint32_t, low element first), whatever their type; only f64 matrices are doubles.
-//     static const MmaShape shape = {16, 16, MatrixElement::bf16, MatrixElement::bf16, MatrixElement::f32, false};
+// All are collectives: every lane brings its registers in a struct on its own stack, the last one to arrive
+// works for all.  Registers are bits (uint32_t, low element first) whatever their type; f64 are doubles.
+//     static const MmaShape shape = {16, 16, MmaType::bf16, MmaType::bf16, MmaType::f32, false};
 //     Mma m = {&shape, {a0, a1, a2, a3}, {b0, b1}, {c0, c1, c2, c3}};
 //     mma(t, m, site);                             // now m.c is D
-// Rounding: products are exact, sums of f16, bf16, tf32 and 8-bit floats are float, one addition after the other in the order of k.
-// How a tensor core orders and truncates inside a sum is not documented: compare with tolerance.  An f16 result is rounded
-// once, at the end.  Integers are exact, and wrap or saturate at the end.  f64 is a chain of fma in the order of k.
+// Rounding: products are exact, sums of f16, bf16, tf32 and 8-bit floats are float, one addition after the
+// other in the order of k.  How a tensor core orders and truncates inside a sum is not documented: compare
+// with tolerance.  An f16 result is rounded once, at the end.  Integers are exact, and wrap or saturate at
+// the end.  f64 is a chain of fma in the order of k.
 #pragma once
 #include "device.h"
 
 namespace emu {
 
-enum class MatrixElement : uint8_t { f16, bf16, tf32, e4m3, e5m2, s8, u8, s4, u4, b1_and, b1_xor, f32, s32 };
+enum class MmaType : uint8_t { f16, bf16, tf32, e4m3, e5m2, s8, u8, s4, u4, b1_and, b1_xor, f32, s32 };
 
-// ---- moving 8x8 matrices of 16-bit elements -----------------------------------------------------------------------------
+// ---- moving 8x8 matrices of 16-bit elements ---------------------------------------------------------------
 
-struct MatrixRows {              // of 1, 2 or 4 matrices
-    char* row;                   // lane 8i + r gives row r (16 bytes) of matrix i; those of further lanes are not looked at
-    uint32_t registers[4];       // register i of all lanes is matrix i
+// Of 1, 2 or 4 matrices.  Lane 8i + r gives row r (16 bytes) of matrix i; the rows of further lanes are not
+// looked at.  Register i of all lanes is matrix i.
+struct MatrixRows {
+    char* row;
+    uint32_t registers[4];
 };
 void ldmatrix(Thread&, uint32_t count, bool transposed, MatrixRows&, uint32_t site);
 void stmatrix(Thread&, uint32_t count, bool transposed, MatrixRows&, uint32_t site);
 uint32_t movmatrix(Thread&, uint32_t value, uint32_t site);              // transposes across the lanes
 
-// ---- mma.sync -------------------------------------------------------------------------------------------------------------
+// ---- mma.sync ---------------------------------------------------------------------------------------------
 
 struct MmaShape {                // n is always 8
     uint16_t m, k;
-    MatrixElement a, b, sum;     // sum: of C and D
+    MmaType a, b, sum;           // sum: of C and D
     bool saturate;               // .satfinite: an integer result stops at the ends of its range
 };
 struct Mma {                     // less than a cache line, as 32 lanes' are walked through three times
@@ -42,29 +46,32 @@ struct MmaDouble {
 };
 struct MmaQuads {                // m8n8k4 of f16: four matrices at once, one per group of eight lanes
     bool a_row, b_row;           // .row or .col
-    MatrixElement c, d;
+    MmaType c, d;
     uint32_t a_[2], b_[2], c_[8], d_[8];
 };
 void mma(Thread&, Mma&, uint32_t site);
 void mma(Thread&, MmaDouble&, uint32_t site);
 void mma(Thread&, MmaQuads&, uint32_t site);
 
-// ---- wmma -----------------------------------------------------------------------------------------------------------------
+// ---- wmma -------------------------------------------------------------------------------------------------
 
-// Which element a fragment holds at which place is the implementation's secret, on a GPU too.  Here: element number
-// lane * (elements per lane) + i of the matrix, modulo its size, counted row by row (A, C, D) or column by column (B).
+// Which element a fragment holds at which place is the implementation's secret, on a GPU too.  Here: element
+// number lane * (elements per lane) + i of the matrix, modulo its size, counted row by row (A, C, D) or
+// column by column (B).
 struct WmmaTile {                // one operand: `lines` of `length` elements each, in the order counted above
     uint32_t lines, length;
     uint32_t bits;               // per element: 1, 4, 8, 16, 32, 64
     bool along;                  // whether a line is consecutive in memory
-    uint32_t registers;          // of this lane, each 32 bits (64 for f64)
+    uint32_t registers;          // 32-bit words that a lane holds
 };
-void wmma_load(Thread&, const WmmaTile&, const char* matrix, int64_t stride, void* registers, uint32_t what, uint32_t site);
-void wmma_store(Thread&, const WmmaTile&, char* matrix, int64_t stride, const void* registers, uint32_t what, uint32_t site);
+void wmma_load(Thread&, const WmmaTile&, const char* matrix, int64_t stride, void* registers, uint32_t what,
+               uint32_t site);
+void wmma_store(Thread&, const WmmaTile&, char* matrix, int64_t stride, const void* registers, uint32_t what,
+                uint32_t site);
 
 struct Wmma {
     uint32_t m, n, k;
-    MatrixElement a, b, c, d;
+    MmaType a, b, c, d;
     bool saturate;
     uint32_t a_[8], b_[8], c_[8], d_[8];
 };
@@ -74,14 +81,14 @@ struct WmmaDouble {              // m8n8k4
 void wmma(Thread&, Wmma&, uint32_t site);
 void wmma(Thread&, WmmaDouble&, uint32_t site);
 
-// ---- wgmma ----------------------------------------------------------------------------------------------------------------
+// ---- wgmma ------------------------------------------------------------------------------------------------
 
 struct WgmmaShape {              // m is 64, and k elements are 32 bytes
     uint16_t n;
-    MatrixElement a, b, d;
+    MmaType a, b, d;
     bool a_in_registers;
     bool negate_a, negate_b;
-    bool transposed_a, transposed_b;     // of the matrix in shared memory: M or N is its consecutive axis, not K
+    bool transposed_a, transposed_b;     // in shared memory M or N is the consecutive axis, not K
     bool saturate;
 };
 struct Wgmma {
@@ -96,12 +103,13 @@ void wgmma(Thread&, Wgmma&, uint32_t site);
 void wgmma_fence(Thread&, uint32_t site);
 void wgmma_commit(Thread&, uint32_t site);
 void wgmma_wait(Thread&, uint32_t pending, uint32_t site);
-// What the translator saw: the instruction at `site` uses a result of the wgmma at `product` before any wait covers it.
+// What the translator saw: the instruction at `site` uses a result of the wgmma at `product` before any wait
+// covers it.
 void wgmma_early_use(Thread&, uint32_t product, uint32_t site);
 
-// ---- for the runtime ------------------------------------------------------------------------------------------------------
+// ---- for the runtime --------------------------------------------------------------------------------------
 
 void wgmma_block_begin(Block&);
-void wgmma_block_exit(Block&);       // every thread of the block has exited: reports what was never waited for
+void wgmma_block_exit(Block&);       // every thread has exited: reports what was never waited for
 
 }  // namespace emu

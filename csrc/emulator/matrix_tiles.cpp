@@ -4,7 +4,8 @@
 namespace emu {
 namespace {
 
-using Words8 = uint32_t __attribute__((vector_size(32)));        // split by the compiler where the processor's are shorter
+// The compiler splits these where the processor's vectors are shorter.
+using Words8 = uint32_t __attribute__((vector_size(32)));
 using Integers8 = int32_t __attribute__((vector_size(32)));
 using Floats8 = float __attribute__((vector_size(32)));
 
@@ -36,7 +37,7 @@ struct FromE5M2 {                                                // the upper ha
     static constexpr uint32_t bits = 8;
     static Floats8 eight(Words8 raw) { return widen_f16(raw << 8); }
 };
-struct FromE4M3 {                                                // as an f16 its exponent is 8 too small; it has a NaN, no infinity
+struct FromE4M3 {                        // as an f16 its exponent is 8 too small; it has a NaN, no infinity
     static constexpr uint32_t bits = 8;
     static Floats8 eight(Words8 raw) {
         const Words8 magnitude = raw & 0x7fu, sign = raw & 0x80u;
@@ -67,27 +68,27 @@ void widen_words(const uint32_t (*words)[LANES], uint32_t depth_words, float (*v
 }
 
 template <uint32_t LANES>
-void widen_any(MatrixElement element, const uint32_t (*words)[LANES], uint32_t depth, float (*values)[LANES]) {
+void widen_any(MmaType element, const uint32_t (*words)[LANES], uint32_t depth, float (*values)[LANES]) {
     switch (element) {
-        case MatrixElement::f16: return widen_words<FromF16>(words, depth, values);
-        case MatrixElement::bf16: return widen_words<FromBF16>(words, depth, values);
-        case MatrixElement::tf32: return widen_words<FromTF32>(words, depth, values);
-        case MatrixElement::e4m3: return widen_words<FromE4M3>(words, depth, values);
-        case MatrixElement::e5m2: return widen_words<FromE5M2>(words, depth, values);
-        case MatrixElement::s8: return widen_words<FromInteger<8, true>>(words, depth, values);
-        case MatrixElement::u8: return widen_words<FromInteger<8, false>>(words, depth, values);
-        case MatrixElement::s4: return widen_words<FromInteger<4, true>>(words, depth, values);
-        case MatrixElement::u4: return widen_words<FromInteger<4, false>>(words, depth, values);
+        case MmaType::f16: return widen_words<FromF16>(words, depth, values);
+        case MmaType::bf16: return widen_words<FromBF16>(words, depth, values);
+        case MmaType::tf32: return widen_words<FromTF32>(words, depth, values);
+        case MmaType::e4m3: return widen_words<FromE4M3>(words, depth, values);
+        case MmaType::e5m2: return widen_words<FromE5M2>(words, depth, values);
+        case MmaType::s8: return widen_words<FromInteger<8, true>>(words, depth, values);
+        case MmaType::u8: return widen_words<FromInteger<8, false>>(words, depth, values);
+        case MmaType::s4: return widen_words<FromInteger<4, true>>(words, depth, values);
+        case MmaType::u4: return widen_words<FromInteger<4, false>>(words, depth, values);
         default: return;                                             // bits are multiplied as words
     }
 }
 
 }  // namespace
 
-void widen(TileA& tile, MatrixElement element, uint32_t depth_words) {
+void widen(TileA& tile, MmaType element, uint32_t depth_words) {
     widen_any(element, tile.words, depth_words, tile.values);
 }
-void widen(TileB& tile, MatrixElement element, uint32_t depth_words) {
+void widen(TileB& tile, MmaType element, uint32_t depth_words) {
     widen_any(element, tile.words, depth_words, tile.values);
 }
 

@@ -1,7 +1,8 @@
-// mbarrier: a barrier in 8 bytes of shared memory that counts arrivals and bytes, phase after phase.  Layout of the word: async.h.
+// mbarrier: a barrier in 8 bytes of shared memory that counts arrivals and bytes, phase after phase.  Layout
+// of the word: async.h.
 //
-// A phase ends when no arrival is pending and no bytes are outstanding.  All blocks of a cluster run on one OS thread, and fibers
-// switch only at waits, so plain reads and writes of the word are atomic here.
+// A phase ends when no arrival is pending and no bytes are outstanding.  All blocks of a cluster run on one
+// OS thread, and fibers switch only at waits, so plain reads and writes of the word are atomic here.
 #include "in_flight.h"
 #include "reports.h"
 
@@ -14,7 +15,7 @@ constexpr uint64_t INVALID = ~uint64_t(0);
 constexpr int64_t BYTES_LIMIT = (1 << 20) - 1;               // outstanding bytes lie within +- this
 
 struct State {
-    uint32_t pending, expected;                              // arrivals: of this phase still to come, of every next phase
+    uint32_t pending, expected;  // arrivals: of this phase still to come, of every next phase
     int64_t bytes;                                           // expect_tx minus complete_tx
     uint32_t phase;                                          // parity
     bool valid;
@@ -22,7 +23,8 @@ struct State {
 
 State unpack(uint64_t word) {
     const int64_t bytes = static_cast<int64_t>(word << 3) >> 43;
-    return {static_cast<uint32_t>(word & MBARRIER_COUNT_LIMIT), static_cast<uint32_t>(word >> 20 & MBARRIER_COUNT_LIMIT), bytes,
+    return {static_cast<uint32_t>(word & MBARRIER_COUNT_LIMIT),
+            static_cast<uint32_t>(word >> 20 & MBARRIER_COUNT_LIMIT), bytes,
             static_cast<uint32_t>(word >> 61 & 1), word >> 62 == MARK};
 }
 
@@ -33,7 +35,8 @@ uint64_t pack(const State& s) {
 
 State peek(const char* barrier) { return unpack(load<uint64_t>(barrier)); }
 
-[[noreturn]] void misuse(Thread& t, const char* barrier, uint32_t site, const std::string& what, const char* fix) {
+[[noreturn]] void misuse(Thread& t, const char* barrier, uint32_t site, const std::string& what,
+                         const char* fix) {
     const std::string place = describe_address(*t.launch, t.block, barrier);
     report(finding(t, "async", site, format("the mbarrier %s %s", place.c_str(), what.c_str()), fix));
     abandon(t, CUDA_LAUNCH_FAILURE);
@@ -41,8 +44,10 @@ State peek(const char* barrier) { return unpack(load<uint64_t>(barrier)); }
 
 State read_state(Thread& t, const char* barrier, uint32_t site) {
     const State s = peek(barrier);
-    if (!s.valid) misuse(t, barrier, site, "is not initialised (or was invalidated)",
-                         "One thread calls mbarrier.init, then the block synchronises, before anybody uses the barrier.");
+    if (!s.valid)
+        misuse(t, barrier, site, "is not initialised (or was invalidated)",
+               "One thread calls mbarrier.init, then the block synchronises, before anybody uses the "
+               "barrier.");
     return s;
 }
 
@@ -64,24 +69,27 @@ void update(char* barrier, State s) {
 void add_bytes(Thread& t, const char* barrier, State& s, int64_t bytes, uint32_t site) {
     s.bytes += bytes;
     if (s.bytes >= -BYTES_LIMIT && s.bytes <= BYTES_LIMIT) return;
-    misuse(t, barrier, site, format("has %lld bytes outstanding, beyond the limit of %lld", static_cast<long long>(s.bytes),
-                                    static_cast<long long>(BYTES_LIMIT)),
+    misuse(t, barrier, site,
+           format("has %lld bytes outstanding, beyond the limit of %lld", static_cast<long long>(s.bytes),
+                  static_cast<long long>(BYTES_LIMIT)),
            "Expect exactly the bytes that arrive in a phase, in portions below 1 MiB.");
 }
 
 void take_arrivals(Thread& t, const char* barrier, State& s, uint32_t count, uint32_t site) {
     if (count == 0 || count > s.pending)
-        misuse(t, barrier, site, format("gets %u arrivals in a phase that waits for %u more", count, s.pending),
+        misuse(t, barrier, site,
+               format("gets %u arrivals in a phase that waits for %u more", count, s.pending),
                "The count given to mbarrier.init must be the number of arrivals per phase.");
     s.pending -= count;
 }
 
 bool phase_over(const char* barrier, uint32_t parity) { return peek(barrier).phase != parity; }
 
-// ---- deadlocks -----------------------------------------------------------------------------------------------------------
+// ---- deadlocks --------------------------------------------------------------------------------------------
 //
-// Threads that poll are ready, so the scheduler sees no deadlock in them.  There is one when all threads that could run have polled one
-// barrier each so often that nothing else can be going on, and none of their phases is over.
+// Threads that poll are ready, so the scheduler sees no deadlock in them.  There is one when all threads that
+// could run have polled one barrier each so often that nothing else can be going on, and none of their phases
+// is over.
 
 constexpr uint32_t VAIN_POLLS = 1000;
 
@@ -106,10 +114,13 @@ template <class Visit> bool all_ready(Execution& e, Visit visit) {
         named.push_back(barrier);
         const State s = peek(barrier);
         report(finding(f, "deadlock", f.async->polled_site,
-                       format("threads wait for the phase of parity %u of the mbarrier %s, which never ends: %u of %u arrivals and %lld bytes "
-                              "are missing", f.async->polled_parity, describe_address(*f.launch, f.block, barrier).c_str(), s.pending,
-                              s.expected, static_cast<long long>(s.bytes)),
-                       "Every arrival and every expected byte must come: compare the count of mbarrier.init and the bytes of expect_tx with "
+                       format("threads wait for the phase of parity %u of the mbarrier %s, which never ends: "
+                              "%u of %u arrivals and %lld bytes "
+                              "are missing",
+                              f.async->polled_parity, describe_address(*f.launch, f.block, barrier).c_str(),
+                              s.pending, s.expected, static_cast<long long>(s.bytes)),
+                       "Every arrival and every expected byte must come: compare the count of mbarrier.init "
+                       "and the bytes of expect_tx with "
                        "what happens in a phase, and the parity with the number of phases waited for."));
         return true;
     });
@@ -150,7 +161,8 @@ void mbarrier_init(Thread& t, char* barrier, uint32_t count, uint32_t site) {
     require_aligned(t, barrier, 8, "an mbarrier", site);
     watch(t, barrier, 8, WRITE | SHARED, site);
     if (count == 0 || count > MBARRIER_COUNT_LIMIT)
-        misuse(t, barrier, site, format("is initialised for %u arrivals; 1 to %u are possible", count, MBARRIER_COUNT_LIMIT),
+        misuse(t, barrier, site,
+               format("is initialised for %u arrivals; 1 to %u are possible", count, MBARRIER_COUNT_LIMIT),
                "Pass the number of arrivals that end a phase.");
     store(barrier, pack({count, count, 0, 0, true}));
 }
@@ -168,7 +180,8 @@ uint64_t mbarrier_arrive(Thread& t, char* barrier, uint32_t count, uint32_t flag
     take_arrivals(t, barrier, s, count, site);
     if (flags & DROP) s.expected -= count;
     if ((flags & NO_COMPLETE) && s.pending == 0 && s.bytes == 0)
-        misuse(t, barrier, site, "completes its phase by an arrival marked noComplete", "Let another arrival be the last one of the phase.");
+        misuse(t, barrier, site, "completes its phase by an arrival marked noComplete",
+               "Let another arrival be the last one of the phase.");
     update(barrier, s);
     return before;
 }
@@ -198,7 +211,9 @@ void mbarrier_complete(Thread& t, char* barrier, uint32_t bytes, uint32_t site) 
 
 bool mbarrier_wait(Thread& t, Poll how, char* barrier, uint64_t state, bool acquire, uint32_t site) {
     const State then = unpack(state);
-    if (!then.valid) misuse(t, barrier, site, "is waited for with a state that no arrive returned", "Pass the state that mbarrier.arrive returned.");
+    if (!then.valid)
+        misuse(t, barrier, site, "is waited for with a state that no arrive returned",
+               "Pass the state that mbarrier.arrive returned.");
     return poll(t, how, barrier, then.phase, acquire, site);
 }
 
@@ -206,12 +221,13 @@ bool mbarrier_wait_parity(Thread& t, Poll how, char* barrier, uint32_t parity, b
     return poll(t, how, barrier, parity & 1, acquire, site);
 }
 
-// ---- arrivals and bytes that the system brings ---------------------------------------------------------------------------
+// ---- arrivals and bytes that the system brings ------------------------------------------------------------
 
 void barrier_track(Thread& t, char* barrier, bool counted, uint32_t site) {
     State s = touch(t, barrier, site);
     if (!counted) return;
-    if (s.pending == MBARRIER_COUNT_LIMIT) misuse(t, barrier, site, "waits for too many arrivals", "Use cp.async.mbarrier.arrive.noinc.");
+    if (s.pending == MBARRIER_COUNT_LIMIT)
+        misuse(t, barrier, site, "waits for too many arrivals", "Use cp.async.mbarrier.arrive.noinc.");
     ++s.pending;
     store(barrier, pack(s));
 }

@@ -1,7 +1,9 @@
-// Tensor maps: their encoder, and the tensor copies that follow them (cp.async.bulk.tensor and its reductions).
+// Tensor maps: their encoder, and the tensor copies that follow them (cp.async.bulk.tensor and its
+// reductions).
 //
-// A box is moved row by row: a row runs along the innermost dimension, its bytes are contiguous in memory and, before swizzling, in
-// the tile.  Elements outside the tensor are filled when loading and skipped when storing; the bytes of the whole box count on the mbarrier.
+// A box is moved row by row: a row runs along the innermost dimension, its bytes are contiguous in memory
+// and, before swizzling, in the tile.  Elements outside the tensor are filled when loading and skipped when
+// storing; the bytes of the whole box count on the mbarrier.
 #include "tensor_map.h"
 
 #include <cstring>
@@ -14,10 +16,11 @@ namespace emu {
 
 namespace {
 
-constexpr int ELEMENT_TYPES = 10;        // CU_TENSOR_MAP_DATA_TYPE_UINT8 ... BFLOAT16; behind them ftz, tf32 and packed 4- and 6-bit types
+// CU_TENSOR_MAP_DATA_TYPE_UINT8 to BFLOAT16; behind them come ftz, tf32 and the packed 4- and 6-bit types.
+constexpr int ELEMENT_TYPES = 10;
 constexpr int NOT_SUPPORTED = 801;
 
-// ---- encoding ------------------------------------------------------------------------------------------------------------
+// ---- encoding ---------------------------------------------------------------------------------------------
 
 struct Refusal { int code; std::string why; };       // code 0: fine
 
@@ -41,34 +44,43 @@ Refusal check_modes(int type, uint32_t rank, int interleave, int swizzle, int fi
 Refusal check_tensor(uint64_t address, uint32_t rank, const uint64_t* sizes, const uint64_t* strides) {
     if (address % 16) return invalid("the global address must be a multiple of 16");
     for (uint32_t d = 0; d < rank; ++d)
-        if (sizes[d] == 0 || sizes[d] > uint64_t(1) << 32) return invalid(format("the size of dimension %u must be 1 to 2^32", d));
+        if (sizes[d] == 0 || sizes[d] > uint64_t(1) << 32)
+            return invalid(format("the size of dimension %u must be 1 to 2^32", d));
     for (uint32_t d = 0; d + 1 < rank; ++d)
         if (strides[d] % 16 || strides[d] >= uint64_t(1) << 40)
-            return invalid(format("the stride of dimension %u is %llu bytes; it must be a multiple of 16 below 2^40", d + 1,
-                                  static_cast<unsigned long long>(strides[d])));
+            return invalid(
+                format("the stride of dimension %u is %llu bytes; it must be a multiple of 16 below 2^40",
+                       d + 1, static_cast<unsigned long long>(strides[d])));
     return {0, ""};
 }
 
 // Asked when a map is encoded and, as kernels may replace its fields, whenever one is used.
 Refusal check_box(const TensorMap& m) {
     for (uint32_t d = 0; d < m.rank; ++d) {
-        if (m.box[d] < 1 || m.box[d] > 256) return invalid(format("the box has %u elements along dimension %u; 1 to 256 are possible", m.box[d], d));
-        if (m.steps[d] < 1 || m.steps[d] > 8) return invalid(format("the element stride of dimension %u must be 1 to 8", d));
+        if (m.box[d] < 1 || m.box[d] > 256)
+            return invalid(
+                format("the box has %u elements along dimension %u; 1 to 256 are possible", m.box[d], d));
+        if (m.steps[d] < 1 || m.steps[d] > 8)
+            return invalid(format("the element stride of dimension %u must be 1 to 8", d));
     }
     const uint32_t row = m.box[0] * element_bytes(static_cast<Element>(m.type));
-    if (row % 16) return invalid(format("the innermost rows of the box have %u bytes; they must be a multiple of 16", row));
+    if (row % 16)
+        return invalid(
+            format("the innermost rows of the box have %u bytes; they must be a multiple of 16", row));
     if (m.fill_nan && !is_float(m.type)) return invalid("NaN fill needs a floating-point type");
     if (m.swizzle == 0) return {0, ""};
     const uint32_t span = 16u << m.swizzle;
-    if (row > span) return invalid(format("the innermost rows of the box have %u bytes, more than the swizzle's %u", row, span));
+    if (row > span)
+        return invalid(
+            format("the innermost rows of the box have %u bytes, more than the swizzle's %u", row, span));
     if (row < span) return missing(format("a swizzle of %u bytes over rows of only %u", span, row));
     return {0, ""};
 }
 
 uint16_t narrow(uint32_t value) { return static_cast<uint16_t>(std::min(value, 0xffffu)); }
 
-TensorMap make_map(int type, uint32_t rank, uint64_t address, const uint64_t* sizes, const uint64_t* strides, const uint32_t* box,
-                   const uint32_t* steps, int swizzle, int fill) {
+TensorMap make_map(int type, uint32_t rank, uint64_t address, const uint64_t* sizes, const uint64_t* strides,
+                   const uint32_t* box, const uint32_t* steps, int swizzle, int fill) {
     TensorMap m{};
     m.mark = TENSOR_MAP_MARK;
     m.address = address;
@@ -99,12 +111,14 @@ int refuse(const Refusal& refusal) {
 
 }  // namespace emu
 
-extern "C" int tensor_map_encode_tiled(void* map, int type, uint32_t rank, void* address, const uint64_t* sizes, const uint64_t* strides,
-                                       const uint32_t* box, const uint32_t* steps, int interleave, int swizzle, int, int fill) {
+extern "C" int tensor_map_encode_tiled(void* map, int type, uint32_t rank, void* address,
+                                       const uint64_t* sizes, const uint64_t* strides, const uint32_t* box,
+                                       const uint32_t* steps, int interleave, int swizzle, int, int fill) {
     using namespace emu;
     const uint64_t start = reinterpret_cast<uint64_t>(address);
     Refusal refusal = check_modes(type, rank, interleave, swizzle, fill);
-    if (!refusal.code && (!map || !sizes || !box || !steps || (rank > 1 && !strides))) refusal = invalid("a null pointer");
+    if (!refusal.code && (!map || !sizes || !box || !steps || (rank > 1 && !strides)))
+        refusal = invalid("a null pointer");
     if (!refusal.code) refusal = check_tensor(start, rank, sizes, strides);
     if (refusal.code) return refuse(refusal);
     const TensorMap made = make_map(type, rank, start, sizes, strides, box, steps, swizzle, fill);
@@ -116,7 +130,7 @@ extern "C" int tensor_map_encode_tiled(void* map, int type, uint32_t rank, void*
 
 namespace emu {
 
-// ---- copying ---------------------------------------------------------------------------------------------------------------
+// ---- copying ----------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -125,17 +139,20 @@ TensorMap read_map(Thread& t, const char* address, uint32_t rank, uint32_t site)
     std::memcpy(&map, address, sizeof map);
     std::string what;
     if (map.mark != TENSOR_MAP_MARK) what = "the tensor map holds nothing that cuTensorMapEncodeTiled wrote";
-    else if (map.rank != rank) what = "the instruction names another number of dimensions than the tensor map";
+    else if (map.rank != rank)
+        what = "the instruction names another number of dimensions than the tensor map";
     else what = check_box(map).why;
     if (what.empty()) return map;
     report(finding(t, "async", site, what,
-                   "Encode the map on the host and pass it as a const __grid_constant__ CUtensorMap parameter, by its address."));
+                   "Encode the map on the host and pass it as a const __grid_constant__ CUtensorMap "
+                   "parameter, by its address."));
     abandon(t, CUDA_LAUNCH_FAILURE);
 }
 
 // What NaN fill writes: 16 bytes of the type's NaN.
 const char* nan_fill(Element element) {
-    static const uint16_t f16[8] = {0x7fff, 0x7fff, 0x7fff, 0x7fff, 0x7fff, 0x7fff, 0x7fff, 0x7fff};      // also bf16's
+    static const uint16_t f16[8] = {0x7fff, 0x7fff, 0x7fff, 0x7fff,
+                                    0x7fff, 0x7fff, 0x7fff, 0x7fff};  // also bf16's
     static const uint32_t f32[4] = {0x7fffffff, 0x7fffffff, 0x7fffffff, 0x7fffffff};
     static const uint64_t f64[2] = {0x7fffffffffffffff, 0x7fffffffffffffff};
     if (element == Element::f64) return reinterpret_cast<const char*>(f64);
@@ -143,13 +160,16 @@ const char* nan_fill(Element element) {
 }
 
 // Adds the runs of one row: `outside` before the tensor begins, `inside`, `outside` again.
-void add_row(BulkOperation& o, const TensorMap& map, int64_t x, char* row /* element 0; null: the whole row is outside */) {
-    const int64_t size = int64_t(map.last[0]) + 1, width = map.box[0], bytes = element_bytes(static_cast<Element>(map.type));
+// `row` points to its element 0; null: the whole row is outside.
+void add_row(BulkOperation& o, const TensorMap& map, int64_t x, char* row) {
+    const int64_t size = int64_t(map.last[0]) + 1, width = map.box[0],
+                  bytes = element_bytes(static_cast<Element>(map.type));
     const int64_t begin = row ? std::min(std::max<int64_t>(-x, 0), width) : width;
     const int64_t end = row ? std::max(begin, std::min(width, size - x)) : width;
     const auto add = [&](int64_t from, int64_t to, char* other) {
         if (from >= to) return;
-        o.runs.push_back({o.tile_bytes + static_cast<uint32_t>(from * bytes), static_cast<uint32_t>((to - from) * bytes), other});
+        o.runs.push_back({o.tile_bytes + static_cast<uint32_t>(from * bytes),
+                          static_cast<uint32_t>((to - from) * bytes), other});
     };
     add(0, begin, nullptr);
     if (begin < end) add(begin, end, row + (x + begin) * bytes);
@@ -176,7 +196,8 @@ void add_box(BulkOperation& o, const TensorMap& map, const Coordinates& at) {
     }
 }
 
-BulkPointer box_copy(Thread& t, const TensorMap& map, const Coordinates& at, char* tile, bool to_tile, uint32_t site) {
+BulkPointer box_copy(Thread& t, const TensorMap& map, const Coordinates& at, char* tile, bool to_tile,
+                     uint32_t site) {
     require_aligned(t, tile, 128, "the shared memory side of a tensor copy", site);
     auto operation = std::make_unique<BulkOperation>();
     operation->issuer = &t;
@@ -194,7 +215,9 @@ BulkPointer box_copy(Thread& t, const TensorMap& map, const Coordinates& at, cha
 bool reducible(Reduce how, Element e) {
     switch (how) {
         case Reduce::add: return element_bytes(e) >= 2 && e != Element::u16;
-        case Reduce::min: case Reduce::max: return element_bytes(e) >= 2 && e != Element::u16 && e != Element::f32 && e != Element::f64;
+        case Reduce::min:
+        case Reduce::max:
+            return element_bytes(e) >= 2 && e != Element::u16 && e != Element::f32 && e != Element::f64;
         case Reduce::inc: case Reduce::dec: return e == Element::u32;
         default: return e == Element::u32 || e == Element::s32 || e == Element::u64 || e == Element::s64;
     }
@@ -202,8 +225,8 @@ bool reducible(Reduce how, Element e) {
 
 }  // namespace
 
-void tensor_load(Thread& t, char* destination, const char* map_address, uint32_t rank, Coordinates at, char* barrier, uint32_t blocks,
-                 uint32_t site) {
+void tensor_load(Thread& t, char* destination, const char* map_address, uint32_t rank, Coordinates at,
+                 char* barrier, uint32_t blocks, uint32_t site) {
     const TensorMap map = read_map(t, map_address, rank, site);
     for (const uint32_t block : receivers(t, destination, blocks, site)) {
         BulkPointer operation = box_copy(t, map, at, in_block(t, destination, block), true, site);
@@ -213,16 +236,19 @@ void tensor_load(Thread& t, char* destination, const char* map_address, uint32_t
     }
 }
 
-void tensor_store(Thread& t, const char* map_address, uint32_t rank, Coordinates at, const char* source, uint32_t site) {
+void tensor_store(Thread& t, const char* map_address, uint32_t rank, Coordinates at, const char* source,
+                  uint32_t site) {
     const TensorMap map = read_map(t, map_address, rank, site);
     issue(box_copy(t, map, at, const_cast<char*>(source), false, site));
 }
 
-void tensor_reduce(Thread& t, const char* map_address, uint32_t rank, Coordinates at, const char* source, Reduce how, uint32_t site) {
+void tensor_reduce(Thread& t, const char* map_address, uint32_t rank, Coordinates at, const char* source,
+                   Reduce how, uint32_t site) {
     const TensorMap map = read_map(t, map_address, rank, site);
     BulkPointer operation = box_copy(t, map, at, const_cast<char*>(source), false, site);
     if (!reducible(how, operation->element)) {
-        report(finding(t, "async", site, "the tensor map's element type has no such reduction", "Reduce with an operation that the type has."));
+        report(finding(t, "async", site, "the tensor map's element type has no such reduction",
+                       "Reduce with an operation that the type has."));
         abandon(t, CUDA_LAUNCH_FAILURE);
     }
     operation->reduces = true;
@@ -230,14 +256,17 @@ void tensor_reduce(Thread& t, const char* map_address, uint32_t rank, Coordinate
     issue(std::move(operation));
 }
 
-void tensor_prefetch(Thread& t, const char* map_address, uint32_t rank, uint32_t site) { read_map(t, map_address, rank, site); }
+void tensor_prefetch(Thread& t, const char* map_address, uint32_t rank, uint32_t site) {
+    read_map(t, map_address, rank, site);
+}
 
-// ---- changing a map on the device ----------------------------------------------------------------------------------------------
+// ---- changing a map on the device -------------------------------------------------------------------------
 
 namespace {
 
 [[noreturn]] void refuse_field(Thread& t, uint32_t site, const std::string& why) {
-    report(finding(t, "async", site, "tensormap.replace: " + why, "The values stand in the PTX manual under tensormap.replace."));
+    report(finding(t, "async", site, "tensormap.replace: " + why,
+                   "The values stand in the PTX manual under tensormap.replace."));
     abandon(t, CUDA_LAUNCH_FAILURE);
 }
 
@@ -249,7 +278,10 @@ int element_of_code(uint64_t code) {
 
 void replace_mode(Thread& t, TensorMap& m, MapField field, uint64_t value, uint32_t site) {
     const uint64_t limit = field == MapField::swizzle_mode ? 4 : field == MapField::fill_mode ? 2 : 1;
-    if (value >= limit) refuse_field(t, site, format("mode %llu of this field is not emulated", static_cast<unsigned long long>(value)));
+    if (value >= limit)
+        refuse_field(
+            t, site,
+            format("mode %llu of this field is not emulated", static_cast<unsigned long long>(value)));
     if (field == MapField::swizzle_mode) m.swizzle = static_cast<uint8_t>(value);
     else if (field == MapField::fill_mode) m.fill_nan = static_cast<uint8_t>(value);
     else if (field == MapField::interleave_layout) m.interleave = 0;
@@ -257,7 +289,8 @@ void replace_mode(Thread& t, TensorMap& m, MapField field, uint64_t value, uint3
 }
 
 void replace_field(Thread& t, TensorMap& m, MapField field, uint32_t d, uint64_t value, uint32_t site) {
-    if (d >= (field == MapField::global_stride ? 4u : 5u)) refuse_field(t, site, format("ordinal %u does not exist", d));
+    if (d >= (field == MapField::global_stride ? 4u : 5u))
+        refuse_field(t, site, format("ordinal %u does not exist", d));
     switch (field) {
         case MapField::global_address: m.address = value; return;
         case MapField::rank:
@@ -269,7 +302,8 @@ void replace_field(Thread& t, TensorMap& m, MapField field, uint32_t d, uint64_t
         case MapField::global_stride: m.strides[d] = value; return;
         case MapField::element_stride: m.steps[d] = static_cast<uint8_t>(value); return;
         case MapField::elemtype:
-            if (element_of_code(value) < 0) refuse_field(t, site, format("element type %d is not emulated", static_cast<int>(value)));
+            if (element_of_code(value) < 0)
+                refuse_field(t, site, format("element type %d is not emulated", static_cast<int>(value)));
             m.type = static_cast<uint8_t>(element_of_code(value));
             return;
         default: replace_mode(t, m, field, value, site);
@@ -278,7 +312,8 @@ void replace_field(Thread& t, TensorMap& m, MapField field, uint32_t d, uint64_t
 
 }  // namespace
 
-void tensor_map_replace(Thread& t, char* map, MapField field, uint32_t ordinal, uint64_t value, uint32_t site) {
+void tensor_map_replace(Thread& t, char* map, MapField field, uint32_t ordinal, uint64_t value,
+                        uint32_t site) {
     watch(t, map, sizeof(TensorMap), READ, site);
     watch(t, map, sizeof(TensorMap), WRITE, site);
     TensorMap m;

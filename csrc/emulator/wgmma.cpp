@@ -1,8 +1,8 @@
 // wgmma.mma_async: 64 x n = 64 x K times K x n by 128 threads, where K elements are 32 bytes.
 //
-// D element i of thread 32 w + 4 g + t: row 16 w + g + 8 (i / 2 odd), column 8 (i / 4) + 2 t + i % 2; so each warp's D is n / 8 tiles of
-// mma.m16n8, and A in registers is mma's A.  The layouts in shared memory, in chunks of 16 bytes, L leading and S stride offset,
-// W chunks per span (1 without swizzle; 2, 4, 8):
+// D element i of thread 32 w + 4 g + t: row 16 w + g + 8 (i / 2 odd), column 8 (i / 4) + 2 t + i % 2; so each
+// warp's D is n / 8 tiles of mma.m16n8, and A in registers is mma's A.  The layouts in shared memory, in
+// chunks of 16 bytes, L leading and S stride offset, W chunks per span (1 without swizzle; 2, 4, 8):
 //     K-major       line r, chunk c        16 W (r % 8) + S (r / 8) + (W == 1 ? L c : 16 c)
 //     transposed    chunk of 8 lines c, k  W == 1: S c + 16 (k % 8) + L (k / 8)
 //                                          else:   16 (c % W) + L (c / W) + 16 W (k % 8) + S (k / 8)
@@ -29,7 +29,8 @@ uint32_t SharedMatrix::chunk(uint32_t line, uint32_t along) const {
     } else if (span == 1) {
         offset = line / 8 * stride + along % 8 * 16 + along / 8 * leading;
     } else {
-        offset = line / 8 % span * 16 + line / 8 / span * leading + along % 8 * 16 * span + along / 8 * stride;
+        const uint32_t chunk = line / 8;
+        offset = chunk % span * 16 + chunk / span * leading + along % 8 * 16 * span + along / 8 * stride;
     }
     const uint32_t address = (start + offset) % WINDOW;
     return address ^ (address >> 7 & (span - 1)) << 4;
@@ -87,11 +88,11 @@ void load_a(TileA (&tiles)[WARPS], const char* window, void* const* arguments) {
     }
 }
 
-// ---- sums: one warp's part of 8 columns ---------------------------------------------------------------------------------
+// ---- sums: one warp's part of 8 columns -------------------------------------------------------------------
 
 void begin_sums(TileC& c, void* const* arguments, uint32_t warp, uint32_t block) {
     const Wgmma& first = of(arguments, 0);
-    if (!first.accumulate || first.shape.d == MatrixElement::s32) {       // integers: d is added at the end, exactly
+    if (!first.accumulate || first.shape.d == MmaType::s32) {  // integers: d is added at the end, exactly
         std::memset(&c, 0, sizeof c);
         return;
     }
@@ -100,7 +101,7 @@ void begin_sums(TileC& c, void* const* arguments, uint32_t warp, uint32_t block)
         const uint32_t g = lane / 4, t = lane % 4 * 2;
         for (uint32_t h = 0; h < 2; ++h) {
             float* two = &c.values[g + 8 * h][t];
-            if (first.shape.d == MatrixElement::f32) {
+            if (first.shape.d == MmaType::f32) {
                 std::memcpy(two, d + 4 * block + 2 * h, 8);
             } else {
                 const uint32_t pair = d[2 * block + h];
@@ -120,12 +121,13 @@ void finish_sums(const TileC& c, void* const* arguments, uint32_t warp, uint32_t
         for (uint32_t h = 0; h < 2; ++h) {
             const float* two = &c.values[g + 8 * h][t];
             uint32_t* words = d + 4 * block + 2 * h;
-            if (shape.d == MatrixElement::f32) {
+            if (shape.d == MmaType::f32) {
                 std::memcpy(words, two, 8);
-            } else if (shape.d == MatrixElement::f16) {
+            } else if (shape.d == MmaType::f16) {
                 d[2 * block + h] = float_to_f16(two[0]) | static_cast<uint32_t>(float_to_f16(two[1])) << 16;
             } else {
-                for (uint32_t i = 0; i < 2; ++i) words[i] = add_integer(accumulate ? words[i] : 0, two[i], shape.saturate);
+                for (uint32_t i = 0; i < 2; ++i)
+                    words[i] = add_integer(accumulate ? words[i] : 0, two[i], shape.saturate);
             }
         }
     }

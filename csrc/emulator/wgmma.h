@@ -1,4 +1,5 @@
-// A matrix in shared memory as a wgmma descriptor gives it, and what wgmma.cpp tells the checks in wgmma_rules.cpp.  Internal.
+// A matrix in shared memory as a wgmma descriptor gives it, and what wgmma.cpp tells the checks in
+// wgmma_rules.cpp.  Internal.
 #pragma once
 #include <cstdint>
 
@@ -7,16 +8,18 @@
 
 namespace emu {
 
-// Bits of a descriptor: 0-13 start, 16-29 leading offset, 32-45 stride offset (all in 16 bytes), 49-51 base offset,
-// 62-63 swizzle.  A matrix is a number of lines (rows of A, columns of B) of 32 bytes along K, in chunks of 16 bytes.
+// Bits of a descriptor: 0-13 start, 16-29 leading offset, 32-45 stride offset (all in 16 bytes), 49-51 base
+// offset, 62-63 swizzle.  A matrix is a number of lines (rows of A, columns of B) of 32 bytes along K, in
+// chunks of 16 bytes.
 struct SharedMatrix {
     uint32_t start, leading, stride;     // bytes
-    uint32_t span;                       // 16-byte chunks that lie together: 1 without swizzle, or 2, 4, 8 (32, 64, 128 bytes)
+    uint32_t span;  // 16-byte chunks that lie together: 1 without swizzle, or 2, 4, 8 (32, 64, 128 bytes)
     bool transposed;                     // a chunk holds 8 lines of one k instead of one line's 8 or 16 k
     uint32_t base_offset;
 
     SharedMatrix(uint64_t descriptor, bool transposed);
-    // K-major: chunk `along` (0 or 1) of a line.  Transposed: k = `along`, 8 lines from `line` on.  An address in the window.
+    // K-major: chunk `along` (0 or 1) of a line.  Transposed: k = `along`, 8 lines from `line` on.  An
+    // address in the window.
     uint32_t chunk(uint32_t line, uint32_t along) const;
 };
 

@@ -1,6 +1,7 @@
-// wmma.load, wmma.store and wmma.mma, what nvcuda::wmma becomes.  Which element a fragment holds where is not documented, and differs between
-// GPUs; here a lane's registers are consecutive elements of the matrix, line after line (matrix.h, WmmaTile).  A kernel that relies
-// on another order fails here, as it may on the next GPU; one that treats all elements alike, as it should, works.
+// wmma.load, wmma.store and wmma.mma, what nvcuda::wmma becomes.  Which element a fragment holds where is not
+// documented, and differs between GPUs; here a lane's registers are consecutive elements of the matrix, line
+// after line (matrix.h, WmmaTile).  A kernel that relies on another order fails here, as it may on the next
+// GPU; one that treats all elements alike, as it should, works.
 #include <algorithm>
 
 #include "matrix_tiles.h"
@@ -14,14 +15,16 @@ struct Run {                     // consecutive elements of one line that a lane
     uint32_t line, first, count;
 };
 
-// Small matrices are held several times over: A of 16x16 f16 has 256 elements, but 32 lanes have room for 512.
+// Small matrices are held several times over: A of 16x16 f16 has 256 elements, but 32 lanes have room for
+// 512.
 Run lane_run(const WmmaTile& tile, uint32_t lane) {
     const uint32_t count = tile.registers * 32 / tile.bits;
     const uint32_t number = lane * count % (tile.lines * tile.length);
     return {number / tile.length, number % tile.length, count};
 }
 
-// visit(byte of the registers, byte relative to the matrix, number of bytes) for what lies together in memory.
+// visit(byte of the registers, byte relative to the matrix, number of bytes) for what lies together in
+// memory.
 template <class Visit> void each_piece(const WmmaTile& tile, uint32_t lane, int64_t stride, Visit visit) {
     const Run run = lane_run(tile, lane);
     const int64_t bits = tile.bits;
@@ -30,23 +33,26 @@ template <class Visit> void each_piece(const WmmaTile& tile, uint32_t lane, int6
         visit(i * tile.bits / 8, ((run.first + i) * stride + run.line) * bits / 8, tile.bits / 8);
 }
 
-void announce(Thread& t, const WmmaTile& tile, const char* matrix, int64_t stride, uint32_t what, uint32_t site) {
+void announce(Thread& t, const WmmaTile& tile, const char* matrix, int64_t stride, uint32_t what,
+              uint32_t site) {
     each_piece(tile, t.lane, stride, [&](uint32_t, int64_t place, uint32_t bytes) {
-        for (uint32_t at = 0; at < bytes; at += 16) access(t, matrix + place + at, std::min(bytes - at, 16u), what, site);
+        for (uint32_t at = 0; at < bytes; at += 16)
+            access(t, matrix + place + at, std::min(bytes - at, 16u), what, site);
     });
 }
 
 void together(uint32_t, Thread* const*, void* const*, uint32_t) {}
 
 // Each lane moves its own elements; that all lanes come at all is looked at where hooks are compiled in.
-void begin_move(Thread& t, const WmmaTile& tile, const char* matrix, int64_t stride, uint32_t what, uint32_t site) {
+void begin_move(Thread& t, const WmmaTile& tile, const char* matrix, int64_t stride, uint32_t what,
+                uint32_t site) {
     if (!t.launch->hooks) return;
     announce(t, tile, matrix, stride, what, site);
     char nothing;
     collective(t, ALL, together, &nothing, site);
 }
 
-// ---- wmma.mma --------------------------------------------------------------------------------------------------------------
+// ---- wmma.mma ---------------------------------------------------------------------------------------------
 
 Wmma& of(void* const* arguments, uint32_t lane) { return *static_cast<Wmma*>(arguments[lane]); }
 
@@ -58,7 +64,7 @@ struct Operands {                // a warp's fragments put together: lines are r
 // Word w of the matrix is in lane w / held.  f16 fragments have 8 registers, however small the matrix.
 void gather(Operands& operands, void* const* arguments, const Wmma& shape) {
     const uint32_t words = operands.words = shape.k * element_bits(shape.a) / 32;
-    const bool eight = shape.a == MatrixElement::f16;
+    const bool eight = shape.a == MmaType::f16;
     const uint32_t a_held = eight ? 8 : shape.m * words / WARP, b_held = eight ? 8 : shape.n * words / WARP;
     for (uint32_t w = 0; w < shape.m * words; ++w)
         operands.a[w / words][w % words] = of(arguments, w / a_held).a_[w % a_held];
@@ -66,11 +72,12 @@ void gather(Operands& operands, void* const* arguments, const Wmma& shape) {
         operands.b[w / words][w % words] = of(arguments, w / b_held).b_[w % b_held];
 }
 
-void first_sums(const Wmma& m, MatrixElement kind, uint32_t count, float* sums) {
+void first_sums(const Wmma& m, MmaType kind, uint32_t count, float* sums) {
     for (uint32_t i = 0; i < count; ++i) {
-        if (kind == MatrixElement::f32) sums[i] = bits<float>(m.c_[i]);
-        else if (kind == MatrixElement::f16) sums[i] = f16_to_float(static_cast<uint16_t>(m.c_[i / 2] >> i % 2 * 16));
-        else sums[i] = 0;                                             // integers: c is added at the end, exactly
+        if (kind == MmaType::f32) sums[i] = bits<float>(m.c_[i]);
+        else if (kind == MmaType::f16)
+            sums[i] = f16_to_float(static_cast<uint16_t>(m.c_[i / 2] >> i % 2 * 16));
+        else sums[i] = 0;  // integers: c is added at the end, exactly
     }
 }
 
@@ -80,28 +87,30 @@ void set_half(uint32_t& pair, uint32_t index, uint32_t half) {
 
 void set_results(Wmma& m, const Wmma& shape, uint32_t count, const float* sums) {
     for (uint32_t i = 0; i < count; ++i) {
-        if (shape.d == MatrixElement::f32) m.d_[i] = bits<uint32_t>(sums[i]);
-        else if (shape.d == MatrixElement::f16) set_half(m.d_[i / 2], i % 2, float_to_f16(sums[i]));
+        if (shape.d == MmaType::f32) m.d_[i] = bits<uint32_t>(sums[i]);
+        else if (shape.d == MmaType::f16) set_half(m.d_[i / 2], i % 2, float_to_f16(sums[i]));
         else m.d_[i] = add_integer(m.c_[i], sums[i], shape.saturate);
     }
 }
 
 // visit(arguments of a lane, how many elements it holds, where they are in the tile), for a tile of C or D.
 template <class Visit>
-void each_holder(void* const* arguments, const Wmma& shape, uint32_t row, uint32_t column, TileC& c, Visit visit) {
-    const uint32_t held = shape.m * shape.n / WARP;                   // 8 neighbours in a row; 2 in the shapes m8n8
+void each_holder(void* const* arguments, const Wmma& shape, uint32_t row, uint32_t column, TileC& c,
+                 Visit visit) {
+    const uint32_t held = shape.m * shape.n / WARP;  // 8 neighbours in a row; 2 in the shapes m8n8
     for (uint32_t r = 0; r < std::min(shape.m, TILE_ROWS); ++r)
         for (uint32_t n = 0; n < TILE_COLUMNS; n += held)
             visit(of(arguments, ((row + r) * shape.n + column + n) / held), held, &c.values[r][n]);
 }
 
-void multiply_tile(void* const* arguments, const Wmma& shape, const TileA& a, const TileB& b, uint32_t row, uint32_t column) {
+void multiply_tile(void* const* arguments, const Wmma& shape, const TileA& a, const TileB& b, uint32_t row,
+                   uint32_t column) {
     const uint32_t words = shape.k * element_bits(shape.a) / 32;
     TileC c;
     each_holder(arguments, shape, row, column, c, [&](const Wmma& m, uint32_t count, float* sums) {
         first_sums(m, shape.c, count, sums);
     });
-    if (is_bits(shape.a)) multiply_bits(c, a, b, words, shape.a == MatrixElement::b1_xor);
+    if (is_bits(shape.a)) multiply_bits(c, a, b, words, shape.a == MmaType::b1_xor);
     else multiply_add(c, a, b, shape.k);
     each_holder(arguments, shape, row, column, c, [&](Wmma& m, uint32_t count, const float* sums) {
         set_results(m, shape, count, sums);
@@ -141,21 +150,27 @@ void wmma_doubles(uint32_t, Thread* const*, void* const* arguments, uint32_t) {
 
 }  // namespace
 
-void wmma_load(Thread& t, const WmmaTile& tile, const char* matrix, int64_t stride, void* registers, uint32_t what,
-               uint32_t site) {
+void wmma_load(Thread& t, const WmmaTile& tile, const char* matrix, int64_t stride, void* registers,
+               uint32_t what, uint32_t site) {
     begin_move(t, tile, matrix, stride, what, site);
     char* to = static_cast<char*>(registers);
-    each_piece(tile, t.lane, stride, [&](uint32_t at, int64_t place, uint32_t bytes) { std::memcpy(to + at, matrix + place, bytes); });
+    each_piece(tile, t.lane, stride, [&](uint32_t at, int64_t place, uint32_t bytes) {
+        std::memcpy(to + at, matrix + place, bytes);
+    });
 }
 
-void wmma_store(Thread& t, const WmmaTile& tile, char* matrix, int64_t stride, const void* registers, uint32_t what,
-                uint32_t site) {
+void wmma_store(Thread& t, const WmmaTile& tile, char* matrix, int64_t stride, const void* registers,
+                uint32_t what, uint32_t site) {
     begin_move(t, tile, matrix, stride, what, site);
     const char* from = static_cast<const char*>(registers);
-    each_piece(tile, t.lane, stride, [&](uint32_t at, int64_t place, uint32_t bytes) { std::memcpy(matrix + place, from + at, bytes); });
+    each_piece(tile, t.lane, stride, [&](uint32_t at, int64_t place, uint32_t bytes) {
+        std::memcpy(matrix + place, from + at, bytes);
+    });
 }
 
 void wmma(Thread& t, Wmma& arguments, uint32_t site) { collective(t, ALL, wmma_words, &arguments, site); }
-void wmma(Thread& t, WmmaDouble& arguments, uint32_t site) { collective(t, ALL, wmma_doubles, &arguments, site); }
+void wmma(Thread& t, WmmaDouble& arguments, uint32_t site) {
+    collective(t, ALL, wmma_doubles, &arguments, site);
+}
 
 }  // namespace emu

@@ -177,7 +177,7 @@ FAULTS = [
     Fault("mma_gemm", "no barrier before refilling", BARRIER, "", "race", "cp.async.cg", LDMATRIX, nth=2),
     Fault("mma_gemm", "B not transposed", ".trans", "", "numbers"),
     Fault("mma_gemm", "registers of A exchanged", '"r"(a[0]), "r"(a[1])', '"r"(a[1]), "r"(a[0])', "numbers"),
-    Fault("mma_gemm", "row not aligned", "inner + lane / 16 * 8]", "inner + lane / 16 * 4]", "misaligned",
+    Fault("mma_gemm", "row not aligned", "[inner + half]", "[inner + half / 2]", "misaligned",
           LDMATRIX),
     Fault("wmma_gemm", "B read as columns", "half, wmma::row_major> right", "half, wmma::col_major> right",
           "numbers|out_of_bounds", "(right"),

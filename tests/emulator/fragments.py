@@ -1,9 +1,10 @@
-"""Where the elements of mma's matrices lie among the lanes: the figures of the PTX manual, shape by shape, as its text gives them.
+"""Where the elements of mma's matrices lie among the lanes: the PTX manual's figures, shape by shape, as its
+text gives them.
 
-With group g = lane >> 2 and t = lane % 4, place(g, t, i) is the (row, column) of element i that a lane holds; registers hold elements
-from the low bits up.
+With group g = lane >> 2 and t = lane % 4, place(g, t, i) is the (row, column) of element i that a lane
+holds; registers hold elements from the low bits up.
 
-    words = pack(codes, A_PLACES["m16n8k16", 16], 16)       # codes: bit patterns [rows, columns] -> uint32 [32, registers]
+    words = pack(codes, A_PLACES["m16n8k16", 16], 16)    # bits [rows, columns] -> uint32 [32, registers]
     matrix = unpack(words, c_place("m16n8k16"), (16, 8), 32)
 """
 
@@ -26,14 +27,26 @@ A_PLACES: dict[tuple[str, int], Place] = {
     ("m16n8k8", 16): lambda g, t, i: (g if i in (0, 1) else g + 8, t * 2 + (i & 1)),
     ("m16n8k8", 32): lambda g, t, i: (g if i in (0, 2) else g + 8, t if i in (0, 1) else t + 4),
     ("m16n8k8", 64): lambda g, t, i: (g if i in (0, 2) else g + 8, t if i in (0, 1) else t + 4),
-    ("m16n8k16", 16): lambda g, t, i: (g if i in (0, 1, 4, 5) else g + 8, t * 2 + (i & 1) + (8 if i >= 4 else 0)),
+    ("m16n8k16", 16): lambda g, t, i: (
+        g if i in (0, 1, 4, 5) else g + 8,
+        t * 2 + (i & 1) + (8 if i >= 4 else 0),
+    ),
     ("m16n8k16", 64): lambda g, t, i: (g if i % 2 == 0 else g + 8, (i * 2 if i % 2 == 0 else i * 2 - 2) + t),
     ("m16n8k16", 8): lambda g, t, i: (g if i < 4 else g + 8, t * 4 + (i & 3)),
     ("m16n8k32", 4): lambda g, t, i: (g if i < 8 else g + 8, t * 8 + (i & 7)),
-    ("m16n8k32", 8): lambda g, t, i: (g if i < 4 or 8 <= i < 12 else g + 8, t * 4 + (i & 3) + (16 if i >= 8 else 0)),
-    ("m16n8k64", 4): lambda g, t, i: (g if i < 8 or 16 <= i < 24 else g + 8, t * 8 + (i & 7) + (32 if i >= 16 else 0)),
+    ("m16n8k32", 8): lambda g, t, i: (
+        g if i < 4 or 8 <= i < 12 else g + 8,
+        t * 4 + (i & 3) + (16 if i >= 8 else 0),
+    ),
+    ("m16n8k64", 4): lambda g, t, i: (
+        g if i < 8 or 16 <= i < 24 else g + 8,
+        t * 8 + (i & 7) + (32 if i >= 16 else 0),
+    ),
     ("m16n8k128", 1): lambda g, t, i: (g if i < 32 else g + 8, t * 32 + (i & 31)),
-    ("m16n8k256", 1): lambda g, t, i: (g if i < 32 or 64 <= i < 96 else g + 8, t * 32 + (i & 31) + (128 if i >= 64 else 0)),
+    ("m16n8k256", 1): lambda g, t, i: (
+        g if i < 32 or 64 <= i < 96 else g + 8,
+        t * 32 + (i & 31) + (128 if i >= 64 else 0),
+    ),
 }
 B_PLACES: dict[tuple[str, int], Place] = {
     ("m8n8k4", 64): lambda g, t, i: (t, g),
@@ -93,15 +106,31 @@ def unpack(words: np.ndarray, place: Place, shape: tuple[int, int], bits: int) -
     return codes.astype(np.uint64)
 
 
-# ---- element types -----------------------------------------------------------------------------------------------------
+# ---- element types -----------------------------------------------------------------------------------------
 
 BITS = {
-    "f16": 16, "bf16": 16, "tf32": 32, "e4m3": 8, "e5m2": 8, "s8": 8, "u8": 8, "s4": 4, "u4": 4, "b1": 1, "f32": 32, "s32": 32,
+    "f16": 16,
+    "bf16": 16,
+    "tf32": 32,
+    "e4m3": 8,
+    "e5m2": 8,
+    "s8": 8,
+    "u8": 8,
+    "s4": 4,
+    "u4": 4,
+    "b1": 1,
+    "f32": 32,
+    "s32": 32,
     "f64": 64,
 }
 _FLOATS = {
-    "f16": np.float16, "bf16": ml_dtypes.bfloat16, "tf32": np.float32, "f32": np.float32, "f64": np.float64,
-    "e4m3": ml_dtypes.float8_e4m3fn, "e5m2": ml_dtypes.float8_e5m2,
+    "f16": np.float16,
+    "bf16": ml_dtypes.bfloat16,
+    "tf32": np.float32,
+    "f32": np.float32,
+    "f64": np.float64,
+    "e4m3": ml_dtypes.float8_e4m3fn,
+    "e5m2": ml_dtypes.float8_e5m2,
 }
 
 
@@ -110,7 +139,7 @@ def is_float(kind: str) -> bool:
 
 
 def encode(values: np.ndarray, kind: str) -> np.ndarray:
-    """Values -> bit patterns of a type.  tf32 gets bits below its last place, which a tensor core must not see."""
+    """Values -> bit patterns of a type.  tf32 gets bits below its last place, which must not be looked at."""
     bits = BITS[kind]
     if is_float(kind):
         codes = np.asarray(values).astype(_FLOATS[kind]).view(f"u{bits // 8}").astype(np.uint64)
@@ -133,5 +162,12 @@ def decode(codes: np.ndarray, kind: str) -> np.ndarray:
 
 def integers(kind: str, shape: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
     """Random values of a type whose products and sums every accumulator holds exactly."""
-    low, high = {"b1": (0, 1), "u8": (0, 255), "s8": (-128, 127), "u4": (0, 15), "s4": (-8, 7), "s32": (-999, 999)}.get(kind, (-7, 7))
+    low, high = {
+        "b1": (0, 1),
+        "u8": (0, 255),
+        "s8": (-128, 127),
+        "u4": (0, 15),
+        "s4": (-8, 7),
+        "s32": (-999, 999),
+    }.get(kind, (-7, 7))
     return generator.integers(low, high, shape, endpoint=True)

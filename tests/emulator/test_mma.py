@@ -1,4 +1,5 @@
-"""mma.sync in every shape and type: exact on small integers, close on random values, and NaN, infinity and overflow where they belong."""
+"""mma.sync in every shape and type: exact on small integers, close on random values, and NaN, infinity and
+overflow where they belong."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,7 +8,19 @@ from itertools import product
 import numpy as np
 import pytest
 from assembler import assert_ptxas_accepts
-from fragments import A_PLACES, B_PLACES, BITS, c_place, decode, encode, extents, integers, is_float, pack, unpack
+from fragments import (
+    A_PLACES,
+    B_PLACES,
+    BITS,
+    c_place,
+    decode,
+    encode,
+    extents,
+    integers,
+    is_float,
+    pack,
+    unpack,
+)
 from snippets import Snippet, ptx_of, refusal, run_all, run_module
 
 GENERATOR = np.random.default_rng(11)
@@ -21,15 +34,16 @@ class Product:
     shape: str
     a: str
     b: str
-    sum: str                    # type of C and D
+    sum: str  # type of C and D
     satfinite: bool = False
-    operation: str = ""         # and, xor
+    operation: str = ""  # and, xor
 
     @property
     def spelling(self) -> str:
         saturate = ".satfinite" if self.satfinite else ""
         operation = f".{self.operation}.popc" if self.operation else ""
-        return f"mma.sync.aligned.{self.shape}.row.col{saturate}.{self.sum}.{self.a}.{self.b}.{self.sum}{operation}"
+        types = f"{self.sum}.{self.a}.{self.b}.{self.sum}"
+        return f"mma.sync.aligned.{self.shape}.row.col{saturate}.{types}{operation}"
 
     @property
     def name(self) -> str:
@@ -40,14 +54,21 @@ PRODUCTS = [
     *(Product(shape, "f16", "f16", total) for shape in ("m16n8k8", "m16n8k16") for total in ("f16", "f32")),
     *(Product(shape, "bf16", "bf16", "f32") for shape in ("m16n8k8", "m16n8k16")),
     *(Product(shape, "tf32", "tf32", "f32") for shape in ("m16n8k4", "m16n8k8")),
-    *(Product(f"m16n8k{k}", a, b, d) for k, a, b, d in product((16, 32), ("e4m3", "e5m2"), ("e4m3", "e5m2"), ("f16", "f32"))),
     *(
-        Product(shape, a, b, "s32", satfinite)
-        for shape, a, b, satfinite in product(("m8n8k16", "m16n8k16", "m16n8k32"), ("s8", "u8"), ("s8", "u8"), (False, True))
+        Product(f"m16n8k{k}", a, b, d)
+        for k, a, b, d in product((16, 32), ("e4m3", "e5m2"), ("e4m3", "e5m2"), ("f16", "f32"))
     ),
     *(
         Product(shape, a, b, "s32", satfinite)
-        for shape, a, b, satfinite in product(("m8n8k32", "m16n8k32", "m16n8k64"), ("s4", "u4"), ("s4", "u4"), (False, True))
+        for shape, a, b, satfinite in product(
+            ("m8n8k16", "m16n8k16", "m16n8k32"), ("s8", "u8"), ("s8", "u8"), (False, True)
+        )
+    ),
+    *(
+        Product(shape, a, b, "s32", satfinite)
+        for shape, a, b, satfinite in product(
+            ("m8n8k32", "m16n8k32", "m16n8k64"), ("s4", "u4"), ("s4", "u4"), (False, True)
+        )
     ),
     *(
         Product(shape, "b1", "b1", "s32", operation=operation)
@@ -57,7 +78,7 @@ PRODUCTS = [
 ]
 
 
-# ---- running one product ---------------------------------------------------------------------------------------------------
+# ---- running one product -----------------------------------------------------------------------------------
 
 
 def snippet(p: Product, *products: Sequence[np.ndarray]) -> Snippet:
@@ -65,26 +86,36 @@ def snippet(p: Product, *products: Sequence[np.ndarray]) -> Snippet:
     places = A_PLACES[p.shape, BITS[p.a]], B_PLACES[p.shape, BITS[p.b]], c_place(p.shape)
     kinds = p.a, p.b, p.sum
     fragments = {
-        key: np.concatenate([pack(encode(values[i], kinds[i]), places[i], BITS[kinds[i]]) for values in products])
+        key: np.concatenate(
+            [pack(encode(values[i], kinds[i]), places[i], BITS[kinds[i]]) for values in products]
+        )
         for i, key in enumerate("abc")
     }
     return multiplication(p.name, p.spelling, fragments, p.sum, p.sum, fragments["c"].shape[1])
 
 
-def multiplication(name: str, spelling: str, fragments: dict[str, np.ndarray], c: str, d: str, d_registers: int) -> Snippet:
+def multiplication(
+    name: str, spelling: str, fragments: dict[str, np.ndarray], c: str, d: str, d_registers: int
+) -> Snippet:
     """A snippet that multiplies what the lanes' registers hold.  c, d: the element types of C and D."""
     size = fragments["a"].itemsize
     counts = {key: words.shape[1] for key, words in fragments.items()} | {"d": d_registers}
     factor = "f64" if d == "f64" else "b32"
-    types = {"a": factor, "b": factor} | {key: kind if kind[0] == "f" and kind != "f16" else "b32" for key, kind in (("c", c), ("d", d))}
+    types = {"a": factor, "b": factor} | {
+        key: kind if kind[0] == "f" and kind != "f16" else "b32" for key, kind in (("c", c), ("d", d))
+    }
     declared = " ".join(f".reg .{types[key]} %{key}<{count}>;" for key, count in counts.items())
     loads = [
-        f"ld.global.{types[key]} %{key}{i}, [%rd_{key}+{size * i}];" for key in fragments for i in range(counts[key])
+        f"ld.global.{types[key]} %{key}{i}, [%rd_{key}+{size * i}];"
+        for key in fragments
+        for i in range(counts[key])
     ]
     stores = [f"st.global.{types['d']} [%rd_out+{size * i}], %d{i};" for i in range(d_registers)]
     listed = ", ".join("{" + ", ".join(f"%{key}{i}" for i in range(counts[key])) + "}" for key in "dabc")
     body = " ".join([*loads, f"{spelling} {listed};", *stores])
-    return Snippet(name, body, fragments, ((len(fragments["a"]), d_registers), fragments["a"].dtype), declared, block=32)
+    return Snippet(
+        name, body, fragments, ((len(fragments["a"]), d_registers), fragments["a"].dtype), declared, block=32
+    )
 
 
 def result(p: Product, words: np.ndarray) -> np.ndarray:
@@ -104,16 +135,24 @@ def exact(p: Product, a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray
         total = a @ b + c
     if p.sum != "s32":
         return total
-    return np.clip(total, S32.min, S32.max) if p.satfinite else total.astype(np.int64).astype(np.int32).astype(np.int64)
+    return (
+        np.clip(total, S32.min, S32.max)
+        if p.satfinite
+        else total.astype(np.int64).astype(np.int32).astype(np.int64)
+    )
 
 
-# ---- cases ------------------------------------------------------------------------------------------------------------------
+# ---- cases -------------------------------------------------------------------------------------------------
 
 
 def small(p: Product) -> list[np.ndarray]:
     """Integers: every rounding is exact, so that only the layouts decide."""
     m, n, k = extents(p.shape)
-    return [integers(p.a, (m, k), GENERATOR), integers(p.b, (k, n), GENERATOR), integers(p.sum, (m, n), GENERATOR)]
+    return [
+        integers(p.a, (m, k), GENERATOR),
+        integers(p.b, (k, n), GENERATOR),
+        integers(p.sum, (m, n), GENERATOR),
+    ]
 
 
 def random(p: Product) -> list[np.ndarray]:
@@ -150,7 +189,7 @@ for p in PRODUCTS:
 CASES = [snippet(p, *values.values()) for p, values in VALUES.items()]
 
 
-# ---- m8n8k4 of f16 ----------------------------------------------------------------------------------------------------------
+# ---- m8n8k4 of f16 -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -191,7 +230,9 @@ def quad_c(kind: str, lane: int, i: int) -> tuple[int, int]:
 
 
 QUADS = [
-    Quads(a, b, d, c) for a, b in product(("row", "col"), repeat=2) for d, c in (("f16", "f16"), ("f32", "f16"), ("f32", "f32"))
+    Quads(a, b, d, c)
+    for a, b in product(("row", "col"), repeat=2)
+    for d, c in (("f16", "f16"), ("f32", "f16"), ("f32", "f32"))
 ]
 QUAD_VALUES = [GENERATOR.integers(-9, 9, (4, *shape)) for shape in ((8, 4), (4, 8), (8, 8))]
 
@@ -221,7 +262,7 @@ def quad_snippet(q: Quads) -> Snippet:
 CASES += map(quad_snippet, QUADS)
 
 
-# ---- tests ------------------------------------------------------------------------------------------------------------------
+# ---- tests -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +288,7 @@ def test_layouts(results: dict[str, np.ndarray]) -> None:
 
 
 def test_rounding(results: dict[str, np.ndarray]) -> None:
-    """Float sums within a few units of what was added up; an f16 result within half a unit of its own more."""
+    """Float sums within a few units of what was added up; f16 results within half a unit more."""
     for p, (a, b, c), got in each(results, "random"):
         wanted = exact(p, a, b, c)
         magnitude = np.abs(a) @ np.abs(b) + np.abs(c)
@@ -290,8 +331,13 @@ def test_m8n8k4_of_halves(results: dict[str, np.ndarray]) -> None:
 
 def test_lanes_that_stay_away_are_reported() -> None:
     case = CASES[0]
-    half = Snippet("half", f"setp.ge.u32 %q, %tid32, 16;  @%q exit;  {case.body}", {key: a[:32] for key, a in case.inputs.items()}, ((32, 2), np.uint32),
-                   case.registers + " .reg .pred %q;")
+    half = Snippet(
+        "half",
+        f"setp.ge.u32 %q, %tid32, 16;  @%q exit;  {case.body}",
+        {key: a[:32] for key, a in case.inputs.items()},
+        ((32, 2), np.uint32),
+        case.registers + " .reg .pred %q;",
+    )
     module, _ = run_module([half], mode="check")
     assert [report.kind for report in module.reports] == ["collective"]
 
@@ -319,5 +365,6 @@ def test_refused_by_name(spelling: str, message: str) -> None:
 
 
 def test_target_is_checked() -> None:
-    body = "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%r, %r, %r, %r}, {%r, %r, %r, %r}, {%r, %r}, {%r, %r, %r, %r};"
+    four, two = "{%r, %r, %r, %r}", "{%r, %r}"
+    body = f"mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {four}, {four}, {two}, {four};"
     assert "needs .target sm_80" in refusal(body, registers=".reg .b32 %r;", arch="sm_75")

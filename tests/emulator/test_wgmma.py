@@ -1,7 +1,9 @@
-"""wgmma: every type, width, operand source, swizzle and layout against NumPy, and the rules for fences and waits.
+"""wgmma: every type, width, operand source, swizzle and layout against NumPy, and the rules for fences and
+waits.
 
-The images of matrices in shared memory are written here as a copy engine would: with 16-byte chunks permuted within lines of
-32, 64 or 128 bytes (chunk c of line r goes to c ^ r for 128 bytes, and so on), not by the address arithmetic of the emulator."""
+The images of matrices in shared memory are written here as a copy engine would, not by the emulator's
+address arithmetic: 16-byte chunks change places within lines of 32, 64 or 128 bytes (of 128: chunk c of
+line r goes to c ^ r)."""
 
 from dataclasses import dataclass, replace
 from itertools import product
@@ -10,11 +12,12 @@ import numpy as np
 import pytest
 from assembler import assert_ptxas_accepts
 from fragments import BITS, decode, encode, integers, pack
-from cuda.nn.emulator.translate import translate
 from snippets import Snippet, ptx_of, refusal, run_all, run_module
 
+from cuda.nn.emulator.translate import translate
+
 GENERATOR = np.random.default_rng(17)
-SWIZZLES = {0: 0, 32: 3, 64: 2, 128: 1}           # bytes -> code in the descriptor
+SWIZZLES = {0: 0, 32: 3, 64: 2, 128: 1}  # bytes -> code in the descriptor
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,10 @@ class Product:
 
     @property
     def name(self) -> str:
-        flags = "".join(str(int(x)) for x in (self.a_in_registers, self.transposed_a, self.transposed_b, self.scale_d, self.satfinite))
+        flags = "".join(
+            str(int(x))
+            for x in (self.a_in_registers, self.transposed_a, self.transposed_b, self.scale_d, self.satfinite)
+        )
         signs = "".join("n" if s < 0 else "p" for s in (self.scale_a, self.scale_b))
         return f"{self.shape}_{self.d}_{self.a}_{self.b}_s{self.swizzle}_{flags}_{signs}_{self.steps}"
 
@@ -59,24 +65,47 @@ HALVES = ("f16", "bf16")
 BASE = Product(64, "bf16", "bf16", "f32")
 PRODUCTS = [
     *(replace(BASE, n=n) for n in (8, 16, 40, 128, 200, 256)),
-    *(replace(BASE, n=n, a=a, b=a, d=d, swizzle=s) for n, (a, d), s in product(
-        (8, 48), (("f16", "f16"), ("f16", "f32"), ("bf16", "f32"), ("tf32", "f32")), SWIZZLES)),
-    *(replace(BASE, n=24, a=a, b=b, d=d) for a, b, d in product(("e4m3", "e5m2"), ("e4m3", "e5m2"), ("f16", "f32"))),
-    *(replace(BASE, n=n, a=a, b=b, d="s32", satfinite=s, swizzle=64)
-      for n, (a, b), s in product((8, 80), product(("s8", "u8"), repeat=2), (False, True))),
-    *(replace(BASE, a=a, b=a, d="f32", swizzle=s, transposed_a=ta, transposed_b=tb, n=72)
-      for a, s, ta, tb in product(HALVES, SWIZZLES, (False, True), (False, True))),
-    *(replace(BASE, n=16, a=a, b=a, d=d, a_in_registers=True, transposed_b=t)
-      for (a, d), t in (*product((("f16", "f16"), ("f16", "f32"), ("bf16", "f32")), (False, True)), (("tf32", "f32"), False),
-                        (("e4m3", "f32"), False), (("s8", "s32"), False))),
-    *(replace(BASE, n=8, scale_a=x, scale_b=y, scale_d=z) for x, y, z in product((1, -1), (1, -1), (True, False))),
+    *(
+        replace(BASE, n=n, a=a, b=a, d=d, swizzle=s)
+        for n, (a, d), s in product(
+            (8, 48), (("f16", "f16"), ("f16", "f32"), ("bf16", "f32"), ("tf32", "f32")), SWIZZLES
+        )
+    ),
+    *(
+        replace(BASE, n=24, a=a, b=b, d=d)
+        for a, b, d in product(("e4m3", "e5m2"), ("e4m3", "e5m2"), ("f16", "f32"))
+    ),
+    *(
+        replace(BASE, n=n, a=a, b=b, d="s32", satfinite=s, swizzle=64)
+        for n, (a, b), s in product((8, 80), product(("s8", "u8"), repeat=2), (False, True))
+    ),
+    *(
+        replace(BASE, a=a, b=a, d="f32", swizzle=s, transposed_a=ta, transposed_b=tb, n=72)
+        for a, s, ta, tb in product(HALVES, SWIZZLES, (False, True), (False, True))
+    ),
+    *(
+        replace(BASE, n=16, a=a, b=a, d=d, a_in_registers=True, transposed_b=t)
+        for (a, d), t in (
+            *product((("f16", "f16"), ("f16", "f32"), ("bf16", "f32")), (False, True)),
+            (("tf32", "f32"), False),
+            (("e4m3", "f32"), False),
+            (("s8", "s32"), False),
+        )
+    ),
+    *(
+        replace(BASE, n=8, scale_a=x, scale_b=y, scale_d=z)
+        for x, y, z in product((1, -1), (1, -1), (True, False))
+    ),
     *(replace(BASE, n=32, steps=4, swizzle=s, a=a, b=a) for s, a in product((0, 128), ("bf16", "tf32"))),
-    *(replace(BASE, n=32, steps=2, swizzle=64), replace(BASE, n=64, steps=4, transposed_a=True, transposed_b=True)),
+    *(
+        replace(BASE, n=32, steps=2, swizzle=64),
+        replace(BASE, n=64, steps=4, transposed_a=True, transposed_b=True),
+    ),
 ]
 PRODUCTS = list(dict.fromkeys(PRODUCTS))
 
 
-# ---- matrices in shared memory -----------------------------------------------------------------------------------------------
+# ---- matrices in shared memory -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -86,7 +115,7 @@ class Image:
     data: np.ndarray
     leading: int
     stride: int
-    step: int                   # from one instruction's K to the next, bytes
+    step: int  # from one instruction's K to the next, bytes
 
     def descriptor(self, swizzle: int) -> int:
         """Without the start address."""
@@ -94,18 +123,20 @@ class Image:
 
 
 def permuted(lines: np.ndarray, swizzle: int) -> np.ndarray:
-    """Lines of `swizzle` bytes, one under another from a multiple of the pattern on: their 16-byte chunks change places."""
+    """Lines of `swizzle` bytes, from a multiple of the pattern on, with their chunks moved."""
     rows = lines.reshape(len(lines), -1, 16)
     if not swizzle:
         return rows
-    repeat = 128 // swizzle                        # lines in 128 bytes, which share one permutation
-    return np.stack([row[np.arange(len(row)) ^ (r // repeat % (swizzle // 16))] for r, row in enumerate(rows)])
+    repeat = 128 // swizzle  # lines in 128 bytes, which share one permutation
+    return np.stack(
+        [row[np.arange(len(row)) ^ (r // repeat % (swizzle // 16))] for r, row in enumerate(rows)]
+    )
 
 
 def k_major(lines: np.ndarray, swizzle: int, k_bytes: int) -> Image:
     """lines: bytes [rows, K of all steps].  Eight rows lie together."""
     rows, length = lines.shape
-    if not swizzle:                                # chunks of eight rows, 128 bytes; then the next chunk along K
+    if not swizzle:  # chunks of eight rows, 128 bytes; then the next chunk along K
         chunks = lines.reshape(rows // 8, 8, length // 16, 16).swapaxes(1, 2)
         return Image(chunks.reshape(-1), leading=128, stride=8 * length, step=128 * k_bytes // 16)
     assert length <= swizzle
@@ -114,12 +145,12 @@ def k_major(lines: np.ndarray, swizzle: int, k_bytes: int) -> Image:
 
 
 def transposed(lines: np.ndarray, swizzle: int) -> Image:
-    """lines: 16-bit elements [K, rows].  Spans of 8, 16, 32 or 64 rows lie together, eight k one under another."""
+    """lines: 16-bit elements [K, rows].  Spans of 8, 16, 32 or 64 rows lie together, for eight k."""
     depth, rows = lines.shape
     span = max(swizzle, 16) // 2
     full = -(-rows // span) * span
     padded = np.pad(lines, ((0, 0), (0, full - rows))).reshape(depth // 8, 8, full // span, span)
-    blocks = padded.transpose(2, 0, 1, 3)          # [span, k / 8, k % 8, element]
+    blocks = padded.transpose(2, 0, 1, 3)  # [span, k / 8, k % 8, element]
     data = np.ascontiguousarray(blocks).view(np.uint8).reshape(-1, max(swizzle, 16))
     k_stride, span_stride = 8 * data.shape[1], depth * data.shape[1]
     if not swizzle:
@@ -135,7 +166,7 @@ def image(codes: np.ndarray, kind: str, swizzle: int, is_transposed: bool) -> Im
     return k_major(elements.view(np.uint8).reshape(len(codes), -1), swizzle, 32)
 
 
-# ---- one product as a snippet ---------------------------------------------------------------------------------------------------
+# ---- one product as a snippet ------------------------------------------------------------------------------
 
 
 def a_place(kind: str):
@@ -177,19 +208,26 @@ def listed(name: str, count: int) -> str:
 
 
 PROXY_FENCE = "fence.proxy.async.shared::cta;"
-FENCE, COMMIT, WAIT = "wgmma.fence.sync.aligned;", "wgmma.commit_group.sync.aligned;", "wgmma.wait_group.sync.aligned 0;"
+FENCE, COMMIT, WAIT = (
+    "wgmma.fence.sync.aligned;",
+    "wgmma.commit_group.sync.aligned;",
+    "wgmma.wait_group.sync.aligned 0;",
+)
 
 
 def fill(name: str, size: int) -> str:
     """128 threads copy a row of input each into shared memory."""
     at = f"mov.u32 %at, tile_{name};  mad.lo.u32 %at, %tid32, {size // 128}, %at;"
-    words = (f"ld.global.b32 %w, [%rd_{name}+{i}];  st.shared.b32 [%at+{i}], %w;" for i in range(0, size // 128, 4))
+    words = (
+        f"ld.global.b32 %w, [%rd_{name}+{i}];  st.shared.b32 [%at+{i}], %w;" for i in range(0, size // 128, 4)
+    )
     return " ".join((at, *words))
 
 
 def descriptor(register: str, name: str, made: Image, swizzle: int, step: int) -> str:
     return (
-        f"mov.u32 %at, tile_{name};  add.u32 %at, %at, {made.step * step};  shr.u32 %at, %at, 4;  cvt.u64.u32 {register}, %at;"
+        f"mov.u32 %at, tile_{name};  add.u32 %at, %at, {made.step * step};"
+        f"shr.u32 %at, %at, 4;  cvt.u64.u32 {register}, %at;"
         f"or.b64 {register}, {register}, {made.descriptor(swizzle):#x};"
     )
 
@@ -199,7 +237,9 @@ def instruction(p: Product, a: str = "%desc_a") -> str:
     if p.d != "s32":
         operands += [str(p.scale_a), str(p.scale_b)]
     if p.a in HALVES:
-        operands += [str(int(t)) for t in (() if p.a_in_registers else (p.transposed_a,))] + [str(int(p.transposed_b))]
+        operands += [str(int(t)) for t in (() if p.a_in_registers else (p.transposed_a,))] + [
+            str(int(p.transposed_b))
+        ]
     saturate = ".satfinite" if p.satfinite else ""
     return f"wgmma.mma_async.sync.aligned.{p.shape}.{p.d}.{p.a}.{p.b}{saturate} {', '.join(operands)};"
 
@@ -209,7 +249,9 @@ def snippet(p: Product, a: np.ndarray, b: np.ndarray, c: np.ndarray, name: str =
     images = {"b": b_image}
     inputs = {"c": d_words(c, p)}
     if p.a_in_registers:
-        inputs["a"] = np.concatenate([pack(encode(a, p.a)[16 * w : 16 * w + 16], a_place(p.a), BITS[p.a]) for w in range(4)])
+        inputs["a"] = np.concatenate(
+            [pack(encode(a, p.a)[16 * w : 16 * w + 16], a_place(p.a), BITS[p.a]) for w in range(4)]
+        )
     else:
         images["a"] = image(encode(a, p.a), p.a, p.swizzle, p.transposed_a)
     declared = [f".reg .b32 %at, %w, %a<4>; .reg .{'f32' if p.d == 'f32' else 'b32'} %d<{p.registers}>;"]
@@ -233,12 +275,17 @@ def snippet(p: Product, a: np.ndarray, b: np.ndarray, c: np.ndarray, name: str =
         body.append(instruction(p, listed("a", 4) if p.a_in_registers else "%desc_a"))
     body += [COMMIT, WAIT]
     body += [f"st.global.{kind} [%rd_out+{4 * i}], %d{i};" for i in range(p.registers)]
-    return Snippet(name or p.name, "\n".join(body), inputs, ((128, p.registers), np.uint32), " ".join(declared))
+    return Snippet(
+        name or p.name, "\n".join(body), inputs, ((128, p.registers), np.uint32), " ".join(declared)
+    )
 
 
 def values_of(p: Product) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     depth = p.k * p.steps
-    a, b, c = (integers(kind, shape, GENERATOR) for kind, shape in ((p.a, (64, depth)), (p.b, (depth, p.n)), (p.d, (64, p.n))))
+    a, b, c = (
+        integers(kind, shape, GENERATOR)
+        for kind, shape in ((p.a, (64, depth)), (p.b, (depth, p.n)), (p.d, (64, p.n)))
+    )
     if p.satfinite:
         c = np.where(c > 0, 2**31 - 9, -(2**31) + 9)
     return a, b, c
@@ -271,7 +318,7 @@ def test_products() -> None:
         assert (d_matrix(results[p.name], p) == wanted(p, *values)).all(), p
 
 
-# ---- the rules ------------------------------------------------------------------------------------------------------------------
+# ---- the rules ---------------------------------------------------------------------------------------------
 
 RULED = Product(16, "bf16", "bf16", "f32")
 CORRECT = snippet(RULED, *values_of(RULED), name="correct")
@@ -283,12 +330,20 @@ def broken(name: str, old: str, new: str) -> Snippet:
 
 
 # Between the instruction and its wait, one thread writes to the operand.
-LATE_WRITE = "mov.u32 %at, tile_b;  .reg .pred %first;  setp.eq.u32 %first, %tid32, 77;  @%first st.shared.b32 [%at], %w;"
+LATE_WRITE = (
+    "mov.u32 %at, tile_b;  .reg .pred %first;  setp.eq.u32 %first, %tid32, 77;"
+    "@%first st.shared.b32 [%at], %w;"
+)
 BREACHES = {
     "no_fence": (FENCE, "", "async", "no wgmma.fence before it"),
     "no_commit": (COMMIT, "", "async", "no wgmma.commit_group follows"),
     "no_wait": (WAIT, "", "async", "before wgmma.wait_group covered"),
-    "used_early": (WAIT, "st.global.f32 [%rd_out], %d0;" + WAIT, "async", "before wgmma.wait_group covers it"),
+    "used_early": (
+        WAIT,
+        "st.global.f32 [%rd_out], %d0;" + WAIT,
+        "async",
+        "before wgmma.wait_group covers it",
+    ),
     "wait_too_weak": (WAIT, WAIT.replace(" 0", " 1"), "async", "before wgmma.wait_group covers it"),
     "no_proxy_fence": (PROXY_FENCE, "", "async", "fence.proxy.async"),
     "written_in_flight": (COMMIT, COMMIT + LATE_WRITE, "race", "the read by thread"),
@@ -319,10 +374,19 @@ def test_work_is_counted() -> None:
     [
         ("wgmma.mma_async.sp.sync.aligned.m64n8k32.f32.bf16.bf16 {%r}, %d, %d, %r, %p, 1, 1, 0, 0;", "'.sp'"),
         ("wgmma.mma_async.sync.aligned.m64n8k256.s32.b1.b1.and.popc {%r}, %d, %d, %p;", "'.m64n8k256'"),
-        ("wgmma.mma_async.sync.aligned.m64n12k16.f32.bf16.bf16 {%r}, %d, %d, %p, 1, 1, 0, 0;", "'.m64n12k16'"),
+        (
+            "wgmma.mma_async.sync.aligned.m64n12k16.f32.bf16.bf16 {%r}, %d, %d, %p, 1, 1, 0, 0;",
+            "'.m64n12k16'",
+        ),
         ("wgmma.mma_async.sync.aligned.m64n40k32.s32.s8.s8 {%r}, %d, %d, %p;", "'.s32'"),
-        ("wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%r, %r, %r, %r}, %d, %d, %p, 2, 1, 0, 0;", "imm-scale must be -1 or 1"),
-        ("wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%r, %r, %r, %r}, %d, %d, %p, 1, 1, 0;", "number of imm-trans"),
+        (
+            "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%r, %r, %r, %r}, %d, %d, %p, 2, 1, 0, 0;",
+            "imm-scale must be -1 or 1",
+        ),
+        (
+            "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%r, %r, %r, %r}, %d, %d, %p, 1, 1, 0;",
+            "number of imm-trans",
+        ),
         ("wgmma.fence.aligned;", "'.aligned'"),
     ],
 )

@@ -1,4 +1,5 @@
-"""wmma.load, .mma and .store in every shape, type and layout.  Fragments are opaque: what is looked at is what comes back to memory."""
+"""wmma.load, .mma and .store in every shape, type and layout.  Fragments are opaque: what is looked at is
+what comes back to memory."""
 
 from dataclasses import dataclass
 from itertools import product
@@ -20,7 +21,7 @@ class Product:
     """One spelling of wmma.mma with the layouts of all its loads and its store."""
 
     shape: str
-    kind: str                   # of A and B
+    kind: str  # of A and B
     c: str
     d: str
     a_layout: str
@@ -48,7 +49,9 @@ def float_products() -> list[Product]:
     halves = [
         Product(shape, "f16", c, d, a, b, cd)
         for shape, (c, d), (a, b, cd) in product(
-            WIDE, product(("f16", "f32"), repeat=2), (("row", "col", "row"), ("col", "row", "col"), ("row", "row", "row"))
+            WIDE,
+            product(("f16", "f32"), repeat=2),
+            (("row", "col", "row"), ("col", "row", "col"), ("row", "row", "row")),
         )
     ]
     others = [
@@ -64,13 +67,26 @@ PRODUCTS = [
     *float_products(),
     *(
         Product(shape, kind, "s32", "s32", a, b, "row", satfinite=satfinite)
-        for shape, kind, (a, b), satfinite in product(WIDE, ("s8", "u8"), (("row", "col"), ("col", "row")), (False, True))
+        for shape, kind, (a, b), satfinite in product(
+            WIDE, ("s8", "u8"), (("row", "col"), ("col", "row")), (False, True)
+        )
     ),
-    *(Product("m8n8k32", kind, "s32", "s32", "row", "col", "row", satfinite=s) for kind in ("s4", "u4") for s in (False, True)),
-    *(Product("m8n8k128", "b1", "s32", "s32", "row", "col", "col", operation=operation) for operation in ("and", "xor")),
-    *(Product("m16n16k16", kind, "f32", "f32", "row", "col", "row", space) for kind in ("f16", "bf16") for space in ("", "shared")),
+    *(
+        Product("m8n8k32", kind, "s32", "s32", "row", "col", "row", satfinite=s)
+        for kind in ("s4", "u4")
+        for s in (False, True)
+    ),
+    *(
+        Product("m8n8k128", "b1", "s32", "s32", "row", "col", "col", operation=operation)
+        for operation in ("and", "xor")
+    ),
+    *(
+        Product("m16n16k16", kind, "f32", "f32", "row", "col", "row", space)
+        for kind in ("f16", "bf16")
+        for space in ("", "shared")
+    ),
 ]
-PADDING = 8            # elements between the end of a line and the next (a whole byte or more of sub-byte types)
+PADDING = 8  # elements between the end of a line and the next (a whole byte or more of sub-byte types)
 
 
 def registers(p: Product, matrix: str) -> int:
@@ -99,39 +115,56 @@ def stored(codes: np.ndarray, layout: str, bits: int) -> tuple[np.ndarray, int]:
 
 def values_of(p: Product) -> list[np.ndarray]:
     m, n, k = extents(p.shape)
-    a, b, c = integers(p.kind, (m, k), GENERATOR), integers(p.kind, (k, n), GENERATOR), integers(p.c, (m, n), GENERATOR)
+    a, b, c = (
+        integers(p.kind, (m, k), GENERATOR),
+        integers(p.kind, (k, n), GENERATOR),
+        integers(p.c, (m, n), GENERATOR),
+    )
     if p.satfinite:
         c = np.where(c > 0, S32.max - 5, S32.min + 5)
     return [a, b, c]
 
 
 def snippet(p: Product, values: list[np.ndarray]) -> Snippet:
-    kinds, layouts = {"a": p.kind, "b": p.kind, "c": p.c, "d": p.d}, {"a": p.a_layout, "b": p.b_layout, "c": p.c_layout}
+    kinds, layouts = (
+        {"a": p.kind, "b": p.kind, "c": p.c, "d": p.d},
+        {"a": p.a_layout, "b": p.b_layout, "c": p.c_layout},
+    )
     counts = {key: registers(p, key) for key in "abcd"}
     parts, inputs = [], {}
     for key, value in zip("abc", values, strict=True):
         data, stride = stored(encode(value, kinds[key]), layouts[key], BITS[kinds[key]])
-        inputs[key] = np.pad(data, (0, -data.size % 512)).reshape(32, -1)       # a piece for each thread
+        inputs[key] = np.pad(data, (0, -data.size % 512)).reshape(32, -1)  # a piece for each thread
         target, space = f"%base_{key}", "" if p.space == "" else ".global"
         if p.space == "shared":
             words = inputs[key].shape[1] // 4
-            parts += [f"ld.global.b32 %w, [%rd_{key}+{4 * i}];  st.shared.b32 [%at_{key}+{4 * i}], %w;" for i in range(words)]
+            parts += [
+                f"ld.global.b32 %w, [%rd_{key}+{4 * i}];  st.shared.b32 [%at_{key}+{4 * i}], %w;"
+                for i in range(words)
+            ]
             target, space = f"tile_{key}", ".shared"
         listed = "{" + ", ".join(f"%{key}{i}" for i in range(counts[key])) + "}"
         sync = "bar.sync 0;" if p.space == "shared" else ""
         parts.append(
-            f"{sync} wmma.load.{key}.sync.aligned.{layouts[key]}.{p.shape}{space}.{kinds[key]} {listed}, [{target}], {stride};"
+            f"{sync} wmma.load.{key}.sync.aligned.{layouts[key]}.{p.shape}{space}.{kinds[key]} "
+            f"{listed}, [{target}], {stride};"
         )
     lists = {key: "{" + ", ".join(f"%{key}{i}" for i in range(counts[key])) + "}" for key in "abcd"}
     m, n, _ = extents(p.shape)
     parts.append(f"{p.spelling} " + ", ".join(lists[key] for key in "dabc") + ";")
-    parts.append(f"wmma.store.d.sync.aligned.{p.c_layout}.{p.shape}.global.{p.d} [%base_out], {lists['d']};")       # dense
+    parts.append(
+        f"wmma.store.d.sync.aligned.{p.c_layout}.{p.shape}.global.{p.d} [%base_out], {lists['d']};"
+    )  # dense
     declared = [f".reg .{register_type(kinds[key])} %{key}<{counts[key]}>;" for key in "abcd"]
     if p.space == "shared":
         declared.append(".reg .b32 %w, %at_a, %at_b, %at_c;")
         for key in "abc":
             declared.append(f".shared .align 32 .b8 tile_{key}[{inputs[key].size}];")
-            parts.insert(0, f"mov.u32 %at_{key}, tile_{key};  mad.lo.u32 %at_{key}, %tid32, {inputs[key].shape[1]}, %at_{key};")
+            parts.insert(
+                0,
+                f"mov.u32 %at_{key}, tile_{key};"
+                f"mad.lo.u32 %at_{key}, %tid32, {inputs[key].shape[1]}, %at_{key};",
+            )
     dtype = {"f16": np.uint16, "f64": np.uint64}.get(p.d, np.uint32)
     return Snippet(p.name, " ".join(parts), inputs, ((32, m * n // 32), dtype), " ".join(declared))
 
@@ -171,7 +204,13 @@ def test_every_element_may_be_changed_alike() -> None:
     a, b, c = VALUES[p]
     plain = snippet(p, [a, b, c])
     doubled = " ".join(f"add.f32 %d{i}, %d{i}, %d{i};" for i in range(8))
-    case = Snippet("doubled", plain.body.replace("wmma.store", f"{doubled} wmma.store"), plain.inputs, plain.output, plain.registers)
+    case = Snippet(
+        "doubled",
+        plain.body.replace("wmma.store", f"{doubled} wmma.store"),
+        plain.inputs,
+        plain.output,
+        plain.registers,
+    )
     got = run_all([case])["doubled"].view(np.float32).reshape(16, 16)
     assert (got == 2 * (a @ b + c)).all()
     assert is_float(p.kind)

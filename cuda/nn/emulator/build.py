@@ -11,6 +11,7 @@ A program under `cuda-nn emulate` asks for its kernels by a command, which print
 
 Status 0: done; 2: it cannot be translated (stderr says why); 3: there is no PTX that the device could run."""
 
+import functools
 import os
 import platform
 import re
@@ -18,7 +19,6 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from pathlib import Path
 
 from cuda.nn.emulator import cache, toolchain
@@ -32,7 +32,7 @@ NO_PTX = 3  # the command's status, as csrc/emulator/cudart/translation.cpp read
 # aliasing: registers are untyped.
 COMMON = ("-std=c++17", "-fPIC", "-fno-strict-aliasing", "-fwrapv", "-ffp-contract=off")
 # Inline functions stay each library's own: a module with hooks must not get the runtime's copies without.
-RUNTIME_FLAGS = (*COMMON, "-O3", "-fvisibility-inlines-hidden", "-fno-semantic-interposition", "-pthread")
+RUNTIME_FLAGS = (*COMMON, "-fvisibility=default", "-pthread")
 MODULE_FLAGS = (*COMMON, "-O1", "-fvisibility=hidden", "-w")
 INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
 
@@ -50,18 +50,18 @@ def source_folder() -> Path:
 
 
 def runtime_library() -> Path:
-    """The path of the runtime library, built where it is not there.  About half a minute, once per machine
+    """The path of the runtime library, built where it is not there.  About a minute, once per machine
     and version."""
     return _runtime_library(str(cache.root()))
 
 
-@lru_cache
+@functools.cache
 def _runtime_library(root: str) -> Path:
     folder = source_folder()
     sources = sorted((*folder.glob("*.cpp"), *folder.glob("cudart/*.cpp")))
     script = folder / "cudart" / "libcudart.map"
     cuda = (toolchain.cuda_include() / "cuda_runtime_api.h").read_bytes()
-    keys = [cache.digest([_source_key(source, RUNTIME_FLAGS), cuda]) for source in sources]
+    keys = [cache.digest([_source_key(source, _runtime_flags(source)), cuda]) for source in sources]
 
     def link(made: Path) -> None:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -90,7 +90,7 @@ def _object(source: Path, key: str) -> Path:
     def make(made: Path) -> None:
         _compile(
             [
-                *RUNTIME_FLAGS,
+                *_runtime_flags(source),
                 *_native(),
                 "-I",
                 str(source_folder()),
@@ -107,24 +107,40 @@ def _object(source: Path, key: str) -> Path:
     return cache.entry("objects", key, make) / "object.o"
 
 
+def _runtime_flags(source: Path) -> list[str]:
+    """The stand-in for the CUDA runtime has nothing hot in it: compiled quickly.  The rest is."""
+    return [*RUNTIME_FLAGS, "-O1" if source.parent.name == "cudart" else "-O3"]
+
+
 def _source_key(source: Path, flags: Iterable[str]) -> str:
     """Changes with the source, any header it includes, the compiler, its flags and the processor."""
-    return cache.digest([*(path.read_bytes() for path in (source, *_headers(source))), *flags, *_machine()])
+    reached = sorted(_reached(source, str(source_folder())))
+    return cache.digest([*map(_contents, reached), *flags, *_machine()])
 
 
-def _headers(source: Path) -> list[Path]:
-    """The project's own headers that a source reaches, in a fixed order."""
-    found: dict[Path, None] = {}
+def _reached(source: Path, folder: str) -> set[Path]:
+    """A source and the project's own headers that it reaches."""
+    found: set[Path] = set()
     left = [source]
     while left:
         path = left.pop()
-        for name in INCLUDE.findall(path.read_text(encoding="utf-8")):
-            places = ((folder / name).resolve() for folder in (path.parent, source_folder()))
-            header = next(filter(Path.is_file, places), None)
-            if header and header not in found:
-                found[header] = None
-                left.append(header)
-    return sorted(found)
+        if path not in found:
+            found.add(path)
+            left += _included(path, Path(folder))
+    return found
+
+
+@functools.cache
+def _included(path: Path, folder: Path) -> tuple[Path, ...]:
+    """The project's own headers that a file names."""
+    named = INCLUDE.findall(_contents(path).decode())
+    places = ([(near / name).resolve() for near in (path.parent, folder)] for name in named)
+    return tuple(next(filter(Path.is_file, two)) for two in places if any(map(Path.is_file, two)))
+
+
+@functools.cache
+def _contents(path: Path) -> bytes:
+    return path.read_bytes()
 
 
 # ---- translated modules ------------------------------------------------------------------------------------
@@ -190,7 +206,7 @@ def _precompiled(hooks: bool) -> Path:
     return cache.entry("headers", _source_key(header, _module_flags(hooks)), make)
 
 
-@lru_cache
+@functools.cache
 def translator_key() -> str:
     """Changes with everything but the PTX that decides what a translated module is."""
     here = Path(__file__).parent
@@ -207,9 +223,8 @@ def _compile(arguments: Sequence[str], what: str) -> None:
     """Run the host compiler.  Our own C++ failing is a defect or a foreign compiler: its first lines are
     passed on."""
     command = [*toolchain.host_compiler().split(), *arguments]
-    environment = {
-        name: value for name, value in os.environ.items() if name != "LD_PRELOAD"
-    }  # that of an emulated program
+    # An emulated program's preloaded library is not for the compiler.
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise EmulatorError(
@@ -223,7 +238,7 @@ def _native() -> list[str]:
     return ["-mcpu=native"] if platform.machine() == "aarch64" else ["-march=native"]
 
 
-@lru_cache
+@functools.cache
 def _machine() -> tuple[str, ...]:
     """What the compiler's output depends on besides the source: the compiler, and for -march=native the
     processor."""

@@ -1,6 +1,6 @@
-// C = A B^T by wgmma, bf16 in and float out: A is [m, k], B is [n, k]; m, n and k multiples of 64.  One warpgroup makes 64x64 of C.
-// Tiles of 64 rows of 128 bytes are stored with the 128-byte swizzle, in two buffers: while the tensor core reads
-// one (at most one group is left in flight), the other is filled.
+// C = A B^T by wgmma, bf16 in and float out: A is [m, k], B is [n, k]; m, n and k multiples of 64.  One
+// warpgroup makes 64x64 of C.  Tiles of 64 rows of 128 bytes are stored with the 128-byte swizzle, in two
+// buffers: while the tensor core reads one (at most one group is left in flight), the other is filled.
 #include <cstdint>
 #include <cuda_bf16.h>
 
@@ -28,11 +28,13 @@ __device__ void multiply(float (&d)[32], uint64_t a, uint64_t b) {
     asm volatile(
         "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
         "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, %32, %33, 1, 1, 1, 0, 0;"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
-          "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]),
-          "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]),
-          "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+        "%32, %33, 1, 1, 1, 0, 0;"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
+          "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
+          "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]),
+          "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),
+          "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
         : "l"(a), "l"(b));
 }
 
@@ -42,7 +44,8 @@ __device__ void finish_all_but_one() { asm volatile("wgmma.wait_group.sync.align
 __device__ void finish_all() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
 __device__ void show_to_tensor_core() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-__global__ void __launch_bounds__(128) wgmma_gemm(float* c, const __nv_bfloat16* a, const __nv_bfloat16* b, int n, int k) {
+__global__ void __launch_bounds__(128)
+wgmma_gemm(float* c, const __nv_bfloat16* a, const __nv_bfloat16* b, int n, int k) {
     __shared__ __align__(1024) Stage stages[2];
     a += blockIdx.y * TILE * k;
     b += blockIdx.x * TILE * k;

@@ -1,12 +1,15 @@
-"""Finds uses of wgmma's results before a wait covers them: wgmma.mma_async writes its D registers at some time until then.
+"""Finds uses of wgmma's results before a wait covers them: until then wgmma.mma_async may still write them.
 
-    wgmma.mma_async ... {%f1, ...};  wgmma.commit_group;  add.f32 %f9, %f1, %f8;  wgmma.wait_group 0;      # the add is too early
+    wgmma.mma_async ... {%f1, ...};  wgmma.commit_group;
+    st.global.f32 [%rd1], %f1;                              # too early
+    wgmma.wait_group 0;
 
-early_uses() walks the function's control flow with the set of registers that are surely still being written: on every path that
-leads there.  A register copied by mov is as unfinished as its source, and the copy itself is no use: nvcc moves
-accumulators from register to register around loops.  Arithmetic whose wait stands later in the same basic block is let pass
-as well, since nvcc may have moved it there from behind the wait; not so when a store or the like, which stays where
-it was written, takes its result before the wait."""
+early_uses() walks the function's control flow with the set of registers that are surely still being
+written: on every path that leads there.  A register copied by mov is as unfinished as its source, and the
+copy itself is no use: nvcc moves accumulators from register to register around loops.  Arithmetic whose
+wait stands later in the same basic block is let pass as well, since nvcc may have moved it there from
+behind the wait; not so when a store or the like, which stays where it was written, takes its result
+before the wait."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -31,7 +34,7 @@ from ..ptx.syntax import (
 _STORES = frozenset({"st", "red", "stmatrix", "cp", "bra", "brx", "call", "multimem"})
 _EFFECTS = frozenset({"st", "red", "atom", "stmatrix", "shfl", "call", "multimem"})
 _LEAVES = frozenset({"ret", "exit", "trap"})
-_OLDEST = 9                          # wait_group goes up to 7
+_OLDEST = 9  # wait_group goes up to 7
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,10 @@ class Pending:
     """A register that a wgmma may still write to."""
 
     product: Instruction
-    age: int                         # commit_groups since; 0: not committed
+    age: int  # commit_groups since; 0: not committed
 
 
-State = dict[str, Pending]           # by register
+State = dict[str, Pending]  # by register
 
 
 @dataclass
@@ -53,11 +56,11 @@ class Block:
     labels: list[str] = field(default_factory=list)
     falls_through: bool = True
     targets: list[str] = field(default_factory=list)
-    entry: State | None = None       # None: not reached yet
+    entry: State | None = None  # None: not reached yet
 
 
 def early_uses(function: Function) -> dict[int, Instruction]:
-    """By id() of an instruction that uses a result too early: the wgmma it is the result of.  One use for each wgmma."""
+    """By id() of an instruction that uses a result too early: the wgmma whose result.  One use for each."""
     if function.body is None or not any(map(_is_product, _instructions(function.body))):
         return {}
     blocks = _blocks(function.body)
@@ -76,7 +79,7 @@ def _is_product(instruction: Instruction) -> bool:
     return instruction.opcode == "wgmma" and instruction.modifiers[:1] == ("mma_async",)
 
 
-# ---- control flow ------------------------------------------------------------------------------------------------------
+# ---- control flow ------------------------------------------------------------------------------------------
 
 
 def _instructions(scope: Scope) -> Iterator[Instruction]:
@@ -150,7 +153,7 @@ def _meet(block: Block, state: State) -> bool:
     return changed
 
 
-# ---- one instruction ----------------------------------------------------------------------------------------------------
+# ---- one instruction ---------------------------------------------------------------------------------------
 
 
 def _step(state: State, instruction: Instruction) -> None:
@@ -190,11 +193,11 @@ def _completed(state: State, wait: Instruction) -> list[str]:
 
 
 def _uses(block: Block) -> Iterator[tuple[Instruction, Pending]]:
-    """Uses of unfinished registers: those that have an effect, and those that no wait of the same block makes good."""
+    """Uses of unfinished registers that have an effect, or that no wait of the same block makes good."""
     if block.entry is None:
         return
     state = dict(block.entry)
-    derived: State = {}                # results of arithmetic on unfinished registers
+    derived: State = {}  # results of arithmetic on unfinished registers
     doubtful: list[tuple[Instruction, Pending]] = []
     for instruction in block.instructions:
         if instruction.opcode == "wgmma":

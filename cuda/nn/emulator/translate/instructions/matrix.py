@@ -1,11 +1,12 @@
 """ldmatrix, stmatrix, movmatrix, mma.sync and wmma (nvcuda::wmma).
 
-A row packs the operands' registers into a struct of csrc/emulator/matrix.h, calls the collective and takes the results out:
+A row packs the operands' registers into a struct of csrc/emulator/matrix.h, calls the collective and
+takes the results out of it:
 
-    { Mma m = {{16, 16, MatrixElement::bf16, ...}, {a0, a1, a2, a3}, {b0, b1}, {c0, ...}}; mma(t, m, 7); d0 = m.d[0]; ... }
+    { Mma m = {&s, {a0, a1, a2, a3}, {b0, b1}, {c0, c1, c2, c3}}; mma(t, m, 7); d0 = m.c[0]; ... }
 
-Refused for want of a row: sparse products (mma.sp), block-scaled and 6- and 4-bit floats (kind::), tcgen05, and the 8-bit forms of
-ldmatrix and stmatrix, all of them newer than sm_90 except mma.sp."""
+Refused for want of a row: sparse products (mma.sp), block-scaled and 6- and 4-bit floats (kind::),
+tcgen05, and the 8-bit forms of ldmatrix and stmatrix: all of them newer than sm_90, except mma.sp."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +16,28 @@ from ...ptx.syntax import Operand
 from ..emitter import Emitter
 from ..table import Unsupported, instruction
 
-BITS = {"f16": 16, "bf16": 16, "tf32": 32, "e4m3": 8, "e5m2": 8, "s8": 8, "u8": 8, "s4": 4, "u4": 4, "b1": 1, "f32": 32, "s32": 32}
+BITS = {
+    "f16": 16,
+    "bf16": 16,
+    "tf32": 32,
+    "e4m3": 8,
+    "e5m2": 8,
+    "s8": 8,
+    "u8": 8,
+    "s4": 4,
+    "u4": 4,
+    "b1": 1,
+    "f32": 32,
+    "s32": 32,
+}
 FLOP_KINDS = {
-    "f16": "tensor_f16", "bf16": "tensor_bf16", "tf32": "tensor_tf32", "e4m3": "tensor_f8", "e5m2": "tensor_f8", "f64": "tensor_f64",
-}     # all others: tensor_int8
+    "f16": "tensor_f16",
+    "bf16": "tensor_bf16",
+    "tf32": "tensor_tf32",
+    "e4m3": "tensor_f8",
+    "e5m2": "tensor_f8",
+    "f64": "tensor_f64",
+}  # all others: tensor_int8
 _SPACE = "space:shared|shared::cta?"
 
 
@@ -41,8 +60,8 @@ def unpacked(e: Emitter, elements: Sequence[Operand], source: str, type: str = "
 
 
 def element(name: str) -> str:
-    """The MatrixElement of a PTX type."""
-    return f"MatrixElement::{name}"
+    """The MmaType of a PTX type."""
+    return f"MmaType::{name}"
 
 
 def count_work(e: Emitter, type: str, multiplications: int, threads: int = 32) -> None:
@@ -50,7 +69,7 @@ def count_work(e: Emitter, type: str, multiplications: int, threads: int = 32) -
     e.flops(FLOP_KINDS.get(type, "tensor_int8"), 2 * multiplications // threads)
 
 
-# ---- moving 8x8 matrices ------------------------------------------------------------------------------------------------
+# ---- moving 8x8 matrices -----------------------------------------------------------------------------------
 
 
 def _moved(e: Emitter, m: SimpleNamespace, address: Operand, kind: str) -> tuple[int, str]:
@@ -82,7 +101,8 @@ def stmatrix(e: Emitter, m: SimpleNamespace, address: Operand, source: Operand) 
     e.require(90)
     count, row = _moved(e, m, address, "WRITE")
     values = " ".join(
-        f"m.registers[{i}] = {e.value(register, 'b32')};" for i, register in enumerate(registers(e, source, count))
+        f"m.registers[{i}] = {e.value(register, 'b32')};"
+        for i, register in enumerate(registers(e, source, count))
     )
     transposed = "true" if m.trans else "false"
     return f"{{ {row} {values} stmatrix(t, {count}, {transposed}, m, {e.site()}); }}"
@@ -94,23 +114,26 @@ def movmatrix(e: Emitter, m: SimpleNamespace, destination: Operand, source: Oper
     return e.assign(destination, "b32", f"movmatrix(t, {e.value(source, 'b32')}, {e.site()})")
 
 
-# ---- mma.sync -----------------------------------------------------------------------------------------------------------
+# ---- mma.sync ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Product:
-    """The types of a matrix product, as spelled, and the name of A's type in the emulator (b1_and and b1_xor for b1)."""
+    """The types of a matrix product, as spelled."""
 
     a: str
     b: str
     c: str
     d: str
     saturate: bool = False
-    operation: str = ""             # and, xor
+    operation: str = ""  # and, xor
 
     @property
     def elements(self) -> str:
-        names = [f"{name}_{self.operation}" if self.operation and name == "b1" else name for name in (self.a, self.b, self.c, self.d)]
+        names = [
+            f"{name}_{self.operation}" if self.operation and name == "b1" else name
+            for name in (self.a, self.b, self.c, self.d)
+        ]
         return ", ".join(map(element, names)) + (", true" if self.saturate else ", false")
 
 
@@ -130,11 +153,13 @@ def _multiply(e: Emitter, shape: str, product: Product, operands: Sequence[Opera
     rows, columns, depth = _extents(shape)
     if product.c != product.d:
         raise Unsupported(f"{e.current.opcode!r}: C and D must have one type in the shape .{shape}")
-    words = depth * BITS[product.a] // 32                       # of a row of A
+    words = depth * BITS[product.a] // 32  # of a row of A
     sums = _sum_registers(rows * columns // 32, product.d)
     d, a, b, c = (
         registers(e, operand, count)
-        for operand, count in zip(operands, (sums, rows * words // 32, columns * words // 32, sums), strict=True)
+        for operand, count in zip(
+            operands, (sums, rows * words // 32, columns * words // 32, sums), strict=True
+        )
     )
     count_work(e, product.a, rows * columns * depth)
     names = product.elements.split(", ")
@@ -156,20 +181,28 @@ def mma_wide(e: Emitter, m: SimpleNamespace, *operands: Operand) -> str:
     return _multiply(e, m.shape, Product(m.type, m.type, "f32", "f32"), operands)
 
 
-@instruction("mma", "sync aligned shape:m16n8k16|m16n8k32 row col d:f16|f32 a:e4m3|e5m2 b:e4m3|e5m2 c:f16|f32")
+@instruction(
+    "mma", "sync aligned shape:m16n8k16|m16n8k32 row col d:f16|f32 a:e4m3|e5m2 b:e4m3|e5m2 c:f16|f32"
+)
 def mma_f8(e: Emitter, m: SimpleNamespace, *operands: Operand) -> str:
     e.require(89)
     return _multiply(e, m.shape, Product(m.a, m.b, m.c, m.d), operands)
 
 
-@instruction("mma", "sync aligned shape:m8n8k16|m16n8k16|m16n8k32 row col satfinite? s32 a:s8|u8 b:s8|u8 c:s32")
-@instruction("mma", "sync aligned shape:m8n8k32|m16n8k32|m16n8k64 row col satfinite? s32 a:s4|u4 b:s4|u4 c:s32")
+@instruction(
+    "mma", "sync aligned shape:m8n8k16|m16n8k16|m16n8k32 row col satfinite? s32 a:s8|u8 b:s8|u8 c:s32"
+)
+@instruction(
+    "mma", "sync aligned shape:m8n8k32|m16n8k32|m16n8k64 row col satfinite? s32 a:s4|u4 b:s4|u4 c:s32"
+)
 def mma_integer(e: Emitter, m: SimpleNamespace, *operands: Operand) -> str:
     e.require(75 if m.shape.startswith("m8") else 80)
     return _multiply(e, m.shape, Product(m.a, m.b, "s32", "s32", saturate=bool(m.satfinite)), operands)
 
 
-@instruction("mma", "sync aligned shape:m8n8k128|m16n8k128|m16n8k256 row col s32 b1 b:b1 c:s32 operation:and|xor popc")
+@instruction(
+    "mma", "sync aligned shape:m8n8k128|m16n8k128|m16n8k256 row col s32 b1 b:b1 c:s32 operation:and|xor popc"
+)
 def mma_bits(e: Emitter, m: SimpleNamespace, *operands: Operand) -> str:
     e.require(75 if m.shape.startswith("m8") and m.operation == "xor" else 80)
     return _multiply(e, m.shape, Product("b1", "b1", "s32", "s32", operation=m.operation), operands)
@@ -199,7 +232,7 @@ def mma_quads(e: Emitter, m: SimpleNamespace, *operands: Operand) -> str:
     return f"{{ MmaQuads m = {{{fields}}}; mma(t, m, {e.site()}); {unpacked(e, d, 'm.d_')} }}"
 
 
-# ---- wmma -----------------------------------------------------------------------------------------------------------------
+# ---- wmma --------------------------------------------------------------------------------------------------
 
 _WIDE = "m16n16k16|m32n8k16|m8n32k16"
 _WMMA_SPACE = "space:global|shared|shared::cta?"
@@ -207,7 +240,7 @@ _WMMA_SPACE = "space:global|shared|shared::cta?"
 
 @dataclass(frozen=True)
 class Fragment:
-    """One operand of wmma: how many lines of how many elements, and whether a line is consecutive in memory."""
+    """One operand of wmma: lines of elements, and whether a line is consecutive in memory."""
 
     lines: int
     length: int
@@ -246,7 +279,13 @@ def _fragment(shape: str, matrix: str, layout: str, type: str) -> Fragment:
 
 
 def _move(
-    e: Emitter, m: SimpleNamespace, matrix: str, address: Operand, values: Operand, stride: Operand | None, load: bool
+    e: Emitter,
+    m: SimpleNamespace,
+    matrix: str,
+    address: Operand,
+    values: Operand,
+    stride: Operand | None,
+    load: bool,
 ) -> str:
     """A load or store.  Without a stride the matrix is dense."""
     fragment = _fragment(m.shape, matrix, m.layout, m.type)
@@ -260,22 +299,30 @@ def _move(
     if load:
         call = f"{cpp} r[{len(parts)}]; wmma_load(t, w, p, {step}, r, READ{space}, {e.site()});"
         return f"{{ {place} {call} {unpacked(e, parts, 'r', type)} }}"
-    call = f"const {cpp} r[{len(parts)}] = {packed(e, parts, type)}; wmma_store(t, w, p, {step}, r, WRITE{space}, {e.site()});"
-    return f"{{ {place} {call} }}"
+    values = f"const {cpp} r[{len(parts)}] = {packed(e, parts, type)};"
+    return f"{{ {place} {values} wmma_store(t, w, p, {step}, r, WRITE{space}, {e.site()}); }}"
 
 
-@instruction("wmma", f"load matrix:a|b sync aligned layout:row|col shape:{_WIDE} {_WMMA_SPACE} type:f16|bf16|s8|u8")
+@instruction(
+    "wmma", f"load matrix:a|b sync aligned layout:row|col shape:{_WIDE} {_WMMA_SPACE} type:f16|bf16|s8|u8"
+)
 @instruction("wmma", f"load matrix:a|b sync aligned layout:row|col shape:m16n16k8 {_WMMA_SPACE} type:tf32")
 @instruction("wmma", f"load matrix:a|b sync aligned layout:row|col shape:m8n8k4 {_WMMA_SPACE} type:f64")
 @instruction("wmma", f"load matrix:a sync aligned layout:row shape:m8n8k32 {_WMMA_SPACE} type:s4|u4")
 @instruction("wmma", f"load matrix:b sync aligned layout:col shape:m8n8k32 {_WMMA_SPACE} type:s4|u4")
 @instruction("wmma", f"load matrix:a sync aligned layout:row shape:m8n8k128 {_WMMA_SPACE} type:b1")
 @instruction("wmma", f"load matrix:b sync aligned layout:col shape:m8n8k128 {_WMMA_SPACE} type:b1")
-@instruction("wmma", f"load matrix:c sync aligned layout:row|col shape:{_WIDE} {_WMMA_SPACE} type:f16|f32|s32")
+@instruction(
+    "wmma", f"load matrix:c sync aligned layout:row|col shape:{_WIDE} {_WMMA_SPACE} type:f16|f32|s32"
+)
 @instruction("wmma", f"load matrix:c sync aligned layout:row|col shape:m16n16k8 {_WMMA_SPACE} type:f32")
-@instruction("wmma", f"load matrix:c sync aligned layout:row|col shape:m8n8k32|m8n8k128 {_WMMA_SPACE} type:s32")
+@instruction(
+    "wmma", f"load matrix:c sync aligned layout:row|col shape:m8n8k32|m8n8k128 {_WMMA_SPACE} type:s32"
+)
 @instruction("wmma", f"load matrix:c sync aligned layout:row|col shape:m8n8k4 {_WMMA_SPACE} type:f64")
-def wmma_load(e: Emitter, m: SimpleNamespace, values: Operand, address: Operand, stride: Operand | None = None) -> str:
+def wmma_load(
+    e: Emitter, m: SimpleNamespace, values: Operand, address: Operand, stride: Operand | None = None
+) -> str:
     return _move(e, m, m.matrix, address, values, stride, load=True)
 
 
@@ -283,7 +330,9 @@ def wmma_load(e: Emitter, m: SimpleNamespace, values: Operand, address: Operand,
 @instruction("wmma", f"store d sync aligned layout:row|col shape:m16n16k8 {_WMMA_SPACE} type:f32")
 @instruction("wmma", f"store d sync aligned layout:row|col shape:m8n8k32|m8n8k128 {_WMMA_SPACE} type:s32")
 @instruction("wmma", f"store d sync aligned layout:row|col shape:m8n8k4 {_WMMA_SPACE} type:f64")
-def wmma_store(e: Emitter, m: SimpleNamespace, address: Operand, values: Operand, stride: Operand | None = None) -> str:
+def wmma_store(
+    e: Emitter, m: SimpleNamespace, address: Operand, values: Operand, stride: Operand | None = None
+) -> str:
     return _move(e, m, "d", address, values, stride, load=False)
 
 
@@ -294,9 +343,13 @@ def _wmma(e: Emitter, shape: str, product: Product, operands: Sequence[Operand])
         _fragment(shape, matrix, "row", type)
         for matrix, type in zip("dabc", (product.d, product.a, product.b, product.c), strict=True)
     )
-    d, a, b, c = (registers(e, operand, part.registers) for operand, part in zip(operands, fragments, strict=True))
+    d, a, b, c = (
+        registers(e, operand, part.registers) for operand, part in zip(operands, fragments, strict=True)
+    )
     count_work(e, product.a, rows * columns * depth)
-    fields = ", ".join((f"{rows}, {columns}, {depth}", product.elements, packed(e, a), packed(e, b), packed(e, c)))
+    fields = ", ".join(
+        (f"{rows}, {columns}, {depth}", product.elements, packed(e, a), packed(e, b), packed(e, c))
+    )
     return f"{{ Wmma m = {{{fields}}}; wmma(t, m, {e.site()}); {unpacked(e, d, 'm.d_')} }}"
 
 
@@ -338,4 +391,5 @@ def wmma_f64(e: Emitter, m: SimpleNamespace, d: Operand, a: Operand, b: Operand,
     count_work(e, "f64", 8 * 8 * 4)
     factors = (e.value(registers(e, operand, 1)[0], "f64") for operand in (a, b))
     fields = ", ".join((*factors, packed(e, registers(e, c, 2), "f64")))
-    return f"{{ WmmaDouble m = {{{fields}}}; wmma(t, m, {e.site()}); {unpacked(e, registers(e, d, 2), 'm.d', 'f64')} }}"
+    results = unpacked(e, registers(e, d, 2), "m.d", "f64")
+    return f"{{ WmmaDouble m = {{{fields}}}; wmma(t, m, {e.site()}); {results} }}"

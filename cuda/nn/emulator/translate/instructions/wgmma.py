@@ -1,7 +1,7 @@
 """wgmma: the products of a warpgroup (sm_90a), and their fence, commit and wait.
 
-    wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {d...}, a-descriptor or {a0, a1, a2, a3}, b-descriptor,
-                                                         scale-d, scale-a, scale-b, transpose-a, transpose-b;
+    wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16
+        {d...}, a-descriptor or {a0, a1, a2, a3}, b-descriptor, scale-d, scale-a, scale-b, trans-a, trans-b;
 
 becomes a struct of csrc/emulator/matrix.h and a call, like mma.  Sparse products and b1 have no row."""
 
@@ -34,9 +34,13 @@ def _flag(value: bool) -> str:
 
 
 def _multiply(
-    e: Emitter, m: SimpleNamespace, operands: Sequence[Operand], scales: Sequence[Operand], transposes: Sequence[Operand]
+    e: Emitter,
+    m: SimpleNamespace,
+    operands: Sequence[Operand],
+    scales: Sequence[Operand],
+    transposes: Sequence[Operand],
 ) -> str:
-    """operands: d, a, b, scale-d.  scales: of a and b, 1 or -1.  transposes: of those of a and b that lie in shared memory."""
+    """operands: d, a, b, scale-d.  scales: of a and b.  transposes: of those that lie in shared memory."""
     e.require(90, "a")
     d, a, b, accumulate = operands
     columns = int(m.shape[m.shape.index("n") + 1 : m.shape.index("k")])
@@ -48,13 +52,23 @@ def _multiply(
     if in_registers:
         transposed.insert(0, False)
     count_work(e, m.a, 64 * columns * depth, threads=128)
-    shape = ", ".join((
-        str(columns), element(m.a), element(m.b), element(m.d), *map(_flag, (in_registers, *negate, *transposed)),
-        _flag(bool(getattr(m, "satfinite", None))),
-    ))
+    shape = ", ".join(
+        (
+            str(columns),
+            element(m.a),
+            element(m.b),
+            element(m.d),
+            *map(_flag, (in_registers, *negate, *transposed)),
+            _flag(bool(getattr(m, "satfinite", None))),
+        )
+    )
     a_descriptor = "0" if in_registers else e.value(a, "b64")
     a_registers = packed(e, registers(e, a, 4)) if in_registers else "{}"
-    scale_d = f"{e.value(accumulate, 'b32')} != 0" if isinstance(accumulate, Immediate) else e.value(accumulate, "pred")
+    scale_d = (
+        f"{e.value(accumulate, 'b32')} != 0"
+        if isinstance(accumulate, Immediate)
+        else e.value(accumulate, "pred")
+    )
     fields = f"{{{shape}}}, {scale_d}, {a_descriptor}, {e.value(b, 'b64')}, {a_registers}, d"
     return (
         f"{{ uint32_t d[{len(to)}] = {packed(e, to)}; Wgmma m = {{{fields}}}; "
@@ -65,8 +79,15 @@ def _multiply(
 @instruction("wgmma", f"mma_async sync aligned {_shapes(16)} d:f16|f32 a:f16 b:f16")
 @instruction("wgmma", f"mma_async sync aligned {_shapes(16)} d:f32 a:bf16 b:bf16")
 def wgmma_16_bits(
-    e: Emitter, m: SimpleNamespace, d: Operand, a: Operand, b: Operand, scale_d: Operand,
-    scale_a: Operand, scale_b: Operand, *transposes: Operand,
+    e: Emitter,
+    m: SimpleNamespace,
+    d: Operand,
+    a: Operand,
+    b: Operand,
+    scale_d: Operand,
+    scale_a: Operand,
+    scale_b: Operand,
+    *transposes: Operand,
 ) -> str:
     """imm-trans-a is given where A is in shared memory, imm-trans-b always."""
     if len(transposes) != (1 if isinstance(a, Vector) else 2):
@@ -77,13 +98,24 @@ def wgmma_16_bits(
 @instruction("wgmma", f"mma_async sync aligned {_shapes(8)} d:f32 a:tf32 b:tf32")
 @instruction("wgmma", f"mma_async sync aligned {_shapes(32)} d:f16|f32 a:e4m3|e5m2 b:e4m3|e5m2")
 def wgmma_float(
-    e: Emitter, m: SimpleNamespace, d: Operand, a: Operand, b: Operand, scale_d: Operand, scale_a: Operand, scale_b: Operand
+    e: Emitter,
+    m: SimpleNamespace,
+    d: Operand,
+    a: Operand,
+    b: Operand,
+    scale_d: Operand,
+    scale_a: Operand,
+    scale_b: Operand,
 ) -> str:
     return _multiply(e, m, (d, a, b, scale_d), (scale_a, scale_b), _untransposed(a))
 
 
-@instruction("wgmma", f"mma_async sync aligned {_shapes(32, _INTEGER_COLUMNS)} d:s32 a:s8|u8 b:s8|u8 satfinite?")
-def wgmma_integer(e: Emitter, m: SimpleNamespace, d: Operand, a: Operand, b: Operand, scale_d: Operand) -> str:
+@instruction(
+    "wgmma", f"mma_async sync aligned {_shapes(32, _INTEGER_COLUMNS)} d:s32 a:s8|u8 b:s8|u8 satfinite?"
+)
+def wgmma_integer(
+    e: Emitter, m: SimpleNamespace, d: Operand, a: Operand, b: Operand, scale_d: Operand
+) -> str:
     return _multiply(e, m, (d, a, b, scale_d), (Immediate(1), Immediate(1)), _untransposed(a))
 
 
