@@ -155,6 +155,7 @@ void join(Ref<Fenced>& into, const Ref<Fenced>& from) {
     make_own(into);
     for (uint32_t kind = 0; kind < Fenced::KINDS; ++kind) join(into->views[kind], from->views[kind]);
     join(into->others, from->others);
+    join(into->near, from->near);
 }
 
 }    // namespace emu

@@ -96,6 +96,7 @@ struct Fenced {
     uint32_t references = 0;
     View views[KINDS];
     Ref<Blocks> others;    // known before the device fence
+    Ref<Blocks> near;      // known before the last fence of any scope: for the own block
 
     static void destroy(Fenced* fenced) { delete fenced; }
 };

@@ -96,7 +96,7 @@ void flush_warp(BlockWatch& b, uint32_t warp) {
 // The lane that runs now is far ahead of the others of its warp.
 void let_others_catch_up(Thread& t) {
     if (execution_of(t).current != &t) return;
-    yield(t);
+    pass_turn(t);
     BlockWatch& b = *t.block->watch;
     // The first to come back counts for all of them.
     if (b.threads[t.linear].log.size() >= LONGEST_LOG) flush_warp(b, t.warp->index);

@@ -1,8 +1,9 @@
 // A launch from its request to its end: the parameter buffer, shared windows, blocks handed to OS threads.
 //
 // What is resident together on one OS thread: one block; the blocks of a cluster; all blocks of a cooperative
-// launch, whose grid barrier needs them all to make progress.  Launches of one process run one after the
-// other.
+// launch, whose grid barrier needs them all to make progress.  Where blocks spin for what others do (a
+// semaphore, a barrier of their own making), the next ones join them, as they would have run beside them on a
+// GPU.  Launches of one process run one after the other.
 #include "launch.h"
 
 #include <fenv.h>
@@ -23,6 +24,9 @@ namespace {
 
 constexpr uint64_t GIGANTIC = uint64_t(1)
                               << 31;    // threads that an automatic step budget lets a launch have
+// As many blocks and threads may be resident together where some wait for others.
+constexpr uint32_t MOST_BLOCKS = 512;
+constexpr uint64_t MOST_THREADS = 1 << 15;
 constexpr size_t PAGE = 4096;
 constexpr size_t STACK_MARGIN = 64 << 10;               // for registers, calls and the runtime below a kernel
 constexpr size_t STACK_MARGIN_HOOKS = 128 << 10;        // and for the checker and its reports
@@ -45,18 +49,21 @@ size_t window_shift(size_t used) { return round_up(used, PAGE) - used; }
 
 bool open_windows(Execution& e, uint32_t clusters, uint32_t blocks_per_cluster, size_t used) {
     const size_t stride = size_t(blocks_per_cluster) * WINDOW + PAGE;
-    const uint64_t key = (uint64_t(used) << 40) ^ (uint64_t(clusters) << 8) ^ blocks_per_cluster;
-    if (e.windows && key == e.windows_key) return true;
-    if (e.windows) munmap(e.windows, e.windows_bytes);
-    e.windows_bytes = stride * clusters + PAGE;
-    void* place =
-        mmap(nullptr, e.windows_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    e.windows = place == MAP_FAILED ? nullptr : static_cast<char*>(place);
-    e.windows_key = key;
-    if (!e.windows) return false;
-    for (uint32_t c = 0; c < clusters; ++c) {
+    const uint32_t reserved = std::max(clusters, MOST_BLOCKS / blocks_per_cluster);
+    const uint64_t key = (uint64_t(used) << 40) ^ (uint64_t(reserved) << 8) ^ blocks_per_cluster;
+    if (!e.windows || key != e.windows_key) {
+        if (e.windows) munmap(e.windows, e.windows_bytes);
+        e.windows_bytes = stride * reserved + PAGE;
+        void* place =
+            mmap(nullptr, e.windows_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        e.windows = place == MAP_FAILED ? nullptr : static_cast<char*>(place);
+        e.windows_key = key;
+        e.windows_open = 0;
+        if (!e.windows) return false;
+    }
+    for (; e.windows_open < clusters; ++e.windows_open) {
         for (uint32_t rank = 0; rank < blocks_per_cluster; ++rank) {
-            char* window = e.windows + c * stride + PAGE + size_t(rank) * WINDOW;
+            char* window = e.windows + e.windows_open * stride + PAGE + size_t(rank) * WINDOW;
             if (used && mprotect(window, round_up(used, PAGE), PROT_READ | PROT_WRITE)) return false;
         }
     }
@@ -173,23 +180,28 @@ uint64_t unit_in_order(const RunningLaunch& l, uint64_t number) {
     return (static_cast<unsigned __int128>(number) * l.permutation_factor + l.permutation_offset) % l.units;
 }
 
-// Runs `count` clusters together, the first of them the number-th in schedule order.
-void run_together(Execution& e, uint64_t number, uint32_t count) {
-    RunningLaunch& l = *e.launch;
+// Makes the number-th cluster in schedule order the c-th resident one.
+void begin_cluster(Execution& e, uint32_t c, uint64_t number) {
+    const RunningLaunch& l = *e.launch;
     const size_t used = window_bytes(l);
     const uint32_t per_cluster = l.blocks_per_cluster;
-    for (uint32_t c = 0; c < count; ++c) {
-        Cluster& cluster = *e.clusters[c];
-        cluster.phase = cluster.arrived = 0;
-        cluster.live = static_cast<uint32_t>(per_cluster * l.threads_per_block);
-        char* base = cluster_base(e, c, per_cluster, used);
-        for (uint32_t rank = 0; rank < per_cluster; ++rank) {
-            ResidentBlock& block = *cluster.blocks[rank];
-            place_block(block, unit_in_order(l, number + c), rank, base);
-            begin_block(block, used);
-        }
+    Cluster& cluster = *e.clusters[c];
+    cluster.phase = cluster.arrived = 0;
+    cluster.live = static_cast<uint32_t>(per_cluster * l.threads_per_block);
+    char* base = cluster_base(e, c, per_cluster, used);
+    for (uint32_t rank = 0; rank < per_cluster; ++rank) {
+        ResidentBlock& block = *cluster.blocks[rank];
+        place_block(block, unit_in_order(l, number), rank, base);
+        begin_block(block, used);
     }
-    e.unfinished = e.resident_count = count * per_cluster;
+    e.resident_count += per_cluster;
+    e.unfinished += per_cluster;
+}
+
+// Runs `count` clusters together, the first of them the number-th in schedule order.
+void run_together(Execution& e, uint64_t number, uint32_t count) {
+    e.resident_count = e.unfinished = 0;
+    for (uint32_t c = 0; c < count; ++c) begin_cluster(e, c, number + c);
     run_resident(e);
     for (uint32_t i = 0; i < e.resident_count; ++i) end_block(*e.resident[i]);
 }
@@ -201,18 +213,17 @@ uint32_t clusters_together(const RunningLaunch& l) {
     return l.cooperative ? static_cast<uint32_t>(l.units) : 1;
 }
 
-void lay_out_all(Execution& e) {
-    RunningLaunch& l = *e.launch;
-    const uint32_t clusters = clusters_together(l);
-    const uint32_t blocks = clusters * l.blocks_per_cluster;
-    while (e.resident.size() < blocks) e.resident.push_back(std::make_unique<ResidentBlock>());
-    while (e.clusters.size() < clusters) e.clusters.push_back(std::make_unique<Cluster>());
-    for (uint32_t c = 0; c < clusters; ++c) e.clusters[c]->blocks.clear();
-    for (uint32_t i = 0; i < blocks; ++i) {
+void lay_out_cluster(Execution& e, uint32_t c) {
+    const uint32_t per_cluster = e.launch->blocks_per_cluster;
+    while (e.resident.size() < (c + 1) * per_cluster) e.resident.push_back(std::make_unique<ResidentBlock>());
+    while (e.clusters.size() <= c) e.clusters.push_back(std::make_unique<Cluster>());
+    Cluster& cluster = *e.clusters[c];
+    cluster.blocks.clear();
+    for (uint32_t i = c * per_cluster; i < (c + 1) * per_cluster; ++i) {
         ResidentBlock& block = *e.resident[i];
         lay_out(e, block, i);
-        block.cluster_state = e.clusters[i / l.blocks_per_cluster].get();
-        block.cluster_state->blocks.push_back(&block);
+        block.cluster_state = &cluster;
+        cluster.blocks.push_back(&block);
     }
 }
 
@@ -228,10 +239,23 @@ void begin_share(Execution& e, RunningLaunch& l) {
     e.accesses_left = 0;
     e.stacks.require(stack_bytes(l));
     take_slice(e);
-    lay_out_all(e);
+    for (uint32_t c = 0; c < clusters_together(l); ++c) lay_out_cluster(e, c);
 }
 
 }  // namespace
+
+bool admit_next(Execution& e) {
+    RunningLaunch& l = *e.launch;
+    const uint32_t per_cluster = l.blocks_per_cluster, c = e.resident_count / per_cluster;
+    const uint32_t blocks = (c + 1) * per_cluster;
+    if (l.cooperative || blocks > MOST_BLOCKS || blocks * l.threads_per_block > MOST_THREADS) return false;
+    if (l.next.load() >= l.units || !open_windows(e, c + 1, per_cluster, window_bytes(l))) return false;
+    const uint64_t number = l.next.fetch_add(1);
+    if (number >= l.units) return false;    // another OS thread took the last one
+    lay_out_cluster(e, c);
+    begin_cluster(e, c, number);
+    return true;
+}
 
 void run_share(Execution& e, RunningLaunch& l) {
     const uint32_t together = clusters_together(l);

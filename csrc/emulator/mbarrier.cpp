@@ -147,7 +147,7 @@ bool poll(Thread& t, Poll how, char* barrier, uint32_t parity, bool acquire, uin
         note_vain_poll(t, barrier, parity, site);
         *t.steps -= 64;
         if (*t.steps < 0) out_of_steps(t, site);
-        yield(t);
+        pass_turn(t);    // only blocks of its own cluster arrive there, and those are resident
         if (how == Poll::wait) over = read_state(t, barrier, site).phase != parity;
     }
     if (over && t.async) t.async->polls = 0;

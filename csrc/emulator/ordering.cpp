@@ -192,6 +192,7 @@ void fence(Thread& t, Fence kind, uint32_t) {
         join(fenced.views[Fenced::BLOCK], now);
         if (wide) join(fenced.views[Fenced::DEVICE], now);
         if (wide) fenced.others = me.others;
+        fenced.near = me.others;
     }
     me.epoch = watcher().next_tick();
 }
@@ -208,14 +209,15 @@ PublishedTable& table_of(Thread& t, uintptr_t address) {
     return owner ? owner->published : watcher().published;
 }
 
-void publish_to_block(Published& p, uint32_t ordinal, const View& view) {
+void publish_to_block(Published& p, uint32_t ordinal, const View& view, const Ref<Blocks>& others) {
     if (view.empty()) return;
-    for (auto& [block, known] : p.blocks) {
-        if (block != ordinal) continue;
-        join(known, view);
+    for (PublishedInBlock& known : p.blocks) {
+        if (known.block != ordinal) continue;
+        join(known.view, view);
+        join(known.others, others);
         return;
     }
-    p.blocks.emplace_back(ordinal, view);
+    p.blocks.push_back({ordinal, view, others});
 }
 
 void publish_fenced(Published& p, uint32_t ordinal, const Ref<Fenced>& fenced) {
@@ -232,7 +234,7 @@ void publish(Thread& t, uintptr_t address, bool release, bool block_scope) {
     if (!release && !me.fenced) return;
     Published& p = table_of(t, address)[address];
     const View now = release ? present(b, me) : me.fenced->views[Fenced::BLOCK];
-    publish_to_block(p, b.ordinal, now);
+    publish_to_block(p, b.ordinal, now, release ? me.others : me.fenced->near);
     if (!block_scope) {
         join(p.everyone, b.ordinal, release ? now : me.fenced->views[Fenced::DEVICE]);
         join(p.everyone, release ? me.others : me.fenced->others);
@@ -241,7 +243,8 @@ void publish(Thread& t, uintptr_t address, bool release, bool block_scope) {
     if (release) me.epoch = watcher().next_tick();
 }
 
-void import(Thread& t, uintptr_t address) {
+// At block scope only what threads of the own block released counts.
+void import(Thread& t, uintptr_t address, bool block_scope) {
     BlockWatch& b = *t.block->watch;
     PublishedTable& table = table_of(t, address);
     if (table.empty()) return;
@@ -249,9 +252,12 @@ void import(Thread& t, uintptr_t address) {
     if (found == table.end()) return;
     const Published& p = found->second;
     ThreadWatch& me = b.threads[t.linear];
-    for (const auto& [block, view] : p.blocks)
-        if (block == b.ordinal) join(me.clock, view.clock);
-    if (p.everyone) {
+    for (const PublishedInBlock& known : p.blocks) {
+        if (known.block != b.ordinal) continue;
+        join(me.clock, known.view.clock);
+        join(me.others, known.others);
+    }
+    if (p.everyone && !block_scope) {
         if (const View* own = p.everyone->find(b.ordinal)) join(me.clock, own->clock);
         join(me.others, p.everyone);
     }
@@ -263,7 +269,7 @@ void checker_release(Thread& t, const void* object) {
 }
 
 void checker_acquire(Thread& t, const void* object) {
-    if (checked(*t.block)) import(t, reinterpret_cast<uintptr_t>(object));
+    if (checked(*t.block)) import(t, reinterpret_cast<uintptr_t>(object), false);
 }
 
 }    // namespace emu

@@ -158,6 +158,7 @@ struct Execution {
     std::vector<std::unique_ptr<ResidentBlock>> resident;     // slots; the first resident_count are in use
     uint32_t resident_count = 0;
     uint32_t unfinished = 0;                      // resident blocks with live threads
+    uint32_t vain_turns = 0;                      // given up by spinning threads since the last block began
     std::vector<std::unique_ptr<Cluster>> clusters;
     StackPool stacks;
     Fault fault{};
@@ -165,6 +166,7 @@ struct Execution {
     // Shared memory: one reserved range, of which each block's window is opened as far as the kernel uses it.
     char* windows = nullptr;
     size_t windows_bytes = 0;
+    uint32_t windows_open = 0;                    // clusters whose windows can be touched
     uint64_t windows_key = 0;
 
     ~Execution();
@@ -181,6 +183,7 @@ inline bool watched(const Thread& t) { return t.launch->hooks && (t.launch->chec
 // launch.cpp: runs to completion.  0 or a CudaError; reports say why.  The caller has called check_launch()
 // (profiles.h).
 int launch(const LaunchRequest&);
+bool admit_next(Execution&);      // the next cluster joins the resident ones; false: there is none, or no room
 // module.cpp
 LoadedModule* load_module(const char* path, std::string* why);
 void unload_module(LoadedModule*);
@@ -193,6 +196,7 @@ void block_current(Thread&, Wait, uint32_t site); // the thread waits: runs othe
 [[noreturn]] void abandon(Thread&, int cuda_error);      // leaves the fiber for good and ends the launch
 uint64_t draw(Execution&);                        // next number of the schedule's random generator
 void take_slice(Execution&);                      // of the step budget
+void pass_turn(Thread&);          // yield() by a thread that does not wait for other blocks
 
 inline void make_ready(Warp& w, uint32_t lanes) {
     w.ready |= lanes;

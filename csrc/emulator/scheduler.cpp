@@ -20,6 +20,8 @@ constexpr int64_t SLICE = 1 << 20;    // steps between two looks at the clock: a
 // The automatic budget: a block is stopped when it has used this many steps and this much time.
 constexpr int64_t PATIENCE_STEPS = 1 << 26;
 constexpr double PATIENCE_SECONDS = 5;
+// So often threads may spin before the next block joins: what they wait for may be its work.
+constexpr uint32_t VAIN_TURNS = 1 << 13;
 
 constexpr uint32_t bit(uint32_t index) { return 1u << index; }
 
@@ -175,6 +177,11 @@ double seconds_since(std::chrono::steady_clock::time_point when) {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - when).count();
 }
 
+void begin_patience(Execution& e) {
+    e.began = std::chrono::steady_clock::now();
+    e.steps_used = 0;
+}
+
 bool budget_spent(Execution& e) {
     const int64_t steps = e.launch->chosen.steps;
     if (steps > 0) return e.launch->steps_left.load() <= 0;
@@ -222,10 +229,19 @@ void out_of_steps(Thread& t, uint32_t site) {
         abandon(t, CUDA_LAUNCH_TIMEOUT);
     }
     take_slice(e);
-    yield(t);
+    pass_turn(t);
 }
 
 void yield(Thread& t) {
+    Execution& e = execution_of(t);
+    if (++e.vain_turns >= VAIN_TURNS) {
+        e.vain_turns = 0;
+        if (admit_next(e)) begin_patience(e);
+    }
+    pass_turn(t);
+}
+
+void pass_turn(Thread& t) {
     Fiber& me = fiber_of(t);
     Execution& e = execution_of(t);
     Warp& w = *me.warp;
@@ -237,7 +253,7 @@ void yield(Thread& t) {
 void preempt_now(Thread& t) {
     Execution& e = execution_of(t);
     e.accesses_left = static_cast<uint32_t>(draw(e) % 64);
-    yield(t);
+    pass_turn(t);
 }
 
 void block_current(Thread& t, Wait wait, uint32_t site) {
@@ -283,8 +299,8 @@ void exit_thread(Thread& t) {
 }
 
 void run_resident(Execution& e) {
-    e.began = std::chrono::steady_clock::now();
-    e.steps_used = 0;
+    begin_patience(e);
+    e.vain_turns = 0;
     ResidentBlock& block = *e.resident[0];
     Fiber& f = *enter_warp(e, block.warps[first(e, block.ready_warps)]);
     start(e, f);

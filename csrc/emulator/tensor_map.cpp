@@ -138,10 +138,13 @@ TensorMap read_map(Thread& t, const char* address, uint32_t rank, uint32_t site)
     TensorMap map;
     std::memcpy(&map, address, sizeof map);
     std::string what;
-    if (map.mark != TENSOR_MAP_MARK) what = "the tensor map holds nothing that cuTensorMapEncodeTiled wrote";
-    else if (map.rank != rank)
+    if (map.mark != TENSOR_MAP_MARK) {
+        what = "the tensor map holds nothing that cuTensorMapEncodeTiled wrote";
+    } else if (map.rank != rank) {
         what = "the instruction names another number of dimensions than the tensor map";
-    else what = check_box(map).why;
+    } else {
+        what = check_box(map).why;
+    }
     if (what.empty()) return map;
     report(finding(t, "async", site, what,
                    "Encode the map on the host and pass it as a const __grid_constant__ CUtensorMap "

@@ -36,11 +36,18 @@ struct BarrierWatch {
     std::vector<Knowledge> arrived;
 };
 
+// What was released at an address for the threads of one block.
+struct PublishedInBlock {
+    uint32_t block;
+    View view;             // of itself
+    Ref<Blocks> others;    // and of others: order is handed on, whatever the scopes it came through
+};
+
 // What was released at an address.
 struct Published {
-    Ref<Blocks> everyone;                             // for all blocks
-    std::vector<std::pair<uint32_t, View>> blocks;    // at block scope: for that block only
-    Ref<Fenced> fenced;                               // of the block whose ordinal is next to it
+    Ref<Blocks> everyone;                    // for all blocks
+    std::vector<PublishedInBlock> blocks;    // at block scope
+    Ref<Fenced> fenced;                      // of the block whose ordinal is next to it
     uint32_t fenced_block = 0;
 };
 using PublishedTable = std::unordered_map<uintptr_t, Published>;
@@ -126,7 +133,7 @@ inline bool happened_before(const BlockWatch& block, const ThreadWatch& me, uint
 }
 
 void publish(Thread&, uintptr_t address, bool release, bool block_scope);    // a strong store or atomic
-void import(Thread&, uintptr_t address);                                     // a strong load or atomic
+void import(Thread&, uintptr_t address, bool block_scope);                   // a strong load or atomic
 
 // ---- places (bounds.cpp) ----------------------------------------------------------------------------------
 

@@ -23,6 +23,8 @@ from cuda.nn.emulator.options import SCHEDULES
 from nn import __version__
 from nn.cli.words import Words, refused
 
+UNSEEN = "the program left no report: it never loaded the CUDA runtime, or it was killed"
+RELINK = "A library with the runtime linked statically must be linked again, with nvcc -cudart shared"
 OPTIONS = {"schedule": str, "seed": int, "steps": int, "fail_malloc": int, "fail_launch": int}
 
 
@@ -98,21 +100,12 @@ def _tell(result: emulate.Result, mode: str, arch: str) -> None:
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    if not result.seen:
-        print(
-            "cuda-nn emulate: the program left no report: it never loaded the CUDA runtime as a shared "
-            "library, or it was killed. A "
-            "library with the runtime linked statically must be linked again, with nvcc -cudart shared",
-            file=sys.stderr,
-        )
-        return
-    if mode != "fast" or result.reports:
+    launched = result.statistics.get("launches")
+    if result.reports or (launched and mode != "fast"):
         render.findings(result.reports, console)
-    if not result.statistics.get("launches"):
-        print("cuda-nn emulate: no kernel was launched through the emulated CUDA runtime", file=sys.stderr)
     if result.counters:
-        render.counters(
-            {plain_name(name): counts for name, counts in read_counters(result.counters).items()},
-            console,
-            arch,
-        )
+        counters = read_counters(result.counters)
+        render.counters({plain_name(name): counts for name, counts in counters.items()}, console, arch)
+    if not launched:
+        why = "no kernel was launched through the emulated CUDA runtime" if result.seen else UNSEEN
+        print(f"cuda-nn emulate: {why}. {RELINK}", file=sys.stderr)

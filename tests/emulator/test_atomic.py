@@ -1,4 +1,5 @@
-"""atom, red and fences: every operation on every type against formulas on Python integers and float64, contended counters, refusals."""
+"""atom, red and fences: every operation on every type against formulas on Python integers and float64,
+contended counters, refusals."""
 
 import ml_dtypes
 import numpy as np
@@ -50,9 +51,15 @@ def _unsigned(numbers: list[int], bits: int) -> np.ndarray:
 
 
 def _on_memory(code: str, size: int, space: str) -> str:
-    """A body that sets a word to %old, runs `code` on it (address in %at), and stores what is there then and what came back."""
-    place = "mov.u64 %at, %rd_out;" if space in ("global", "generic") else (
-        f".shared .align 16 .b8 word[4096]; .reg .b32 %at32; mov.u32 %at32, word; mad.lo.u32 %at32, %tid32, {size}, %at32;"
+    """A body that sets a word to %old, runs `code` on it (its address stands for @), and stores what is there
+    then and what came back."""
+    place = (
+        "mov.u64 %at, %rd_out;"
+        if space in ("global", "generic")
+        else (
+            f".shared .align 16 .b8 word[4096]; .reg .b32 %at32; mov.u32 %at32, word; mad.lo.u32 %at32, "
+            f"%tid32, {size}, %at32;"
+        )
     )
     at = "%at" if space in ("global", "generic") else "%at32"
     named = "" if space == "generic" else f".{space}"
@@ -60,7 +67,8 @@ def _on_memory(code: str, size: int, space: str) -> str:
         f".reg .b64 %at; .reg .b{8 * size} %old, %value, %back, %now; ld.global.b{8 * size} %old, [%rd_old];"
         f"ld.global.b{8 * size} %value, [%rd_value]; {place} st{named}.b{8 * size} [{at}], %old;"
         f"mov.b{8 * size} %back, %old; {code.replace('@', at)}"
-        f"ld{named}.b{8 * size} %now, [{at}]; st.global.b{8 * size} [%rd_out], %now; st.global.b{8 * size} [%rd_out+{size}], %back;"
+        f"ld{named}.b{8 * size} %now, [{at}]; st.global.b{8 * size} [%rd_out], %now; "
+        f"st.global.b{8 * size} [%rd_out+{size}], %back;"
     )
 
 
@@ -73,7 +81,13 @@ def _integer_cases() -> list[Snippet]:
                 "old": _unsigned([a for a, _ in PAIRS], bits),
                 "value": _unsigned([b for _, b in PAIRS], bits),
             }
-            for opcode, space in (("atom", "global"), ("atom", "shared"), ("atom", "generic"), ("red", "global"), ("red", "shared")):
+            for opcode, space in (
+                ("atom", "global"),
+                ("atom", "shared"),
+                ("atom", "generic"),
+                ("red", "global"),
+                ("red", "shared"),
+            ):
                 if operation == "exch" and opcode == "red":
                     continue
                 named = "" if space == "generic" else f".{space}"
@@ -100,7 +114,27 @@ def test_integers() -> None:
         np.testing.assert_array_equal(results[case.name][:, 1], case.inputs["old"], err_msg=case.name)
 
 
-FLOATS = np.array([0, -0.0, 1, -1, 0.1, 3.5, 65504, 1e-40, -1e-40, 1.2e-38, 6e-8, -6e-8, np.inf, -np.inf, np.nan, 3e38, 2**-149])
+FLOATS = np.array(
+    [
+        0,
+        -0.0,
+        1,
+        -1,
+        0.1,
+        3.5,
+        65504,
+        1e-40,
+        -1e-40,
+        1.2e-38,
+        6e-8,
+        -6e-8,
+        np.inf,
+        -np.inf,
+        np.nan,
+        3e38,
+        2**-149,
+    ]
+)
 FLOAT_PAIRS = np.array([(a, b) for a in FLOATS for b in FLOATS])
 HALVES = {"f16": np.float16, "bf16": ml_dtypes.bfloat16}
 
@@ -138,12 +172,18 @@ def _float_cases() -> list[Snippet]:
             named = "" if space == "generic" else f".{space}"
             code = (
                 f".reg .{register} %x, %y; mov.{'b16' if type in HALVES else register} %x, %value;"
-                f"atom{named}.add{noftz}.{type} %y, [@], %x; mov.{'b16' if type in HALVES else register} %back, %y;"
+                f"atom{named}.add{noftz}.{type} %y, [@], %x; "
+                f"mov.{'b16' if type in HALVES else register} %back, %y;"
             )
             size = np.dtype(dtype).itemsize
             unsigned = {"old": old.view(f"u{size}"), "value": value.view(f"u{size}")}
             cases.append(
-                Snippet(f"{type}_{space}", _on_memory(code, size, space), inputs=unsigned, output=((len(old), 2), f"u{size}"))
+                Snippet(
+                    f"{type}_{space}",
+                    _on_memory(code, size, space),
+                    inputs=unsigned,
+                    output=((len(old), 2), f"u{size}"),
+                )
             )
     return cases
 
@@ -188,7 +228,8 @@ def _vector_case(opcode: str, operation: str, type: str, count: int) -> Snippet:
     old, value = pairs[:, 0].reshape(-1, count), pairs[:, 1].reshape(-1, count)
     names = [f"{{{', '.join(f'%{n}{i}' for i in range(count))}}}" for n in "xy"]
     loads = " ".join(
-        f"ld.global.{register} %x{i}, [%rd_value+{i * size}]; ld.global.{register} %y{i}, [%rd_old+{i * size}];"
+        f"ld.global.{register} %x{i}, [%rd_value+{i * size}]; ld.global.{register} %y{i}, "
+        f"[%rd_old+{i * size}];"
         f"st.global.{register} [%rd_out+{i * size}], %y{i};"
         for i in range(count)
     )
@@ -196,7 +237,8 @@ def _vector_case(opcode: str, operation: str, type: str, count: int) -> Snippet:
     back = f"{names[1]}, " if opcode == "atom" else ""
     return Snippet(
         f"{opcode}_{operation}_{type}_{count}",
-        f"{loads} {opcode}.relaxed.gpu.global.{operation}{noftz}.v{count}.{type} {back}[%rd_out], {names[0]}; {stores}",
+        f"{loads} {opcode}.relaxed.gpu.global.{operation}{noftz}.v{count}.{type} {back}[%rd_out], "
+        f"{names[0]}; {stores}",
         registers=f".reg .{register} %x<{count}>; .reg .{register} %y<{count}>;",
         inputs={"old": old.view(f"u{size}"), "value": value.view(f"u{size}")},
         output=((len(old), 2, count), f"u{size}"),
@@ -224,16 +266,29 @@ def test_packed_and_vectors() -> None:
                 expected = _combined(operation, old, value).astype(dtype)
         got = np.ascontiguousarray(results[case.name][:, 0]).view(dtype)
         _same(got.reshape(expected.shape), expected, case.name)
-        np.testing.assert_array_equal(results[case.name][:, 1].reshape(case.inputs["old"].shape), case.inputs["old"])
+        np.testing.assert_array_equal(
+            results[case.name][:, 1].reshape(case.inputs["old"].shape), case.inputs["old"]
+        )
 
 
 def test_compare_and_swap() -> None:
     cases = []
     for bits in (16, 32, 64):
         old = np.arange(8, dtype=f"u{bits // 8}")
-        code = f".reg .b{bits} %e; ld.global.b{bits} %e, [%rd_expected]; atom.global.cas.b{bits} %back, [@], %e, %value;"
-        inputs = {"old": old, "value": old + 100, "expected": np.where(old % 2, old, old + 1).astype(old.dtype)}
-        cases.append(Snippet(f"cas{bits}", _on_memory(code, bits // 8, "global"), inputs=inputs, output=((8, 2), old.dtype)))
+        code = (
+            f".reg .b{bits} %e; ld.global.b{bits} %e, [%rd_expected]; atom.global.cas.b{bits} "
+            f"%back, [@], %e, %value;"
+        )
+        inputs = {
+            "old": old,
+            "value": old + 100,
+            "expected": np.where(old % 2, old, old + 1).astype(old.dtype),
+        }
+        cases.append(
+            Snippet(
+                f"cas{bits}", _on_memory(code, bits // 8, "global"), inputs=inputs, output=((8, 2), old.dtype)
+            )
+        )
     results = run_all(cases)
     for case in cases:
         old = case.inputs["old"]
@@ -255,11 +310,20 @@ def test_128_bits() -> None:
     old = np.array([[1, 2], [1, 2], [1, 2], [2**64 - 1, 2**63]], np.uint64)
     expected = np.array([[1, 2], [1, 3], [0, 2], [2**64 - 1, 2**63]], np.uint64)
     value = old + np.uint64(7)
-    codes = {"cas": "atom.global.cas.b128 %back, [%rd_out], %e, %v;", "exch": "atom.relaxed.gpu.global.exch.b128 %back, [%rd_out], %v;"}
+    codes = {
+        "cas": "atom.global.cas.b128 %back, [%rd_out], %e, %v;",
+        "exch": "atom.relaxed.gpu.global.exch.b128 %back, [%rd_out], %v;",
+    }
     registers = ".reg .u64 %a, %b; .reg .b128 %e, %v, %back;"
     inputs = {"old": old, "expected": expected, "value": value}
     cases = [
-        Snippet(name, WIDE.replace("CODE", code), registers=registers, inputs=inputs, output=((4, 2, 2), np.uint64))
+        Snippet(
+            name,
+            WIDE.replace("CODE", code),
+            registers=registers,
+            inputs=inputs,
+            output=((4, 2, 2), np.uint64),
+        )
         for name, code in codes.items()
     ]
     results = run_all(cases)
@@ -280,14 +344,19 @@ def test_contended(mode: str) -> None:
         "@%p st.shared.u32 [lock], 0; @%p st.shared.u32 [count], 0; bar.sync 0;"
         "again: atom.acquire.cta.shared.cas.b32 %r, [lock], 0, 1; setp.ne.u32 %p, %r, 0; @%p bra again;"
         "ld.shared.u32 %r, [count]; add.u32 %r, %r, 1; st.shared.u32 [count], %r;"
-        "atom.release.cta.shared.exch.b32 %r, [lock], 0; bar.sync 0; ld.shared.u32 %r, [count]; st.global.u32 [%rd_out], %r;"
+        "atom.release.cta.shared.exch.b32 %r, [lock], 0; bar.sync 0; ld.shared.u32 %r, [count]; "
+        "st.global.u32 [%rd_out], %r;"
     )
     declared = ".visible .global .align 4 .u32 counter = 0;"
     cases = [
         Snippet(
             "tickets",
-            ".reg .u64 %base_counter; mov.u64 %base_counter, counter; cvta.global.u64 %base_counter, %base_counter;" + tickets,
-            registers=".reg .u32 %r;", declarations=declared, output=((3000,), np.uint32), block=256,
+            ".reg .u64 %base_counter; mov.u64 %base_counter, counter; cvta.global.u64 %base_counter, "
+            "%base_counter;" + tickets,
+            registers=".reg .u32 %r;",
+            declarations=declared,
+            output=((3000,), np.uint32),
+            block=256,
         ),
         Snippet("lock", spin, registers=".reg .u32 %r;", output=((64,), np.uint32)),
     ]
@@ -297,24 +366,42 @@ def test_contended(mode: str) -> None:
 
 
 FENCES = [
-    *(f"fence{sem}.{scope};" for sem in ("", ".sc", ".acq_rel", ".acquire", ".release") for scope in ("cta", "cluster", "gpu", "sys")),
-    "membar.cta;", "membar.gl;", "membar.sys;", "fence.proxy.alias;", "fence.proxy.async;", "fence.proxy.async.global;",
-    "fence.proxy.async.shared::cta;", "fence.proxy.async.shared::cluster;", "fence.mbarrier_init.release.cluster;",
-    "fence.acquire.sync_restrict::shared::cluster.cluster;", "fence.release.sync_restrict::shared::cta.cluster;",
+    *(
+        f"fence{sem}.{scope};"
+        for sem in ("", ".sc", ".acq_rel", ".acquire", ".release")
+        for scope in ("cta", "cluster", "gpu", "sys")
+    ),
+    "membar.cta;",
+    "membar.gl;",
+    "membar.sys;",
+    "fence.proxy.alias;",
+    "fence.proxy.async;",
+    "fence.proxy.async.global;",
+    "fence.proxy.async.shared::cta;",
+    "fence.proxy.async.shared::cluster;",
+    "fence.mbarrier_init.release.cluster;",
+    "fence.acquire.sync_restrict::shared::cluster.cluster;",
+    "fence.release.sync_restrict::shared::cta.cluster;",
     "fence.proxy.async::generic.acquire.sync_restrict::shared::cluster.cluster;",
     "fence.proxy.async::generic.release.sync_restrict::shared::cta.cluster;",
-    "fence.proxy.tensormap::generic.release.gpu;", "fence.proxy.tensormap::generic.acquire.sys [%rd_out], 128;",
+    "fence.proxy.tensormap::generic.release.gpu;",
+    "fence.proxy.tensormap::generic.acquire.sys [%rd_out], 128;",
 ]
 HINTS = [
-    "createpolicy.fractional.L2::evict_last.b64 %p, 0f3F800000;", "createpolicy.fractional.L2::evict_first.L2::evict_unchanged.b64 %p;",
-    "createpolicy.range.global.L2::evict_last.b64 %p, [%rd_out], 128, 256;", "createpolicy.cvt.L2.b64 %p, 1;",
+    "createpolicy.fractional.L2::evict_last.b64 %p, 0f3F800000;",
+    "createpolicy.fractional.L2::evict_first.L2::evict_unchanged.b64 %p;",
+    "createpolicy.range.global.L2::evict_last.b64 %p, [%rd_out], 128, 256;",
+    "createpolicy.cvt.L2.b64 %p, 1;",
     "applypriority.global.L2::evict_normal [%rd_out], 128;",
-    "atom.global.add.L2::cache_hint.u32 %r, [%rd_out], 1, %p;", "red.global.add.L2::cache_hint.u32 [%rd_out], 1, %p;",
+    "atom.global.add.L2::cache_hint.u32 %r, [%rd_out], 1, %p;",
+    "red.global.add.L2::cache_hint.u32 [%rd_out], 1, %p;",
 ]
 
 
 def test_fences_and_hints_run() -> None:
-    body = " ".join([f".reg .b64 %p; .reg .u32 %r; st.global.u32 [%rd_out], 0; mov.b64 %p, 0; {' '.join(HINTS)}", *FENCES])
+    body = " ".join(
+        [f".reg .b64 %p; .reg .u32 %r; st.global.u32 [%rd_out], 0; mov.b64 %p, 0; {' '.join(HINTS)}", *FENCES]
+    )
     assert run_all([Snippet("all", body)], mode="check")["all"] == 2
 
 
@@ -347,4 +434,6 @@ def test_refused(body: str) -> None:
 
 
 def test_older_targets_refuse_what_came_later() -> None:
-    assert "sm_90" in refusal("red.global.add.v2.f32 [%rd_out], {%f, %f};", registers=".reg .f32 %f;", arch="sm_80")
+    assert "sm_90" in refusal(
+        "red.global.add.v2.f32 [%rd_out], {%f, %f};", registers=".reg .f32 %f;", arch="sm_80"
+    )

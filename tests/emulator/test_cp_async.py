@@ -1,4 +1,4 @@
-"""cp.async: sizes and zero fill, groups, lazy and eager completion, mbarriers that track it, and what the checker says of misuse."""
+"""cp.async: sizes and zero fill, groups, lazy and eager completion, mbarriers that track it, misuse."""
 
 import numpy as np
 import pytest
@@ -36,20 +36,31 @@ COPIES = {
     "ca8": ("cp.async.ca.shared::cta.global [%at], [%rd_a], 8;", _filled(8, 8)),
     "ca16": ("cp.async.ca.shared.global.L2::256B [%at], [%rd_a], 16;", _filled(16, 16)),
     "cg16": ("cp.async.cg.shared.global.L2::128B [%at], [%rd_a], 16;", _filled(16, 16)),
-    "hint": ("mov.b64 %hint, 0; cp.async.cg.shared.global.L2::cache_hint [%at], [%rd_a], 16, %hint;", _filled(16, 16)),
-    "size": ("rem.u32 %size, %tid32, 17; cp.async.ca.shared.global [%at], [%rd_a], 16, %size;", _filled(16, LANE % 17)),
-    "size4": ("rem.u32 %size, %tid32, 5; cp.async.ca.shared.global [%at], [%rd_a], 4, %size;", _filled(4, LANE % 5)),
+    "hint": (
+        "mov.b64 %hint, 0; cp.async.cg.shared.global.L2::cache_hint [%at], [%rd_a], 16, %hint;",
+        _filled(16, 16),
+    ),
+    "size": (
+        "rem.u32 %size, %tid32, 17; cp.async.ca.shared.global [%at], [%rd_a], 16, %size;",
+        _filled(16, LANE % 17),
+    ),
+    "size4": (
+        "rem.u32 %size, %tid32, 5; cp.async.ca.shared.global [%at], [%rd_a], 4, %size;",
+        _filled(4, LANE % 5),
+    ),
     "none": ("cp.async.cg.shared.global [%at], [%rd_a], 16, 0;", _filled(16, 0)),
     "hint_size": (
         "mov.b64 %hint, 0; cp.async.ca.shared.global.L2::cache_hint.L2::64B [%at], [%rd_a], 8, 6, %hint;",
         _filled(8, 6),
     ),
     "ignore": (
-        "and.b32 %size, %tid32, 1; setp.eq.u32 %p, %size, 1; cp.async.ca.shared.global [%at], [%rd_a], 16, %p;",
+        "and.b32 %size, %tid32, 1; setp.eq.u32 %p, %size, 1; cp.async.ca.shared.global [%at], [%rd_a], "
+        "16, %p;",
         _filled(16, np.where(LANE % 2, 0, 16)),
     ),
     "ignore_not": (
-        "and.b32 %size, %tid32, 1; setp.eq.u32 %p, %size, 1; cp.async.ca.shared.global [%at], [%rd_a], 8, !%p;",
+        "and.b32 %size, %tid32, 1; setp.eq.u32 %p, %size, 1; cp.async.ca.shared.global [%at], [%rd_a], "
+        "8, !%p;",
         _filled(8, np.where(LANE % 2, 8, 0)),
     ),
 }
@@ -58,12 +69,14 @@ COPIES = {
 @pytest.mark.parametrize("completion", ["lazy", "eager"])
 @pytest.mark.parametrize("mode", ["fast", "check"])
 def test_bytes_that_arrive(completion: str, mode: str) -> None:
-    results = run_all([_copy(name, code) for name, (code, _) in COPIES.items()], mode=mode, cp_async=completion)
+    results = run_all(
+        [_copy(name, code) for name, (code, _) in COPIES.items()], mode=mode, cp_async=completion
+    )
     for name, (_, expected) in COPIES.items():
         np.testing.assert_array_equal(results[name], expected, err_msg=name)
 
 
-# A thread copies its four numbers in one group each, waits for all but the youngest `left`, and stores what has arrived.
+# A thread copies its four numbers in one group each, waits for all but the youngest, and stores what arrived.
 GROUPS = "\n".join(
     f"cp.async.ca.shared.global [%at+{4 * i}], [%rd_a+{4 * i}], 4; cp.async.commit_group;" for i in range(4)
 )
@@ -99,7 +112,8 @@ def test_empty_groups_count() -> None:
 
 # All threads copy, the mbarrier tracks the copies, and every thread reads its neighbour's 16 bytes.
 TRACKED = """
-    .shared .align 16 .b8 tile[512]; .shared .align 8 .b64 full; .reg .b32 %at, %n; .reg .b32 %v<4>; .reg .pred %done; .reg .b64 %s;
+    .shared .align 16 .b8 tile[512]; .shared .align 8 .b64 full;
+    .reg .b32 %at, %n; .reg .b32 %v<4>; .reg .pred %done; .reg .b64 %s;
     setp.eq.u32 %done, %tid32, 0; @%done mbarrier.init.shared.b64 [full], 32; bar.sync 0;
     mov.u32 %at, tile; mad.lo.u32 %at, %tid32, 16, %at;
     cp.async.ca.shared.global [%at], [%rd_a], 16;
@@ -117,7 +131,12 @@ ARRIVALS = {
 @pytest.mark.parametrize("schedule", ["forward", "reverse", "random"])
 def test_mbarrier_tracks_copies(completion: str, schedule: str) -> None:
     cases = [
-        Snippet(name, f"{TRACKED.replace('ARRIVE', code)} {END}", inputs={"a": DATA}, output=((THREADS, 4), np.uint32))
+        Snippet(
+            name,
+            f"{TRACKED.replace('ARRIVE', code)} {END}",
+            inputs={"a": DATA},
+            output=((THREADS, 4), np.uint32),
+        )
         for name, code in ARRIVALS.items()
     ]
     results = run_all(cases, mode="check", cp_async=completion, schedule=schedule)
@@ -125,24 +144,25 @@ def test_mbarrier_tracks_copies(completion: str, schedule: str) -> None:
         np.testing.assert_array_equal(results[name], DATA[LANE ^ 1], err_msg=name)
 
 
-# ---- misuse ------------------------------------------------------------------------------------------------------------
+# ---- misuse ------------------------------------------------------------------------------------------------
 
 WRONG = {
     "read before the wait": f"{BEGIN} cp.async.ca.shared.global [%at], [%rd_a], 16; {END} cp.async.wait_all;",
     "write before the wait": (
-        f"{BEGIN} cp.async.ca.shared.global [%at], [%rd_a], 16; st.shared.u32 [%at], 1; cp.async.wait_all; {END}"
+        f"{BEGIN} cp.async.ca.shared.global [%at], [%rd_a], 16; st.shared.u32 [%at], 1; "
+        f"cp.async.wait_all; {END}"
     ),
     "wait leaves one in flight": f"{BEGIN} {GROUPS} cp.async.wait_group 1; {END} cp.async.wait_all;",
     "no wait at all": f"{BEGIN} cp.async.ca.shared.global [%at], [%rd_a], 16; cp.async.commit_group;",
-    "source too long": (
-        f"{BEGIN} cp.async.ca.shared.global [%at], [%rd_a], 4, 8; cp.async.wait_all; {END}"
-    ),
+    "source too long": (f"{BEGIN} cp.async.ca.shared.global [%at], [%rd_a], 4, 8; cp.async.wait_all; {END}"),
 }
 
 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_misuse_is_reported(wrong: str) -> None:
-    case = Snippet("wrong", WRONG[wrong], registers=REGISTERS, inputs={"a": DATA}, output=((THREADS, 4), np.uint32))
+    case = Snippet(
+        "wrong", WRONG[wrong], registers=REGISTERS, inputs={"a": DATA}, output=((THREADS, 4), np.uint32)
+    )
     module, _ = run_module([case], mode="check")
     assert {report.kind for report in module.reports} == {"async"}, module.reports
 
@@ -154,7 +174,12 @@ def test_other_threads_copy_needs_a_barrier() -> None:
         f" .reg .b32 %n; xor.b32 %n, %tid32, 1; mov.u32 %at, tile; mad.lo.u32 %at, %n, 16, %at; {END}"
     )
     for barrier in ("bar.sync 0;", ""):
-        case = Snippet("neighbour", body.replace("BARRIER", barrier), inputs={"a": DATA}, output=((THREADS, 4), np.uint32))
+        case = Snippet(
+            "neighbour",
+            body.replace("BARRIER", barrier),
+            inputs={"a": DATA},
+            output=((THREADS, 4), np.uint32),
+        )
         module, _ = run_module([case], mode="check")
         assert ("race" in {report.kind for report in module.reports}) == (not barrier), module.reports
         assert barrier == "" or not module.reports

@@ -1,4 +1,5 @@
-"""Every spelling of cuda::ptx (CCCL's headers, which come with nvcc) in the asynchronous families has a row or is refused on purpose."""
+"""Every spelling of cuda::ptx (CCCL's headers, which come with nvcc) in the asynchronous families has a row,
+or is refused on purpose."""
 
 import re
 
@@ -9,15 +10,23 @@ from cuda.nn.emulator.errors import EmulatorError
 from cuda.nn.emulator.translate.table import Unsupported, find
 
 FAMILIES = (
-    "cp_async*.h", "cp_reduce*.h", "fence*.h", "getctarank.h", "mbarrier*.h", "red_async.h", "st_async.h", "st_bulk.h",
-    "tensormap*.h", "multimem*.h",
+    "cp_async*.h",
+    "cp_reduce*.h",
+    "fence*.h",
+    "getctarank.h",
+    "mbarrier*.h",
+    "red_async.h",
+    "st_async.h",
+    "st_bulk.h",
+    "tensormap*.h",
+    "multimem*.h",
 )
 # Not for sm_70 to sm_90a, or not emulated; each is refused by the name of its modifier or instruction.
 REFUSED = re.compile(r"multimem\.|st\.bulk|cta_group::|tile::(gather|scatter)4")
 
 
 def _spellings() -> list[str]:
-    """`cp.async.bulk.commit_group` and so on, out of the asm statements.  Strings that one statement joins are joined here."""
+    """`cp.async.bulk.commit_group` and so on, out of the asm statements, whose strings are joined."""
     try:
         folder = toolchain.cuda_include() / "cccl" / "cuda" / "__ptx" / "instructions" / "generated"
     except EmulatorError:
@@ -27,7 +36,12 @@ def _spellings() -> list[str]:
         for header in folder.glob(pattern):
             for statement in re.findall(r"asm(?: volatile)?\s*\((.*?)\n\s*:", header.read_text(), re.DOTALL):
                 text = "".join(re.findall(r'"([^"]*)"', statement))
-                found |= set(re.findall(r"(?<![\w.%])((?:cp|fence|getctarank|mbarrier|red|st|tensormap|multimem)\.[\w:.]+)", text))
+                found |= set(
+                    re.findall(
+                        r"(?<![\w.%])((?:cp|fence|getctarank|mbarrier|red|st|tensormap|multimem)\.[\w:.]+)",
+                        text,
+                    )
+                )
     return sorted(found)
 
 

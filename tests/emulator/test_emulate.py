@@ -152,10 +152,15 @@ def test_what_cannot_be_emulated_says_why(
     assert re.search(message, capfd.readouterr().err)
 
 
-def test_a_program_without_kernels_is_told_apart_from_a_clean_one(capfd: pytest.CaptureFixture[str]) -> None:
-    assert emulate("--check", "/bin/sh", "-c", "exit 9") == 9
+@pytest.mark.parametrize("code", ["raise SystemExit(9)", "import os; os._exit(9)"])
+def test_a_program_without_kernels_is_told_apart_from_a_clean_one(
+    code: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert emulate("--check", sys.executable, "-c", code) == 9
     err = capfd.readouterr().err
-    assert "no kernel was launched" in err or "left no report" in err
+    assert ("left no report" if "_exit" in code else "no kernel was launched") in err
+    assert "nvcc -cudart shared" in err
+    assert "no findings" not in err
 
 
 def test_a_program_that_a_signal_ends(capfd: pytest.CaptureFixture[str]) -> None:

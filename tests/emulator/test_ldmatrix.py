@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from assembler import assert_ptxas_accepts
-from snippets import Snippet, ptx_of, refusal, run_all, run_module
+
+from tests.emulator.assembler import assert_ptxas_accepts
+from tests.emulator.snippets import Snippet, ptx_of, refusal, run_all, run_module
 
 GENERATOR = np.random.default_rng(5)
 TILE = GENERATOR.integers(0, 1 << 16, (64, 8)).astype(np.uint16)  # 64 rows of 16 bytes

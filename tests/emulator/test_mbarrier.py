@@ -1,4 +1,4 @@
-"""mbarrier: phases, counts, bytes and states against a model of the manual's text; producers and consumers; misuse."""
+"""mbarrier: phases, counts, bytes and states as the manual has them; producers and consumers; misuse."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,10 @@ BARRIER = ".shared .align 8 .b64 bar; .reg .b64 %s<4>; .reg .b32 %r<8>; .reg .pr
 
 def _log(*steps: str) -> str:
     """One thread: each step sets %p0, and its outcome is stored."""
-    stores = (f"{step} selp.u32 %r7, 1, 0, %p0; st.global.u32 [%rd_out+{4 * i}], %r7;" for i, step in enumerate(steps))
+    stores = (
+        f"{step} selp.u32 %r7, 1, 0, %p0; st.global.u32 [%rd_out+{4 * i}], %r7;"
+        for i, step in enumerate(steps)
+    )
     return BARRIER + " ".join(stores)
 
 
@@ -44,11 +47,19 @@ SEQUENCES = {
         (f"mbarrier.arrive.shared.b64 %s1, [bar]; {PARITY1}", 1),
     ),
     "no_complete": (
-        (f"mbarrier.init.shared.b64 [bar], 3; mbarrier.arrive.noComplete.shared.b64 %s0, [bar], 2; {STATE0}", 0),
+        (
+            f"mbarrier.init.shared.b64 [bar], 3; mbarrier.arrive.noComplete.shared.b64 %s0, [bar], 2; "
+            f"{STATE0}",
+            0,
+        ),
         (f"mbarrier.arrive.shared.b64 %s1, [bar]; {STATE0}", 1),
     ),
     "bytes": (  # a phase ends when nothing is pending: neither arrivals nor bytes
-        (f"mbarrier.init.shared.b64 [bar], 1; mbarrier.arrive.expect_tx.shared.b64 %s0, [bar], 48; {PARITY0}", 0),
+        (
+            f"mbarrier.init.shared.b64 [bar], 1; mbarrier.arrive.expect_tx.shared.b64 %s0, [bar], 48; "
+            f"{PARITY0}",
+            0,
+        ),
         (f"mbarrier.complete_tx.relaxed.cluster.shared::cluster.b64 [bar], 16; {PARITY0}", 0),
         (f"mbarrier.complete_tx.relaxed.cta.shared::cta.b64 [bar], 32; {PARITY0}", 1),
     ),
@@ -58,7 +69,11 @@ SEQUENCES = {
         (f"mbarrier.arrive.relaxed.cta.shared::cta.b64 _, [bar]; {PARITY0}", 1),
     ),
     "drop_expecting": (
-        (f"mbarrier.init.shared.b64 [bar], 2; mbarrier.arrive_drop.expect_tx.release.cta.shared::cta.b64 _, [bar], 8; {PARITY0}", 0),
+        (
+            f"mbarrier.init.shared.b64 [bar], 2; "
+            f"mbarrier.arrive_drop.expect_tx.release.cta.shared::cta.b64 _, [bar], 8; {PARITY0}",
+            0,
+        ),
         (f"mbarrier.arrive.shared.b64 _, [bar]; {PARITY0}", 0),
         (f"mbarrier.complete_tx.shared.b64 [bar], 8; {PARITY0}", 1),
         (f"mbarrier.arrive.shared.b64 _, [bar]; {PARITY1}", 1),
@@ -66,11 +81,19 @@ SEQUENCES = {
     "try_wait": (
         ("mbarrier.init.shared.b64 [bar], 1; mbarrier.try_wait.parity.shared.b64 %p0, [bar], 0;", 0),
         ("mbarrier.try_wait.parity.relaxed.cluster.shared::cta.b64 %p0, [bar], 1, 1000;", 1),
-        ("mbarrier.arrive.shared.b64 %s0, [bar]; mbarrier.try_wait.acquire.cta.shared::cta.b64 %p0, [bar], %s0, 20;", 1),
+        (
+            "mbarrier.arrive.shared.b64 %s0, [bar]; mbarrier.try_wait.acquire.cta.shared::cta.b64 %p0, "
+            "[bar], %s0, 20;",
+            1,
+        ),
         ("mbarrier.test_wait.parity.acquire.cluster.shared::cta.b64 %p0, [bar], 0;", 1),
     ),
     "invalidated": (
-        ("mbarrier.init.shared.b64 [bar], 1; mbarrier.inval.shared.b64 [bar]; mbarrier.init.shared.b64 [bar], 1; " + PARITY0, 0),
+        (
+            "mbarrier.init.shared.b64 [bar], 1; mbarrier.inval.shared.b64 [bar]; "
+            "mbarrier.init.shared.b64 [bar], 1; " + PARITY0,
+            0,
+        ),
     ),
     "generic": (
         (
@@ -85,23 +108,30 @@ SEQUENCES = {
             "mbarrier.pending_count.b64 %r0, %s0; setp.eq.u32 %p0, %r0, 1048575;",
             1,
         ),
-        ("mbarrier.arrive.shared.b64 %s0, [bar]; mbarrier.pending_count.b64 %r0, %s0; setp.eq.u32 %p0, %r0, 5;", 1),
+        (
+            "mbarrier.arrive.shared.b64 %s0, [bar]; mbarrier.pending_count.b64 %r0, %s0; setp.eq.u32 "
+            "%p0, %r0, 5;",
+            1,
+        ),
     ),
 }
 
 
 @pytest.mark.parametrize("mode", ["fast", "check"])
 def test_sequences(mode: str) -> None:
-    results = run_all([_case(name, *(code for code, _ in steps)) for name, steps in SEQUENCES.items()], mode=mode)
+    results = run_all(
+        [_case(name, *(code for code, _ in steps)) for name, steps in SEQUENCES.items()], mode=mode
+    )
     for name, steps in SEQUENCES.items():
         np.testing.assert_array_equal(results[name][0], [outcome for _, outcome in steps], err_msg=name)
 
 
-# Warp 0 produces into a ring of two buffers, warp 1 consumes; full and empty barriers carry the order both ways.
+# Warp 0 produces into a ring of two buffers, warp 1 consumes; full and empty barriers order both ways.
 ROUNDS = 9
 PRODUCER_CONSUMER = f"""
     .shared .align 8 .b64 full[2]; .shared .align 8 .b64 empty[2]; .shared .align 16 .b32 ring[64];
-    .reg .b32 %round, %stage, %full, %empty, %slot, %parity, %v, %sum, %lane, %t; .reg .pred %p, %consumer; .reg .b64 %s;
+    .reg .b32 %round, %stage, %full, %empty, %slot, %parity, %v, %sum, %lane, %t;
+    .reg .pred %p, %consumer; .reg .b64 %s;
     setp.eq.u32 %p, %tid32, 0;
     @%p mbarrier.init.shared.b64 [full], 32; @%p mbarrier.init.shared.b64 [full+8], 32;
     @%p mbarrier.init.shared.b64 [empty], 32; @%p mbarrier.init.shared.b64 [empty+8], 32;
@@ -150,39 +180,57 @@ def test_ignored_wait_is_a_race() -> None:
     body = (
         ".shared .align 8 .b64 bar; .shared .b32 word; .reg .pred %p, %first; .reg .b64 %s; .reg .b32 %v;"
         "setp.eq.u32 %first, %tid32, 0; @%first mbarrier.init.shared.b64 [bar], 2; bar.sync 0;"
-        "setp.eq.u32 %first, %tid32, 40; @%first st.shared.u32 [word], 5; @%first mbarrier.arrive.shared.b64 %s, [bar];"
+        "setp.eq.u32 %first, %tid32, 40; @%first st.shared.u32 [word], 5; @%first "
+        "mbarrier.arrive.shared.b64 %s, [bar];"
         "setp.eq.u32 %first, %tid32, 0; @%first mbarrier.test_wait.parity.shared.b64 %p, [bar], 0;"
         "@%first ld.shared.u32 %v, [word]; @%first st.global.u32 [%rd_out], %v;"
     )
-    module, _ = run_module([Snippet("ignored", body, output=((64,), np.uint32))], mode="check", schedule="reverse")
+    module, _ = run_module(
+        [Snippet("ignored", body, output=((64,), np.uint32))], mode="check", schedule="reverse"
+    )
     assert "race" in {report.kind for report in module.reports}, module.reports
 
 
 WRONG = {
     "not initialised": ("mbarrier.arrive.shared.b64 %s0, [bar];", "async", "not initialised"),
     "used after inval": (
-        "mbarrier.init.shared.b64 [bar], 1; mbarrier.inval.shared.b64 [bar]; " + PARITY0, "async", "not initialised",
+        "mbarrier.init.shared.b64 [bar], 1; mbarrier.inval.shared.b64 [bar]; " + PARITY0,
+        "async",
+        "not initialised",
     ),
     "too many arrivals": (
-        "mbarrier.init.shared.b64 [bar], 2; mbarrier.arrive.shared.b64 %s0, [bar], 3;", "async", "3 arrivals in a phase that waits for 2",
+        "mbarrier.init.shared.b64 [bar], 2; mbarrier.arrive.shared.b64 %s0, [bar], 3;",
+        "async",
+        "3 arrivals in a phase that waits for 2",
     ),
     "count of zero": ("mbarrier.init.shared.b64 [bar], 0;", "async", "0 arrivals"),
-    "count too large": ("mov.u32 %r0, 1048576; mbarrier.init.shared.b64 [bar], %r0;", "async", "1048576 arrivals"),
+    "count too large": (
+        "mov.u32 %r0, 1048576; mbarrier.init.shared.b64 [bar], %r0;",
+        "async",
+        "1048576 arrivals",
+    ),
     "noComplete that completes": (
-        "mbarrier.init.shared.b64 [bar], 1; mbarrier.arrive.noComplete.shared.b64 %s0, [bar], 1;", "async", "noComplete",
+        "mbarrier.init.shared.b64 [bar], 1; mbarrier.arrive.noComplete.shared.b64 %s0, [bar], 1;",
+        "async",
+        "noComplete",
     ),
     "too many bytes": (
-        "mbarrier.init.shared.b64 [bar], 1; mbarrier.expect_tx.shared.b64 [bar], 1048575; mbarrier.expect_tx.shared.b64 [bar], 1;",
-        "async", "1048576 bytes outstanding",
+        "mbarrier.init.shared.b64 [bar], 1; mbarrier.expect_tx.shared.b64 [bar], 1048575; "
+        "mbarrier.expect_tx.shared.b64 [bar], 1;",
+        "async",
+        "1048576 bytes outstanding",
     ),
     "a phase that never ends": (
         "mbarrier.init.shared.b64 [bar], 2; mbarrier.arrive.expect_tx.shared.b64 %s0, [bar], 64;"
         f"wait: {PARITY0} @!%p0 bra wait;",
-        "deadlock", "1 of 2 arrivals and 64 bytes are missing",
+        "deadlock",
+        "1 of 2 arrivals and 64 bytes are missing",
     ),
     "a phase that never ends, tried": (
-        "mbarrier.init.shared.b64 [bar], 1; wait: mbarrier.try_wait.parity.shared.b64 %p0, [bar], 0; @!%p0 bra wait;",
-        "deadlock", "1 of 1 arrivals and 0 bytes are missing",
+        "mbarrier.init.shared.b64 [bar], 1; wait: mbarrier.try_wait.parity.shared.b64 %p0, [bar], 0; "
+        "@!%p0 bra wait;",
+        "deadlock",
+        "1 of 1 arrivals and 0 bytes are missing",
     ),
 }
 
@@ -192,7 +240,8 @@ def test_misuse(wrong: str) -> None:
     code, kind, words = WRONG[wrong]
     case = Snippet("wrong", BARRIER + code, output=((1,), np.uint32))
     module, _ = run_module([case], mode="check")
-    assert kind == module.reports[-1].kind and words in module.reports[-1].message, module.reports
+    assert module.reports[-1].kind == kind, module.reports
+    assert words in module.reports[-1].message
     with pytest.raises(LaunchError, match=words):
         run_module([case], mode="fast")
 
@@ -220,5 +269,7 @@ def test_refused(body: str) -> None:
 
 def test_older_targets_refuse_what_came_later() -> None:
     registers = ".reg .b64 %s; .reg .b32 %r; .reg .pred %p;"
-    assert "sm_90" in refusal("mbarrier.try_wait.parity.shared.b64 %p, [%r], 0;", registers=registers, arch="sm_80")
+    assert "sm_90" in refusal(
+        "mbarrier.try_wait.parity.shared.b64 %p, [%r], 0;", registers=registers, arch="sm_80"
+    )
     assert "sm_80" in refusal("mbarrier.init.shared.b64 [%r], 1;", registers=registers, arch="sm_75")

@@ -7,8 +7,9 @@ from itertools import product
 
 import numpy as np
 import pytest
-from assembler import assert_ptxas_accepts
-from fragments import (
+
+from tests.emulator.assembler import assert_ptxas_accepts
+from tests.emulator.fragments import (
     A_PLACES,
     B_PLACES,
     BITS,
@@ -21,7 +22,7 @@ from fragments import (
     pack,
     unpack,
 )
-from snippets import Snippet, ptx_of, refusal, run_all, run_module
+from tests.emulator.snippets import Snippet, ptx_of, refusal, run_all, run_module
 
 GENERATOR = np.random.default_rng(11)
 S32 = np.iinfo(np.int32)

@@ -1,4 +1,5 @@
-"""Tensor maps: loads, stores and reductions of boxes element by element against formulas, with swizzles, strides, edges and fills."""
+"""Tensor maps: loads, stores and reductions of boxes, element by element against formulas, with swizzles,
+strides, edges and fills."""
 
 import ctypes
 from collections.abc import Iterator
@@ -14,18 +15,37 @@ from tests.emulator.test_bulk import BEGIN, WAIT, copy_out, reduced
 
 RANDOM = np.random.default_rng(4)
 
-TYPES = ("u1", "u2", "u4", "i4", "u8", "i8", "f2", "f4", "f8")      # numbered as CUtensorMapDataType; bf16 is 9
+TYPES = ("u1", "u2", "u4", "i4", "u8", "i8", "f2", "f4", "f8")  # numbered as CUtensorMapDataType; bf16 is 9
 
 
-def encode(type: int, shape: tuple[int, ...], strides: tuple[int, ...], box: tuple[int, ...], *, steps: tuple[int, ...] = (),
-           swizzle: int = 0, fill: int = 0, address: int = 0, interleave: int = 0) -> tuple[int, np.ndarray]:
+def encode(
+    type: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    box: tuple[int, ...],
+    *,
+    steps: tuple[int, ...] = (),
+    swizzle: int = 0,
+    fill: int = 0,
+    address: int = 0,
+    interleave: int = 0,
+) -> tuple[int, np.ndarray]:
     """cuTensorMapEncodeTiled: its code and the map.  Dimensions are given innermost first."""
     rank = len(shape)
     opaque = np.zeros(128, np.uint8)
     code = library()._c.tensor_map_encode_tiled(
-        opaque.ctypes.data_as(ctypes.c_void_p), type, rank, ctypes.c_void_p(address), (ctypes.c_uint64 * 5)(*shape),
-        (ctypes.c_uint64 * 5)(*strides), (ctypes.c_uint32 * 5)(*box), (ctypes.c_uint32 * 5)(*(steps or (1,) * rank)),
-        interleave, swizzle, 0, fill,
+        opaque.ctypes.data_as(ctypes.c_void_p),
+        type,
+        rank,
+        ctypes.c_void_p(address),
+        (ctypes.c_uint64 * 5)(*shape),
+        (ctypes.c_uint64 * 5)(*strides),
+        (ctypes.c_uint32 * 5)(*box),
+        (ctypes.c_uint32 * 5)(*(steps or (1,) * rank)),
+        interleave,
+        swizzle,
+        0,
+        fill,
     )
     return code, opaque
 
@@ -41,7 +61,7 @@ def _strides(shape: tuple[int, ...], itemsize: int, pad: int) -> tuple[int, ...]
 
 
 def swizzled(offset: np.ndarray, span: int) -> np.ndarray:
-    """Where byte `offset` of a tile lies: the 16-byte chunk's number within its span XOR the number of the 128-byte line."""
+    """Where byte `offset` of a tile lies: the 16-byte chunk's number XOR that of the 128-byte line."""
     if not span:
         return offset
     chunk = offset // 16 % (span // 16)
@@ -49,10 +69,12 @@ def swizzled(offset: np.ndarray, span: int) -> np.ndarray:
 
 
 def _indices(box: tuple[int, ...], steps: tuple[int, ...], at: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    """Coordinates of the box's elements, in the order of the tile: innermost dimension fastest, where steps do not count."""
+    """Coordinates of the box's elements in the tile's order: innermost fastest, where steps do not count."""
     ranges = [range(-(-size // step)) for size, step in zip(box[1:], steps[1:], strict=True)]
     for outer in product(*reversed(ranges)):
-        rest = tuple(start + i * step for start, i, step in zip(at[1:], reversed(outer), steps[1:], strict=True))
+        rest = tuple(
+            start + i * step for start, i, step in zip(at[1:], reversed(outer), steps[1:], strict=True)
+        )
         for x in range(box[0]):
             yield (at[0] + x, *rest)
 
@@ -60,8 +82,18 @@ def _indices(box: tuple[int, ...], steps: tuple[int, ...], at: tuple[int, ...]) 
 class Tensor:
     """A tensor in memory, a box of it, and what a load of the box must give."""
 
-    def __init__(self, name: str, type: int, shape: tuple[int, ...], box: tuple[int, ...], at: tuple[int, ...],
-                 steps: tuple[int, ...] = (), swizzle: int = 0, fill: int = 0, pad: int = 16) -> None:
+    def __init__(
+        self,
+        name: str,
+        type: int,
+        shape: tuple[int, ...],
+        box: tuple[int, ...],
+        at: tuple[int, ...],
+        steps: tuple[int, ...] = (),
+        swizzle: int = 0,
+        fill: int = 0,
+        pad: int = 16,
+    ) -> None:
         self.name, self.type, self.shape, self.box, self.at = name, type, shape, box, at
         self.steps, self.swizzle, self.fill = steps or (1,) * len(shape), swizzle, fill
         self.dtype = np.dtype(ml_dtypes.bfloat16 if type == 9 else TYPES[type])
@@ -71,7 +103,15 @@ class Tensor:
 
     @property
     def map(self) -> np.ndarray:
-        code, opaque = encode(self.type, self.shape, self.strides, self.box, steps=self.steps, swizzle=self.swizzle, fill=self.fill)
+        code, opaque = encode(
+            self.type,
+            self.shape,
+            self.strides,
+            self.box,
+            steps=self.steps,
+            swizzle=self.swizzle,
+            fill=self.fill,
+        )
         assert code == 0
         return opaque
 
@@ -80,7 +120,8 @@ class Tensor:
         all_strides = (self.dtype.itemsize, *self.strides)
         return [
             sum(i * stride for i, stride in zip(index, all_strides, strict=True))
-            if all(0 <= i < size for i, size in zip(index, self.shape, strict=True)) else None
+            if all(0 <= i < size for i, size in zip(index, self.shape, strict=True))
+            else None
             for index in _indices(self.box, self.steps, self.at)
         ]
 
@@ -96,7 +137,9 @@ class Tensor:
         """The tile's bytes as they lie in shared memory; NaN fill as 0xFF..., compared as NaN."""
         item = self.dtype.itemsize
         outside = np.zeros(item, np.uint8) if not self.fill else np.array([np.nan], self.dtype).view(np.uint8)
-        dense = np.concatenate([outside if place is None else self.memory[place:place + item] for place in self.places()])
+        dense = np.concatenate(
+            [outside if place is None else self.memory[place : place + item] for place in self.places()]
+        )
         tile = np.empty_like(dense)
         tile[self.offsets()] = dense
         return tile
@@ -126,14 +169,18 @@ TENSORS = [
     Tensor("swizzled_3d", 9, (64, 9, 5), (64, 5, 3), (0, 6, 1), swizzle=3),
 ]
 # The map's global address is known in the kernel only: tensormap.replace puts it in.
-ADDRESS = "@%one tensormap.replace.tile.global_address.global.b1024.b64 [%base_map], %base_a; fence.proxy.tensormap::generic.acquire.gpu [%base_map], 128;"
+ADDRESS = (
+    "@%one tensormap.replace.tile.global_address.global.b1024.b64 [%base_map], %base_a; "
+    "fence.proxy.tensormap::generic.acquire.gpu [%base_map], 128;"
+)
 
 
 def _tensor_load(tensor: Tensor, extra: str = "") -> Snippet:
     rank = len(tensor.shape)
     words = -(-tensor.bytes // 4)
     copy = (
-        f"@%one mbarrier.arrive.expect_tx.shared.b64 %s, [bar], {tensor.bytes}; @%one cp.async.bulk.tensor.{rank}d.shared::cluster.global"
+        f"@%one mbarrier.arrive.expect_tx.shared.b64 %s, [bar], {tensor.bytes}; @%one "
+        f"cp.async.bulk.tensor.{rank}d.shared::cluster.global"
         f".tile.mbarrier::complete_tx::bytes [tile], [%base_map, {tensor.coordinates}], [bar];"
     )
     body = f"{BEGIN} {extra} {ADDRESS} {copy} {WAIT} {copy_out(words)}"
@@ -148,7 +195,10 @@ def test_tensor_loads(completion: str, mode: str) -> None:
     for tensor in TENSORS:
         got, expected = results[tensor.name].view(np.uint8).ravel()[: tensor.bytes], tensor.loaded()
         if tensor.fill:
-            values, wanted = got.view(tensor.dtype).astype(np.float64), expected.view(tensor.dtype).astype(np.float64)
+            values, wanted = (
+                got.view(tensor.dtype).astype(np.float64),
+                expected.view(tensor.dtype).astype(np.float64),
+            )
             np.testing.assert_array_equal(values, wanted, err_msg=tensor.name)
         else:
             np.testing.assert_array_equal(got, expected, err_msg=tensor.name)
@@ -161,29 +211,44 @@ def _tensor_store(tensor: Tensor, operation: str = "") -> Snippet:
     before[: len(tensor.memory)], tile[: tensor.bytes] = tensor.memory, tensor.loaded()
     reduce = "reduce." if operation else ""
     loops = (
-        ".reg .b64 %at, %to; mov.u32 %i, %tid32; filling: mul.wide.u32 %at, %i, 4; add.u64 %to, %base_before, %at; ld.global.u32 %v, [%to];"
-        f"add.u64 %to, %base_out, %at; st.global.u32 [%to], %v; add.u32 %i, %i, 32; setp.lt.u32 %p, %i, {size // 4}; @%p bra filling;"
-        "mov.u32 %i, %tid32; tiling: mul.wide.u32 %at, %i, 4; add.u64 %to, %base_tile, %at; ld.global.u32 %v, [%to];"
-        f"mov.u32 %t, tile; mad.lo.u32 %t, %i, 4, %t; st.shared.u32 [%t], %v; add.u32 %i, %i, 32; setp.lt.u32 %p, %i, {-(-tensor.bytes // 4)};"
+        ".reg .b64 %at, %to; mov.u32 %i, %tid32; filling: mul.wide.u32 %at, %i, 4; add.u64 %to, "
+        "%base_before, %at; ld.global.u32 %v, [%to];"
+        f"add.u64 %to, %base_out, %at; st.global.u32 [%to], %v; add.u32 %i, %i, 32; setp.lt.u32 %p, %i, "
+        f"{size // 4}; @%p bra filling;"
+        "mov.u32 %i, %tid32; tiling: mul.wide.u32 %at, %i, 4; add.u64 %to, %base_tile, %at; "
+        "ld.global.u32 %v, [%to];"
+        f"mov.u32 %t, tile; mad.lo.u32 %t, %i, 4, %t; st.shared.u32 [%t], %v; add.u32 %i, %i, 32; "
+        f"setp.lt.u32 %p, %i, {-(-tensor.bytes // 4)};"
         "@%p bra tiling; fence.proxy.async; bar.sync 0;"
     )
     send = (
-        f"@%one bra send; bra sent; send: cp.{reduce}async.bulk.tensor.{rank}d.global.shared::cta{operation}.tile.bulk_group"
-        f" [%base_map, {tensor.coordinates}], [tile]; cp.async.bulk.commit_group; cp.async.bulk.wait_group.read 0; sent:"
+        f"@%one bra send; bra sent; send: "
+        f"cp.{reduce}async.bulk.tensor.{rank}d.global.shared::cta{operation}.tile.bulk_group"
+        f" [%base_map, {tensor.coordinates}], [tile]; cp.async.bulk.commit_group; "
+        f"cp.async.bulk.wait_group.read 0; sent:"
     )
-    inputs = {"before": before[None].repeat(32, 0), "tile": tile[None].repeat(32, 0), "map": tensor.map[None].repeat(32, 0)}
+    inputs = {
+        "before": before[None].repeat(32, 0),
+        "tile": tile[None].repeat(32, 0),
+        "map": tensor.map[None].repeat(32, 0),
+    }
     body = f"{BEGIN} {loops} {ADDRESS.replace('%base_a', '%base_out')} {send}"
     return Snippet(tensor.name, body, inputs=inputs, output=((32, size // 128), np.uint32))
 
 
 def _stored(tensor: Tensor, operation: str = "") -> np.ndarray:
-    """The tensor's memory after the tile of tensor.loaded() came back to its place: only elements inside change."""
+    """The memory after the tile of tensor.loaded() came back to its place: only elements inside change."""
     item = tensor.dtype.itemsize
     memory, dense = tensor.memory.copy(), tensor.loaded()[tensor.offsets()]
     for number, place in enumerate(tensor.places()):
         if place is not None:
-            value, old = (x.view(tensor.dtype) for x in (dense[number * item:(number + 1) * item], memory[place:place + item]))
-            memory[place:place + item] = (reduced(operation, old, value) if operation else value).view(np.uint8)
+            value, old = (
+                x.view(tensor.dtype)
+                for x in (dense[number * item : (number + 1) * item], memory[place : place + item])
+            )
+            memory[place : place + item] = (reduced(operation, old, value) if operation else value).view(
+                np.uint8
+            )
     return memory
 
 
@@ -199,13 +264,28 @@ def test_tensor_stores() -> None:
 
 
 def test_tensor_reductions() -> None:
-    chosen = [("add", 2), ("add", 3), ("min", 3), ("max", 2), ("inc", 2), ("dec", 2), ("and", 2), ("or", 4), ("xor", 5), ("add", 6), ("add", 9)]
+    chosen = [
+        ("add", 2),
+        ("add", 3),
+        ("min", 3),
+        ("max", 2),
+        ("inc", 2),
+        ("dec", 2),
+        ("and", 2),
+        ("or", 4),
+        ("xor", 5),
+        ("add", 6),
+        ("add", 9),
+    ]
     tensors = [
-        Tensor(f"{operation}_{type}", type, (40, 6), (16, 4), (32, 3), swizzle=0) for operation, type in chosen
+        Tensor(f"{operation}_{type}", type, (40, 6), (16, 4), (32, 3), swizzle=0)
+        for operation, type in chosen
     ]
     for tensor in tensors:
         if tensor.dtype.kind not in "iu":
-            tensor.memory = RANDOM.standard_normal(len(tensor.memory) // 2).astype(tensor.dtype).view(np.uint8)
+            tensor.memory = (
+                RANDOM.standard_normal(len(tensor.memory) // 2).astype(tensor.dtype).view(np.uint8)
+            )
     cases = [_tensor_store(tensor, f".{tensor.name.split('_')[0]}") for tensor in tensors]
     results = run_all(cases, mode="check")
     for tensor in tensors:
@@ -214,41 +294,53 @@ def test_tensor_reductions() -> None:
 
 
 def test_replaced_fields() -> None:
-    """A map whose every field was replaced in the kernel loads like one encoded that way.  tensormap.replace counts the rank from 0."""
+    """A map with all fields replaced in the kernel loads like one encoded so.  The rank counts from 0."""
     wanted = Tensor("replaced", 9, (64, 9, 5), (64, 5, 3), (0, 6, 1), swizzle=3, fill=1)
-    fields = [("rank", "", 2), ("elemtype", "", 10), ("swizzle_mode", "", 3), ("fill_mode", "", 1), ("interleave_layout", "", 0)]
+    fields = [
+        ("rank", "", 2),
+        ("elemtype", "", 10),
+        ("swizzle_mode", "", 3),
+        ("fill_mode", "", 1),
+        ("interleave_layout", "", 0),
+    ]
     fields += [("swizzle_atomicity", "", 0)]
     fields += [("box_dim", f"{i}, ", size) for i, size in enumerate(wanted.box)]
     fields += [("global_dim", f"{i}, ", size) for i, size in enumerate(wanted.shape)]
     fields += [("element_stride", f"{i}, ", 1) for i in range(3)]
-    code = " ".join(f"@%one tensormap.replace.tile.{field}.global.b1024.b32 [%base_map], {number}{value};" for field, number, value in fields)
+    code = " ".join(
+        f"@%one tensormap.replace.tile.{field}.global.b1024.b32 [%base_map], {number}{value};"
+        for field, number, value in fields
+    )
     code += " ".join(
-        f"@%one tensormap.replace.tile.global_stride.global.b1024.b64 [%base_map], {i}, {stride};" for i, stride in enumerate(wanted.strides)
+        f"@%one tensormap.replace.tile.global_stride.global.b1024.b64 [%base_map], {i}, {stride};"
+        for i, stride in enumerate(wanted.strides)
     )
     case = _tensor_load(wanted, code)
     first = Tensor("other", 2, (100,), (32,), (40,)).map
     case.inputs["map"][...] = first
     got = run_all([case], mode="check")["replaced"].view(np.uint8).ravel()[: wanted.bytes]
     expected = wanted.loaded()
-    np.testing.assert_array_equal(got.view(wanted.dtype).astype(float), expected.view(wanted.dtype).astype(float))
+    np.testing.assert_array_equal(
+        got.view(wanted.dtype).astype(float), expected.view(wanted.dtype).astype(float)
+    )
 
 
 ENCODINGS = {
-    "rank": (1, dict(shape=(), box=())),
-    "misaligned address": (1, dict(address=8)),
-    "stride": (1, dict(strides=(100,))),
-    "box": (1, dict(box=(32, 257))),
-    "row of 12 bytes": (1, dict(box=(3, 4))),
-    "wider than the swizzle": (1, dict(swizzle=1)),
-    "empty dimension": (1, dict(shape=(32, 0))),
-    "step": (1, dict(steps=(1, 9))),
-    "NaN of integers": (1, dict(fill=1)),
-    "no such swizzle": (1, dict(swizzle=7)),
-    "interleave": (801, dict(interleave=1)),
-    "tf32": (801, dict(type=11)),
-    "atoms of 32 bytes": (801, dict(swizzle=4)),
-    "narrower than the swizzle": (801, dict(box=(16, 4), swizzle=3)),
-    "fine": (0, dict(swizzle=3)),
+    "rank": (1, {"shape": (), "box": ()}),
+    "misaligned address": (1, {"address": 8}),
+    "stride": (1, {"strides": (100,)}),
+    "box": (1, {"box": (32, 257)}),
+    "row of 12 bytes": (1, {"box": (3, 4)}),
+    "wider than the swizzle": (1, {"swizzle": 1}),
+    "empty dimension": (1, {"shape": (32, 0)}),
+    "step": (1, {"steps": (1, 9)}),
+    "NaN of integers": (1, {"fill": 1}),
+    "no such swizzle": (1, {"swizzle": 7}),
+    "interleave": (801, {"interleave": 1}),
+    "tf32": (801, {"type": 11}),
+    "atoms of 32 bytes": (801, {"swizzle": 4}),
+    "narrower than the swizzle": (801, {"box": (16, 4), "swizzle": 3}),
+    "fine": (0, {"swizzle": 3}),
 }
 
 
@@ -260,11 +352,12 @@ def test_encoding(case: str) -> None:
     library()._c.emu_clear()
 
 
-
 def test_tensor_map_without_an_encoder() -> None:
     tensor = TENSORS[0]
     case = _tensor_load(tensor)
     body = case.body.replace(ADDRESS, "")
-    broken = Snippet("broken", body, inputs={**case.inputs, "map": np.zeros((32, 128), np.uint8)}, output=case.output)
+    broken = Snippet(
+        "broken", body, inputs={**case.inputs, "map": np.zeros((32, 128), np.uint8)}, output=case.output
+    )
     module, _ = run_module([broken], mode="check")
     assert "cuTensorMapEncodeTiled" in module.reports[0].message

@@ -10,11 +10,11 @@ from itertools import product
 
 import numpy as np
 import pytest
-from assembler import assert_ptxas_accepts
-from fragments import BITS, decode, encode, integers, pack
-from snippets import Snippet, ptx_of, refusal, run_all, run_module
 
 from cuda.nn.emulator.translate import translate
+from tests.emulator.assembler import assert_ptxas_accepts
+from tests.emulator.fragments import BITS, decode, encode, integers, pack
+from tests.emulator.snippets import Snippet, ptx_of, refusal, run_all, run_module
 
 GENERATOR = np.random.default_rng(17)
 SWIZZLES = {0: 0, 32: 3, 64: 2, 128: 1}  # bytes -> code in the descriptor
@@ -180,26 +180,21 @@ def a_place(kind: str):
     return place
 
 
-def d_place(lane: int, i: int) -> tuple[int, int]:
-    """Of the 128 threads: row and column of element i."""
+def d_places(p: Product) -> tuple[np.ndarray, np.ndarray]:
+    """Of the 128 threads: row and column of element i, as arrays [lane, i]."""
+    lane, i = np.ogrid[:128, : p.n // 2]
     warp, g, t = lane // 32, lane % 32 // 4, lane % 4
-    return warp * 16 + g + (8 if i % 4 >= 2 else 0), i // 4 * 8 + t * 2 + i % 2
+    return warp * 16 + g + np.where(i % 4 >= 2, 8, 0), i // 4 * 8 + t * 2 + i % 2
 
 
 def d_words(matrix: np.ndarray, p: Product) -> np.ndarray:
-    codes = encode(matrix, p.d)
-    per = 32 // BITS[p.d]
-    words = np.zeros((128, p.registers), np.uint32)
-    for lane, i in product(range(128), range(p.registers * per)):
-        words[lane, i // per] |= np.uint32(int(codes[d_place(lane, i)]) << i % per * BITS[p.d])
-    return words
+    codes = encode(matrix, p.d)[d_places(p)]
+    return np.ascontiguousarray(codes, f"u{BITS[p.d] // 8}").view(np.uint32)
 
 
 def d_matrix(words: np.ndarray, p: Product) -> np.ndarray:
-    per = 32 // BITS[p.d]
     codes = np.zeros((64, p.n), np.uint64)
-    for lane, i in product(range(128), range(p.registers * per)):
-        codes[d_place(lane, i)] = int(words[lane, i // per]) >> i % per * BITS[p.d] & (1 << BITS[p.d]) - 1
+    codes[d_places(p)] = words.view(f"u{BITS[p.d] // 8}")
     return decode(codes, p.d)
 
 
@@ -306,8 +301,11 @@ def test_spellings_are_ptx() -> None:
 
 def test_every_width_is_known() -> None:
     widths = [replace(BASE, n=n) for n in range(8, 257, 8)]
-    integer_widths = [replace(BASE, n=n, a="s8", b="u8", d="s32") for n in (8, 16, 24, *range(32, 257, 16))]
-    cases = [snippet(p, *values_of(p)) for p in (*widths, *integer_widths)]
+    widths += [replace(BASE, n=n, a="s8", b="u8", d="s32") for n in (8, 16, 24, *range(32, 257, 16))]
+    cases = []
+    for p in widths:
+        declared = f".reg .{'f32' if p.d == 'f32' else 'b32'} %d<{p.registers}>; .reg .pred %accumulate;"
+        cases.append(Snippet(p.name, instruction(p), registers=declared + ".reg .b64 %desc_a, %desc_b;"))
     assert_ptxas_accepts(ptx_of(cases))
     assert translate(ptx_of(cases))
 

@@ -6,9 +6,10 @@ from itertools import product
 
 import numpy as np
 import pytest
-from assembler import assert_ptxas_accepts
-from fragments import BITS, decode, encode, extents, integers, is_float
-from snippets import Snippet, ptx_of, refusal, run_all
+
+from tests.emulator.assembler import assert_ptxas_accepts
+from tests.emulator.fragments import BITS, decode, encode, extents, integers, is_float
+from tests.emulator.snippets import Snippet, ptx_of, refusal, run_all
 
 GENERATOR = np.random.default_rng(13)
 WIDE = ("m16n16k16", "m32n8k16", "m8n32k16")

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.lib.array_utils import byte_bounds
 
 from cuda.nn.emulator.buffers import Buffer
 from cuda.nn.emulator.errors import EmulatorError
@@ -19,6 +20,7 @@ POINTER = 8  # bytes of a pointer parameter
 ALIGNMENT = 16  # of a parameter, at most
 SUGGESTED = {1: ("int8", "int8"), 2: ("int16", "float16"), 4: ("int32", "float32"), 8: ("int64", "float64")}
 ADDRESS = struct.Struct("<Q")
+Seen = tuple[int, np.ndarray, int, int, int]  # argument, array, its first byte, past its last, device address
 
 
 class Arguments:
@@ -48,7 +50,7 @@ class Arguments:
                 f"{kernel.name} takes {len(kernel.parameter_sizes)} arguments, {len(args)} were given"
             )
         self._results.clear()
-        seen: list[tuple[int, np.ndarray, int, int]] = []  # index, array, host and device address
+        seen: list[Seen] = []
         for index, (value, size, place) in enumerate(
             zip(args, kernel.parameter_sizes, self._places, strict=True)
         ):
@@ -78,27 +80,29 @@ class Arguments:
 
     # ---- arrays --------------------------------------------------------------------------------------------
 
-    def _send_array(self, index: int, array: np.ndarray, seen: list[tuple[int, np.ndarray, int, int]]) -> int:
+    def _send_array(self, index: int, array: np.ndarray, seen: list[Seen]) -> int:
         """The device address of the array's copy; the same array given twice is one copy."""
+        flags, size = array.flags, array.nbytes
         host: int = array.__array_interface__["data"][0]  # a third of the time of array.ctypes.data
-        for before, other, address, device in seen:
+        begin, end = (host, host + size) if flags.c_contiguous else byte_bounds(array)
+        for before, other, low, high, device in seen:
             if other is array:
                 return device
-            self._refuse_overlap(before, other, address, index, array, host)
+            if low < end and begin < high:
+                self._refuse_overlap(before, other, index, array)
         if array.dtype.hasobject or not array.dtype.isnative:
             raise EmulatorError(
                 f"argument {index} of {self._kernel.name}: an array of {array.dtype} has no form on a device"
             )
-        size = array.nbytes
         device = self._place(index, size)
-        seen.append((index, array, host, device))
+        seen.append((index, array, begin, end, device))
         if size:
             contiguous = array
-            if not array.flags.c_contiguous:
+            if not flags.c_contiguous:
                 contiguous = np.ascontiguousarray(array)
                 host = contiguous.__array_interface__["data"][0]
             self._library.copy(device, host, size)
-            if array.flags.writeable:
+            if flags.writeable:
                 self._results.append((array, contiguous, host, device))
         return device
 
@@ -115,16 +119,8 @@ class Arguments:
         self._memory[index] = (address, size)
         return address
 
-    def _refuse_overlap(
-        self, one: int, first: np.ndarray, at: int, two: int, second: np.ndarray, address: int
-    ) -> None:
+    def _refuse_overlap(self, one: int, first: np.ndarray, two: int, second: np.ndarray) -> None:
         """Arrays that share some memory cannot be copied one by one: which copy would win?"""
-        if (
-            first.flags.c_contiguous
-            and second.flags.c_contiguous
-            and not (at < address + second.nbytes and address < at + first.nbytes)
-        ):
-            return  # the usual case, quickly
         if (first.flags.writeable or second.flags.writeable) and np.shares_memory(first, second):
             raise EmulatorError(
                 f"arguments {one} and {two} of {self._kernel.name} overlap in memory; give one array twice, "

@@ -131,10 +131,11 @@ class Module:
         report tells."""
         chosen = self.kernel(kernel)
         size, blocks = _dim3("block", block), _dim3("grid", grid)
-        options = self._options(
-            schedule or self.schedule, self.seed if seed is None else seed, threads, steps, cp_async
+        seed = self.seed if seed is None else seed
+        schedule = schedule or self.schedule
+        options = _options(
+            self._profile.name, self.mode, schedule, seed, threads, steps, cp_async, cooperative
         )
-        options += f";cooperative={int(cooperative)}"
         with self._library.lock:
             self._claim()
             self._library.configure(options)
@@ -235,16 +236,6 @@ class Module:
 
     # ---- inside --------------------------------------------------------------------------------------------
 
-    def _options(self, schedule: str, seed: int, threads: int, steps: int | None, cp_async: str) -> str:
-        if schedule not in SCHEDULES:
-            raise EmulatorError(f"schedule: {schedule!r} is not one of {', '.join(SCHEDULES)}")
-        if cp_async not in ("lazy", "eager"):
-            raise EmulatorError(f"cp_async: {cp_async!r} is neither lazy nor eager")
-        checks = f"check={int(self.mode != 'fast')};count={int(self.mode == 'count')}"
-        order = f"schedule={schedule};seed={_count('seed', seed)};threads={_count('threads', threads)}"
-        budget = -1 if steps is None else _count("steps", steps)
-        return f"arch={self._profile.name};{checks};{order};cp_async={cp_async};steps={budget}"
-
     def _claim(self) -> None:
         """The runtime library gathers findings for one module at a time: take it over, after its last user
         has read its own."""
@@ -284,6 +275,28 @@ def _check(mode: str, arch: str) -> None:
     if mode not in MODES:
         raise EmulatorError(f"mode: {mode!r} is not one of {', '.join(MODES)}")
     profile_of(arch)
+
+
+@lru_cache
+def _options(
+    arch: str,
+    mode: str,
+    schedule: str,
+    seed: int,
+    threads: int,
+    steps: int | None,
+    cp_async: str,
+    cooperative: bool,
+) -> str:
+    """A launch's options as the runtime library reads them (csrc/emulator/api.h)."""
+    if schedule not in SCHEDULES:
+        raise EmulatorError(f"schedule: {schedule!r} is not one of {', '.join(SCHEDULES)}")
+    if cp_async not in ("lazy", "eager"):
+        raise EmulatorError(f"cp_async: {cp_async!r} is neither lazy nor eager")
+    checks = f"check={int(mode != 'fast')};count={int(mode == 'count')}"
+    order = f"schedule={schedule};seed={_count('seed', seed)};threads={_count('threads', threads)}"
+    budget = -1 if steps is None else _count("steps", steps)
+    return f"arch={arch};{checks};{order};cp_async={cp_async};cooperative={int(cooperative)};steps={budget}"
 
 
 def _dim3(what: str, given: Size) -> Any:

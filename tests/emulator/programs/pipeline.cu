@@ -1,4 +1,5 @@
-// Pipelines through shared memory in the ways of CUDA C++: cuda::pipeline, cuda::barrier and cooperative_groups with memcpy_async.
+// Pipelines through shared memory in the ways of CUDA C++: cuda::pipeline, cuda::barrier and
+// cooperative_groups with memcpy_async.
 #include <cooperative_groups.h>
 #include <cooperative_groups/memcpy_async.h>
 #include <cuda/barrier>
@@ -8,7 +9,7 @@ namespace cg = cooperative_groups;
 constexpr int TILE = 128;      // floats per stage, one per thread
 
 // out[block] = sum of the block's `tiles` tiles; two stages in flight.
-extern "C" __global__ void pipeline_sum(float* out, const float* in, int tiles) {
+__global__ void pipeline_sum(float* out, const float* in, int tiles) {
     __shared__ alignas(16) float buffer[2][TILE];
     __shared__ cuda::pipeline_shared_state<cuda::thread_scope_block, 2> state;
     auto block = cg::this_thread_block();
@@ -18,7 +19,8 @@ extern "C" __global__ void pipeline_sum(float* out, const float* in, int tiles) 
     for (int tile = 0, fetch = 0; tile < tiles; ++tile) {
         for (; fetch < tiles && fetch < tile + 2; ++fetch) {
             pipeline.producer_acquire();
-            cuda::memcpy_async(block, buffer[fetch % 2], mine + fetch * TILE, cuda::aligned_size_t<16>(TILE * sizeof(float)), pipeline);
+            cuda::memcpy_async(block, buffer[fetch % 2], mine + fetch * TILE,
+                               cuda::aligned_size_t<16>(TILE * sizeof(float)), pipeline);
             pipeline.producer_commit();
         }
         pipeline.consumer_wait();
@@ -29,7 +31,7 @@ extern "C" __global__ void pipeline_sum(float* out, const float* in, int tiles) 
 }
 
 // The same, each thread for itself: no block synchronisation needed.
-extern "C" __global__ void thread_pipeline_sum(float* out, const float* in, int tiles) {
+__global__ void thread_pipeline_sum(float* out, const float* in, int tiles) {
     __shared__ alignas(16) float buffer[2][TILE];
     auto pipeline = cuda::make_pipeline();
     const float* mine = in + size_t(blockIdx.x) * tiles * TILE + threadIdx.x;
@@ -47,7 +49,7 @@ extern "C" __global__ void thread_pipeline_sum(float* out, const float* in, int 
     atomicAdd(out + blockIdx.x, sum);
 }
 
-extern "C" __global__ void barrier_sum(float* out, const float* in, int tiles) {
+__global__ void barrier_sum(float* out, const float* in, int tiles) {
     __shared__ alignas(16) float buffer[TILE];
     __shared__ cuda::barrier<cuda::thread_scope_block> ready;
     auto block = cg::this_thread_block();
@@ -64,7 +66,7 @@ extern "C" __global__ void barrier_sum(float* out, const float* in, int tiles) {
     atomicAdd(out + blockIdx.x, sum);
 }
 
-extern "C" __global__ void groups_sum(float* out, const float* in, int tiles) {
+__global__ void groups_sum(float* out, const float* in, int tiles) {
     __shared__ alignas(16) float buffer[2][TILE];
     auto block = cg::this_thread_block();
     float sum = 0;
@@ -84,18 +86,20 @@ extern "C" __global__ void groups_sum(float* out, const float* in, int tiles) {
 }
 
 // Warps 0..1 produce, warps 2..3 consume, in roles given at run time.
-extern "C" __global__ void roles_sum(float* out, const float* in, int tiles) {
+__global__ void roles_sum(float* out, const float* in, int tiles) {
     __shared__ alignas(16) float buffer[2][TILE];
     __shared__ cuda::pipeline_shared_state<cuda::thread_scope_block, 2> state;
     auto block = cg::this_thread_block();
     const bool produces = threadIdx.x < TILE / 2;
-    auto pipeline = cuda::make_pipeline(block, &state, produces ? cuda::pipeline_role::producer : cuda::pipeline_role::consumer);
+    auto pipeline = cuda::make_pipeline(
+        block, &state, produces ? cuda::pipeline_role::producer : cuda::pipeline_role::consumer);
     const float* mine = in + size_t(blockIdx.x) * tiles * TILE;
     float sum = 0;
     for (int tile = 0; tile < tiles; ++tile) {
         if (produces) {
             pipeline.producer_acquire();
-            cuda::memcpy_async(&buffer[tile % 2][threadIdx.x * 2], mine + tile * TILE + threadIdx.x * 2, cuda::aligned_size_t<8>(8), pipeline);
+            cuda::memcpy_async(&buffer[tile % 2][threadIdx.x * 2], mine + tile * TILE + threadIdx.x * 2,
+                               cuda::aligned_size_t<8>(8), pipeline);
             pipeline.producer_commit();
         } else {
             pipeline.consumer_wait();

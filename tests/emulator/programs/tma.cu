@@ -1,4 +1,4 @@
-// Tensor memory access in CUDA C++: tiles loaded and stored with a swizzle, and a multicast over a cluster.  `main` runs the first.
+// Tensor memory access in CUDA C++: tiles loaded and stored with a swizzle, and a multicast over a cluster.
 #include <cooperative_groups.h>
 #include <cuda.h>
 #include <cuda/barrier>
@@ -10,8 +10,9 @@ namespace cde = cuda::device::experimental;
 using Barrier = cuda::barrier<cuda::thread_scope_block>;
 constexpr int ROWS = 32, COLUMNS = 64;       // a tile: 64 bf16 = 128 bytes per row
 
-// out = in + 1, tile by tile: loaded with a 128-byte swizzle, changed by ordinary code that knows it, stored back swizzled.
-extern "C" __global__ void add_one(const __grid_constant__ CUtensorMap in, const __grid_constant__ CUtensorMap out) {
+// out = in + its column in the tile: loaded with a 128-byte swizzle, changed by code that knows it, stored
+// back swizzled.
+__global__ void add_column(const __grid_constant__ CUtensorMap in, const __grid_constant__ CUtensorMap out) {
     __shared__ alignas(1024) __nv_bfloat16 tile[ROWS][COLUMNS];
     __shared__ Barrier ready;
     if (threadIdx.x == 0) {
@@ -30,7 +31,7 @@ extern "C" __global__ void add_one(const __grid_constant__ CUtensorMap in, const
     ready.wait(std::move(token));
     for (int i = threadIdx.x; i < ROWS * COLUMNS; i += blockDim.x) {
         const int row = i / COLUMNS, column = i % COLUMNS;
-        const int place = ((column / 8) ^ (row % 8)) * 8 + column % 8;      // the swizzle: 16-byte chunk XOR row
+        const int place = ((column / 8) ^ (row % 8)) * 8 + column % 8;  // the swizzle: 16-byte chunk XOR row
         tile[row][place] = __hadd(tile[row][place], __float2bfloat16(float(column)));
     }
     cde::fence_proxy_async_shared_cta();
@@ -42,8 +43,9 @@ extern "C" __global__ void add_one(const __grid_constant__ CUtensorMap in, const
     }
 }
 
-// Block 0 of each cluster loads 1 KiB for all its blocks at once; every block adds its rank and stores in bulk.
-extern "C" __global__ void __cluster_dims__(4, 1, 1) multicast(int* out, const int* in) {
+// Block 0 of each cluster loads 1 KiB for all its blocks at once; every block adds its rank and stores in
+// bulk.
+__global__ void __cluster_dims__(4, 1, 1) multicast(int* out, const int* in) {
     __shared__ alignas(128) int tile[256];
     __shared__ alignas(8) uint64_t ready;
     auto cluster = cooperative_groups::this_cluster();
@@ -51,11 +53,13 @@ extern "C" __global__ void __cluster_dims__(4, 1, 1) multicast(int* out, const i
     if (threadIdx.x == 0) {
         ptx::mbarrier_init(&ready, 1);
         ptx::fence_mbarrier_init(ptx::sem_release, ptx::scope_cluster);
-        ptx::mbarrier_arrive_expect_tx(ptx::sem_release, ptx::scope_cta, ptx::space_shared, &ready, sizeof tile);
+        ptx::mbarrier_arrive_expect_tx(ptx::sem_release, ptx::scope_cta, ptx::space_shared, &ready,
+                                       sizeof tile);
     }
     cluster.sync();
     if (rank == 0 && threadIdx.x == 0)
-        ptx::cp_async_bulk(ptx::space_cluster, ptx::space_global, tile, in + blockIdx.x / 4 * 256, sizeof tile, &ready, uint16_t(0xf));
+        ptx::cp_async_bulk(ptx::space_cluster, ptx::space_global, tile, in + blockIdx.x / 4 * 256,
+                           sizeof tile, &ready, uint16_t(0xf));
     while (!ptx::mbarrier_try_wait_parity(&ready, 0)) {}
     for (int i = threadIdx.x; i < 256; i += blockDim.x) tile[i] += rank;
     ptx::fence_proxy_async(ptx::space_shared);
@@ -66,38 +70,4 @@ extern "C" __global__ void __cluster_dims__(4, 1, 1) multicast(int* out, const i
         ptx::cp_async_bulk_wait_group_read(ptx::n32_t<0>());
     }
     cluster.sync();
-}
-
-// A whole program: the encoder comes from the driver, through the runtime's entry point query.
-#include <cstdio>
-#include <vector>
-#include <cudaTypedefs.h>
-
-static CUtensorMap make_map(void* address, int rows, int columns) {
-    void* encode = nullptr;
-    cudaDriverEntryPointQueryResult found;
-    cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &encode, 12000, cudaEnableDefault, &found);
-    CUtensorMap map{};
-    const cuuint64_t sizes[] = {cuuint64_t(columns), cuuint64_t(rows)}, strides[] = {columns * sizeof(__nv_bfloat16)};
-    const cuuint32_t box[] = {COLUMNS, ROWS}, steps[] = {1, 1};
-    const CUresult result = reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(encode)(
-        &map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, address, sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-        CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_NONE, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-    if (result != CUDA_SUCCESS) printf("encode: %d\n", result);
-    return map;
-}
-
-int main() {
-    const int rows = 70, columns = 160;
-    std::vector<__nv_bfloat16> host(rows * columns, __float2bfloat16(3.0f)), back(rows * columns);
-    __nv_bfloat16 *in, *out;
-    cudaMalloc(&in, host.size() * 2);
-    cudaMalloc(&out, host.size() * 2);
-    cudaMemcpy(in, host.data(), host.size() * 2, cudaMemcpyHostToDevice);
-    add_one<<<dim3((columns + COLUMNS - 1) / COLUMNS, (rows + ROWS - 1) / ROWS), 128>>>(make_map(in, rows, columns), make_map(out, rows, columns));
-    const cudaError_t error = cudaMemcpy(back.data(), out, host.size() * 2, cudaMemcpyDeviceToHost);
-    int wrong = 0;
-    for (int i = 0; i < rows * columns; ++i) wrong += __bfloat162float(back[i]) != 3.0f + float(i % columns % COLUMNS);
-    printf("%s, %d wrong\n", cudaGetErrorString(error), wrong);
-    return wrong != 0 || error != cudaSuccess;
 }

@@ -299,8 +299,8 @@ def _move(
     if load:
         call = f"{cpp} r[{len(parts)}]; wmma_load(t, w, p, {step}, r, READ{space}, {e.site()});"
         return f"{{ {place} {call} {unpacked(e, parts, 'r', type)} }}"
-    values = f"const {cpp} r[{len(parts)}] = {packed(e, parts, type)};"
-    return f"{{ {place} {values} wmma_store(t, w, p, {step}, r, WRITE{space}, {e.site()}); }}"
+    array = f"const {cpp} r[{len(parts)}] = {packed(e, parts, type)};"
+    return f"{{ {place} {array} wmma_store(t, w, p, {step}, r, WRITE{space}, {e.site()}); }}"
 
 
 @instruction(
