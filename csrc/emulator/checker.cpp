@@ -185,7 +185,9 @@ void access(Thread& t, const void* pointer, uint32_t bytes, uint32_t what, uint3
     if (!locate(t, address, bytes, what, site, place)) return;
     if (b->check) {
         const bool orders = !(what & UNORDERED);
-        if (orders && (what & (STRONG | ACQUIRE) || (what & KIND) == ATOMIC)) import(t, address, what & SCOPE_BLOCK);
+        if (orders && (what & (STRONG | ACQUIRE) || (what & KIND) == ATOMIC)) {
+            import(t, address, what & SCOPE_BLOCK);
+        }
         const bool systems_own = place.window && place.offset - b->system.begin < b->system.bytes;
         if (!systems_own) check_access(t, place, address, bytes, what, site);
         if (orders && (what & KIND) != READ && (what & (STRONG | RELEASE) || (what & KIND) == ATOMIC)) {

@@ -1,4 +1,5 @@
-// What a translated module says of itself: its kernels, variables and, for every PTX instruction, where it came from.
+// What a translated module says of itself: its kernels, variables and, for every PTX instruction, where it
+// came from.
 // Written by the translator (cuda/nn/emulator/translate), read by the runtime.  Plain data, no constructors.
 #pragma once
 #include <cstddef>
@@ -10,12 +11,15 @@ constexpr uint32_t DESCRIPTOR_VERSION = 1;     // raised with every change of th
 
 struct Thread;
 
-// Every kernel and every device function has this shape: parameters in one buffer, the result written to another.
+// Every kernel and every device function has this shape: parameters in one buffer, the result written to
+// another.
 using Body = void (*)(Thread& thread, const char* parameters, char* result);
 
 enum class Space : uint32_t { generic, global, shared, local, constant, parameter };
 
-enum class FlopKind : uint32_t { none, f16, bf16, f32, f64, tensor_f16, tensor_bf16, tensor_tf32, tensor_f8, tensor_int8, tensor_f64 };
+enum class FlopKind : uint32_t {
+    none, f16, bf16, f32, f64, tensor_f16, tensor_bf16, tensor_tf32, tensor_f8, tensor_int8, tensor_f64
+};
 
 struct Site {                    // one PTX instruction; its number is its index in ModuleDescriptor::sites
     uint32_t file;               // index into files
@@ -24,7 +28,8 @@ struct Site {                    // one PTX instruction; its number is its index
     uint32_t basic_block;        // which counter of Thread::executions counts it
     const char* opcode;          // as spelled, e.g. "ld.global.v4.f32"
     FlopKind flop_kind;
-    uint32_t flops;              // per thread and execution; a tensor instruction's work is divided among its threads
+    // per thread and execution; a tensor instruction's work is divided among its threads
+    uint32_t flops;
 };
 
 struct Variable {                // shared: offset from the block's window.  global and constant: address.
@@ -42,17 +47,21 @@ struct KernelDescriptor {
     const uint32_t* parameter_sizes;
     uint32_t parameter_bytes;            // of the whole buffer
     uint32_t static_shared;              // bytes declared, what the hardware's limit counts
-    uint32_t dynamic_shared_offset;      // where dynamic shared memory begins: after the statics and their red zones
+    // where dynamic shared memory begins: after the statics and their red zones
+    uint32_t dynamic_shared_offset;
     const Variable* shared;              // static shared variables, by offset
     uint32_t shared_count;
-    uint32_t local_bytes;                // of the kernel and of the deepest known chain of calls; sizes the stack
+    // of the kernel and of the deepest known chain of calls; sizes the stack
+    uint32_t local_bytes;
     uint32_t max_threads[3];             // .maxntid, 0 where not given
     uint32_t required_threads[3];        // .reqntid
     uint32_t cluster[3];                 // .reqnctapercluster, 0 where not given
-    uint32_t basic_blocks;               // counters of Thread::executions that the module's code uses (whole module)
+    // counters of Thread::executions that the module's code uses (whole module)
+    uint32_t basic_blocks;
 };
 
-struct ModuleDescriptor {                // exported by a translated module as `extern "C" const emu::ModuleDescriptor emu_module`
+// exported by a translated module as `extern "C" const emu::ModuleDescriptor emu_module`
+struct ModuleDescriptor {
     uint32_t version;                    // DESCRIPTOR_VERSION
     uint32_t hooks;                      // 1: compiled with EMU_HOOKS, every access is announced
     const char* target;                  // ".target" of the PTX, e.g. "sm_80"

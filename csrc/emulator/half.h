@@ -1,8 +1,8 @@
 // Instructions on f16 and bf16, one or a pair in a register.  Part of scalar.h.
 //
-// F is the format, F16 or BF16.  Values are widened to float: rounding a sum or a product of two halves to float
-// and then to half equals rounding it once, as 24 >= 2 * 11 + 2 bits.  That does not hold for fma: its exact
-// result goes through a double rounded to odd, which loses nothing that the second rounding needs.
+// F is the format, F16 or BF16.  Values are widened to float: rounding a sum or a product of two halves to
+// float and then to half equals rounding it once, as 24 >= 2 * 11 + 2 bits.  That does not hold for fma: its
+// exact result goes through a double rounded to odd, which loses nothing that the second rounding needs.
 #pragma once
 #include <cmath>
 #include <cstdint>

@@ -19,9 +19,9 @@ constexpr size_t K = size_t{1} << 10, M = size_t{1} << 20, G = size_t{1} << 30;
 constexpr int INVALID_VALUE = 1, INVALID_CONFIGURATION = 9, COOPERATIVE_TOO_LARGE = 720,
               INVALID_CLUSTER_SIZE = 912;
 
-// Fields as in Profile: name and part; then multiprocessors: their number, threads, blocks, shared memory of each and of a
-// block with opt-in, reserved, granularity; then memory: L2, its persisting part, size, bus bits, kHz; then clock, fp32 per
-// fp64, copy engines, clusters.
+// Fields as in Profile: name and part; then multiprocessors: their number, threads, blocks, shared memory of
+// each and of a block with opt-in, reserved, granularity; then memory: L2, its persisting part, size, bus
+// bits, kHz; then clock, fp32 per fp64, copy engines, clusters.
 const Profile PROFILES[] = {
     {"sm_75", "Tesla T4", 7, 5,
      40, 1024, 16, 64 * K, 64 * K, 0, 256,

@@ -7,8 +7,10 @@
 namespace emu {
 
 struct Report {
-    std::string kind;            // race out_of_bounds misaligned uninitialized divergence deadlock collective async host_pointer
-                                 // use_after_free leak step_budget trap assert stack_overflow invalid_launch unsynchronized ...
+    // race out_of_bounds misaligned uninitialized divergence deadlock collective async host_pointer
+    std::string kind;
+                                 // use_after_free leak step_budget trap assert stack_overflow invalid_launch
+                                 // unsynchronized ...
     std::string message;         // what happened, addresses in terms of variables
     std::string fix;             // one sentence: the usual fix
     std::string kernel;          // mangled
@@ -21,8 +23,10 @@ struct Report {
 };
 
 void report(Report);                                          // thread-safe
-Report finding(const Thread&, const char* kind, uint32_t site, std::string message, std::string fix);     // filled from the thread
-std::string describe_address(const Launch&, const Block*, const void* address);    // "tile[12] (byte 48 of 1024, shared)", "byte 516 of the 512 bytes of argument 1 (out)"
+// filled from the thread
+Report finding(const Thread&, const char* kind, uint32_t site, std::string message, std::string fix);
+// "tile[12] (byte 48 of 1024, shared)", "byte 516 of the 512 bytes of argument 1 (out)"
+std::string describe_address(const Launch&, const Block*, const void* address);
 std::string format(const char* pattern, ...) __attribute__((format(printf, 1, 2)));
 
 std::string reports_json();                                   // see api.h

@@ -183,7 +183,8 @@ inline bool watched(const Thread& t) { return t.launch->hooks && (t.launch->chec
 // launch.cpp: runs to completion.  0 or a CudaError; reports say why.  The caller has called check_launch()
 // (profiles.h).
 int launch(const LaunchRequest&);
-bool admit_next(Execution&);      // the next cluster joins the resident ones; false: there is none, or no room
+// the next cluster joins the resident ones; false: there is none, or no room
+bool admit_next(Execution&);
 // module.cpp
 LoadedModule* load_module(const char* path, std::string* why);
 void unload_module(LoadedModule*);

@@ -76,7 +76,8 @@ struct BlockWatch {
     uintptr_t shared = 0;    // base of the cluster's windows
     uintptr_t own_window = 0;
     uint32_t windows_bytes = 0;    // of the whole cluster
-    Extent system{};              // in its window: the system's own shared memory, in which no races are looked for
+    // in its window: the system's own shared memory, in which no races are looked for
+    Extent system{};
     SharedShadow shadow;
     std::vector<ThreadWatch> threads;
     BarrierWatch barriers[BARRIERS];

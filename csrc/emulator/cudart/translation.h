@@ -3,9 +3,11 @@
 //
 //   <command> --fatbin FILE --arch sm_80 --mode check       prints the path of the translated module
 //
-// Status 0: done.  3: no PTX in it that this device could run.  Anything else: its messages, on stderr, say why.
+// Status 0: done.  3: no PTX in it that this device could run.  Anything else: its messages, on stderr, say
+// why.
 // CUDA_NN_EMULATOR_TRANSLATE  the command, quoted as for a shell; default "python3 -m cuda.nn.emulator.build"
-// CUDA_NN_EMULATOR_CACHE      a folder of this translator's version: there the answer is kept for the next process
+// CUDA_NN_EMULATOR_CACHE      a folder of this translator's version: there the answer is kept for the next
+// process
 #pragma once
 #include <cuda_runtime_api.h>
 

@@ -19,6 +19,7 @@ from cuda.nn.emulator.native import Library
 POINTER = 8  # bytes of a pointer parameter
 ALIGNMENT = 16  # of a parameter, at most
 SUGGESTED = {1: ("int8", "int8"), 2: ("int16", "float16"), 4: ("int32", "float32"), 8: ("int64", "float64")}
+BY_VALUE = (np.generic, bytes, bytearray, ctypes.Structure, ctypes.Union, ctypes.Array)
 ADDRESS = struct.Struct("<Q")
 Seen = tuple[int, np.ndarray, int, int, int]  # argument, array, its first byte, past its last, device address
 
@@ -83,7 +84,7 @@ class Arguments:
     def _send_array(self, index: int, array: np.ndarray, seen: list[Seen]) -> int:
         """The device address of the array's copy; the same array given twice is one copy."""
         flags, size = array.flags, array.nbytes
-        host: int = array.__array_interface__["data"][0]  # a third of the time of array.ctypes.data
+        host = _address(array)
         begin, end = (host, host + size) if flags.c_contiguous else byte_bounds(array)
         for before, other, low, high, device in seen:
             if other is array:
@@ -100,7 +101,7 @@ class Arguments:
             contiguous = array
             if not flags.c_contiguous:
                 contiguous = np.ascontiguousarray(array)
-                host = contiguous.__array_interface__["data"][0]
+                host = _address(contiguous)
             self._library.copy(device, host, size)
             if flags.writeable:
                 self._results.append((array, contiguous, host, device))
@@ -139,11 +140,12 @@ class Arguments:
 
     def _bytes(self, index: int, size: int, value: Any) -> bytes:
         """A scalar's or structure's bytes."""
-        where, kind = f"argument {index} of {self._kernel.name}", type(value).__name__
-        if isinstance(value, np.generic | bytes | bytearray | ctypes.Structure | ctypes.Union | ctypes.Array):
+        if isinstance(value, BY_VALUE):
             data = value.tobytes() if isinstance(value, np.generic) else bytes(value)
             if len(data) == size:
                 return data
+        where, kind = f"argument {index} of {self._kernel.name}", type(value).__name__
+        if isinstance(value, BY_VALUE):
             raise EmulatorError(
                 f"{where}: {kind} has {len(data)} bytes, the kernel takes {size}; give {_example(size)}"
             )
@@ -154,6 +156,15 @@ class Arguments:
                 f"{size} bytes"
             )
         raise EmulatorError(f"{where}: {kind} cannot be passed; give a NumPy array, or {_example(size)}")
+
+
+def _address(array: np.ndarray) -> int:
+    """Of the first element.  The buffer protocol is four times as fast as NumPy's interface, and knows less."""
+    try:
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))
+    except (TypeError, ValueError, BufferError):  # read-only, empty, not contiguous, or a type beyond C's
+        address: int = array.__array_interface__["data"][0]
+        return address
 
 
 def _example(size: int) -> str:

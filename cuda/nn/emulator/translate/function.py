@@ -27,6 +27,7 @@ from .names import (
     natural_alignment,
     scalar_bytes,
 )
+from .products import merge_products
 from .sites import Site, SourceLines
 from .table import Unsupported, find
 
@@ -248,7 +249,7 @@ class FunctionTranslator:
         if "frame" in usage.flags and self._collector.frame_bytes:
             head.append(f"alignas(16) char frame[{self._collector.frame_bytes}];")
             head.append(f"EMU_FRAME(t, frame, {self._collector.frame_bytes});")
-        return [*head, *self._text, "}"]
+        return [*head, *merge_products(self._text), "}"]
 
 
 def translate_instruction(e: Emitter, instruction: Instruction) -> str:

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 
-from ...ptx.syntax import Operand
+from ...ptx.syntax import Name, Operand
 from ..emitter import Emitter
+from ..products import product_code
 from ..table import Unsupported, instruction
 
 BITS = {
@@ -163,9 +164,18 @@ def _multiply(e: Emitter, shape: str, product: Product, operands: Sequence[Opera
     )
     count_work(e, product.a, rows * columns * depth)
     names = product.elements.split(", ")
-    shape = f"static const MmaShape s = {{{rows}, {depth}, {', '.join((*names[:2], *names[3:]))}}};"
-    fields = ", ".join(("&s", packed(e, a), packed(e, b), packed(e, c)))
-    return f"{{ {shape} Mma m = {{{fields}}}; mma(t, m, {e.site()}); {unpacked(e, d, 'm.c')} }}"
+    return product_code(
+        ", ".join((str(rows), str(depth), *names[:2], *names[3:])),
+        ", ".join(packed(e, part) for part in (a, b, c)),
+        [e.assign(register, "b32", f"{{m}}.c[{index}]") for index, register in enumerate(d)],
+        e.site(),
+        [name for part in (a, b, c) for name in _registers_of(e, part)],
+        _registers_of(e, d),
+    )
+
+
+def _registers_of(e: Emitter, operands: Sequence[Operand]) -> list[str]:
+    return [e.register(operand).cpp for operand in operands if isinstance(operand, Name)]
 
 
 @instruction("mma", "sync aligned shape:m16n8k8|m16n8k16 row col d:f16|f32 a:f16 b:f16 c:f16|f32")
