@@ -41,10 +41,11 @@ std::string signal_text(int signal) {
 
 std::string place_text(const Fiber& f, const void* address) {
     if (reinterpret_cast<uintptr_t>(address) < NULL_RANGE) {
-        return format("a null pointer (address %p)", address);
+        return format("a null pointer (address 0x%zx)", reinterpret_cast<size_t>(address));
     }
     const std::string known = describe_address(*f.launch, f.block, address);
-    return known.empty() ? format("address %p", address) : format("%s (address %p)", known.c_str(), address);
+    if (known.empty() || known.rfind("address ", 0) == 0) return format("address %p", address);
+    return format("%s (address %p)", known.c_str(), address);
 }
 
 const char* advice(const Fiber& f) {

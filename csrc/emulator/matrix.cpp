@@ -63,19 +63,19 @@ void transpose_matrix(uint32_t, Thread* const*, void* const* arguments, uint32_t
 
 struct Tiles { TileA a; TileB b; TileC c; };
 
-// visit(g, t, arguments) for all lanes 4g + t; unrolled so that places within a tile cost no arithmetic.
-template <class Visit> inline void each_lane(void* const* arguments, Visit visit) {
+// visit(g, t, product) for all lanes 4g + t; unrolled so that places within a tile cost no arithmetic.
+template <class Visit> inline void each_lane(Mma* const* products, Visit visit) {
     for (uint32_t g = 0; g < 8; ++g) {
-        visit(g, 0, of<Mma>(arguments, 4 * g));
-        visit(g, 1, of<Mma>(arguments, 4 * g + 1));
-        visit(g, 2, of<Mma>(arguments, 4 * g + 2));
-        visit(g, 3, of<Mma>(arguments, 4 * g + 3));
+        visit(g, 0, *products[4 * g]);
+        visit(g, 1, *products[4 * g + 1]);
+        visit(g, 2, *products[4 * g + 2]);
+        visit(g, 3, *products[4 * g + 3]);
     }
 }
 
 template <uint32_t HALVES, uint32_t STEPS>      // 8 rows of A each; B registers, each a step of 4 depth words
-void gather(Tiles& tiles, void* const* arguments) {
-    each_lane(arguments, [&](uint32_t g, uint32_t t, const Mma& m) {
+void gather(Tiles& tiles, Mma* const* products) {
+    each_lane(products, [&](uint32_t g, uint32_t t, const Mma& m) {
         for (uint32_t r = 0; r < STEPS * HALVES; ++r)
             tiles.a.words[r / HALVES * 4 + t][g + r % HALVES * 8] = m.a[r];
         for (uint32_t r = 0; r < STEPS; ++r) tiles.b.words[r * 4 + t][g] = m.b[r];
@@ -89,13 +89,13 @@ uint32_t to_f16_pair(const float* two) {
     return float_to_f16(two[0]) | static_cast<uint32_t>(float_to_f16(two[1])) << 16;
 }
 
-void begin_sums(TileC& c, void* const* arguments, MmaType kind) {
+void begin_sums(TileC& c, Mma* const* products, MmaType kind) {
     if (kind == MmaType::f32) {
-        each_lane(arguments, [&](uint32_t g, uint32_t t, const Mma& m) {
+        each_lane(products, [&](uint32_t g, uint32_t t, const Mma& m) {
             for (uint32_t h = 0; h < 2; ++h) std::memcpy(&c.values[g + 8 * h][2 * t], m.c + 2 * h, 8);
         });
     } else if (kind == MmaType::f16) {
-        each_lane(arguments, [&](uint32_t g, uint32_t t, const Mma& m) {
+        each_lane(products, [&](uint32_t g, uint32_t t, const Mma& m) {
             for (uint32_t i = 0; i < 4; ++i)
                 c.values[g + i / 2 * 8][2 * t + i % 2] = from_f16_pair(m.c[i / 2], i % 2);
         });
@@ -104,42 +104,49 @@ void begin_sums(TileC& c, void* const* arguments, MmaType kind) {
     }
 }
 
-void finish_sums(const TileC& c, void* const* arguments, const MmaShape& shape) {
+void finish_sums(const TileC& c, Mma* const* products, const MmaShape& shape) {
     if (shape.sum == MmaType::f32) {
-        each_lane(arguments, [&](uint32_t g, uint32_t t, Mma& m) {
+        each_lane(products, [&](uint32_t g, uint32_t t, Mma& m) {
             for (uint32_t h = 0; h < 2; ++h) std::memcpy(m.c + 2 * h, &c.values[g + 8 * h][2 * t], 8);
         });
     } else if (shape.sum == MmaType::f16) {
-        each_lane(arguments, [&](uint32_t g, uint32_t t, Mma& m) {
+        each_lane(products, [&](uint32_t g, uint32_t t, Mma& m) {
             for (uint32_t h = 0; h < 2; ++h) m.c[h] = to_f16_pair(&c.values[g + 8 * h][2 * t]);
         });
     } else {
-        each_lane(arguments, [&](uint32_t g, uint32_t t, Mma& m) {
+        each_lane(products, [&](uint32_t g, uint32_t t, Mma& m) {
             for (uint32_t i = 0; i < shape.m / 4u; ++i)
                 m.c[i] = add_integer(m.c[i], c.values[g + i / 2 * 8][2 * t + i % 2], shape.saturate);
         });
     }
 }
 
-void mma_words(uint32_t, Thread* const*, void* const* arguments, uint32_t) {
-    const MmaShape shape = *of<Mma>(arguments, 0).shape;
+void multiply(Tiles& tiles, Mma* const* products, const MmaShape& shape) {
     const uint32_t words = shape.k * element_bits(shape.a) / 32;      // of depth: 4 or 8
-    Tiles tiles;
-    if (shape.m < TILE_ROWS) {
-        std::memset(&tiles.a.words, 0, sizeof tiles.a.words);         // the lower half is not there
-        gather<1, 1>(tiles, arguments);
-    } else {
-        words == 4 ? gather<2, 1>(tiles, arguments) : gather<2, 2>(tiles, arguments);
-    }
+    if (shape.m < TILE_ROWS) gather<1, 1>(tiles, products);
+    else if (words == 4) gather<2, 1>(tiles, products);
+    else gather<2, 2>(tiles, products);
     if (is_bits(shape.a)) {
         multiply_bits(tiles.c, tiles.a, tiles.b, words, shape.a == MmaType::b1_xor);
     } else {
-        begin_sums(tiles.c, arguments, shape.sum);
+        begin_sums(tiles.c, products, shape.sum);
         widen(tiles.a, shape.a, words);
         widen(tiles.b, shape.b, words);
         multiply_add(tiles.c, tiles.a, tiles.b, shape.k);
     }
-    finish_sums(tiles.c, arguments, shape);
+    finish_sums(tiles.c, products, shape);
+}
+
+void mma_words(uint32_t, Thread* const*, void* const* arguments, uint32_t) {
+    Mma* products[WARP];
+    for (uint32_t lane = 0; lane < WARP; ++lane) products[lane] = static_cast<Mma*>(arguments[lane]);
+    const MmaShape shape = *products[0]->shape;
+    Tiles tiles;
+    if (shape.m < TILE_ROWS) std::memset(&tiles.a.words, 0, sizeof tiles.a.words);     // the lower half is not there
+    for (uint32_t i = 0; i < shape.count; ++i) {
+        multiply(tiles, products, shape);
+        for (Mma*& product : products) ++product;
+    }
 }
 
 // f64: the same layout with one element per register.

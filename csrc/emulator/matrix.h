@@ -3,7 +3,7 @@
 //
 // All are collectives: every lane brings its registers in a struct on its own stack, the last one to arrive
 // works for all.  Registers are bits (uint32_t, low element first) whatever their type; f64 are doubles.
-//     static const MmaShape shape = {16, 16, MmaType::bf16, MmaType::bf16, MmaType::f32, false};
+//     static const MmaShape shape = {16, 16, MmaType::bf16, MmaType::bf16, MmaType::f32, false, 1};
 //     Mma m = {&shape, {a0, a1, a2, a3}, {b0, b1}, {c0, c1, c2, c3}};
 //     mma(t, m, site);                             // now m.c is D
 // Rounding: products are exact, sums of f16, bf16, tf32 and 8-bit floats are float, one addition after the
@@ -35,6 +35,7 @@ struct MmaShape {                // n is always 8
     uint16_t m, k;
     MmaType a, b, sum;           // sum: of C and D
     bool saturate;               // .satfinite: an integer result stops at the ends of its range
+    uint16_t count;              // products that are done together: the argument of mma() is the first of so many
 };
 struct Mma {                     // less than a cache line, as 32 lanes' are walked through three times
     const MmaShape* shape;

@@ -12,6 +12,7 @@ Examples:
 
 import argparse
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -25,6 +26,11 @@ from nn.cli.words import Words, refused
 
 UNSEEN = "the program left no report: it never loaded the CUDA runtime, or it was killed"
 RELINK = "A library with the runtime linked statically must be linked again, with nvcc -cudart shared"
+RELINK = (
+    "If it launches kernels, then from a library that has the runtime linked statically, which must be linked "
+    "again with nvcc -cudart shared"
+)
+SIGNALLED = 128  # a status above: the signal that ended the program
 OPTIONS = {"schedule": str, "seed": int, "steps": int, "fail_malloc": int, "fail_launch": int}
 
 
@@ -63,17 +69,17 @@ def _parser() -> argparse.ArgumentParser:
         help="device to be: sm_75, sm_80, sm_86, sm_89 or sm_90 (default sm_80)",
     )
     parser.add_argument("--schedule", choices=SCHEDULES, help="order in which threads and blocks run")
-    parser.add_argument("--seed", type=int, metavar="N", help="of the random schedule")
+    parser.add_argument("--seed", type=_number, metavar="N", help="of the random schedule")
     parser.add_argument(
-        "--steps", type=int, metavar="N", help="loop iterations and calls after which a launch is stopped"
+        "--steps", type=_number, metavar="N", help="loop iterations and calls after which a launch is stopped"
     )
     parser.add_argument(
         "--defer",
         action="store_true",
         help="do asynchronous work as late as allowed: finds missing synchronisation",
     )
-    parser.add_argument("--fail-malloc", type=int, metavar="N", help="let the N-th allocation fail")
-    parser.add_argument("--fail-launch", type=int, metavar="N", help="let the N-th launch fail")
+    parser.add_argument("--fail-malloc", type=_number, metavar="N", help="let the N-th allocation fail")
+    parser.add_argument("--fail-launch", type=_number, metavar="N", help="let the N-th launch fail")
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write findings, counters and statistics there"
     )
@@ -84,6 +90,23 @@ def _parser() -> argparse.ArgumentParser:
         "command", metavar="program args...", nargs=argparse.REMAINDER, help="the program and its arguments"
     )
     return parser
+
+
+def _number(word: str) -> int:
+    """A number from 0."""
+    if not word.isdecimal():
+        raise argparse.ArgumentTypeError(f"{word!r} is not a number from 0")
+    return int(word)
+
+
+def _end(status: int) -> str:
+    """How a program ended that did not run its own exit."""
+    if status <= SIGNALLED:
+        return f"ended at once (status {status})"
+    try:
+        return f"was ended by {signal.Signals(status - SIGNALLED).name}"
+    except ValueError:
+        return f"ended at once (status {status})"
 
 
 def _document(result: emulate.Result) -> dict[str, object]:

@@ -20,7 +20,10 @@ std::recursive_mutex& runtime_lock() {
 }
 
 CallScope::CallScope(const char* name) : guard_(runtime_lock()), outer_(current_call) { current_call = name; }
-CallScope::~CallScope() { current_call = outer_; }
+CallScope::~CallScope() {
+    current_call = outer_;
+    if (!*outer_) keep_findings();
+}
 const char* CallScope::current() { return current_call; }
 
 CallbackScope::CallbackScope() { ++callbacks; }

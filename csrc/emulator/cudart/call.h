@@ -29,6 +29,9 @@ private:
     const char* outer_;
 };
 
+// As a call ends: new findings go to the report's file, for a program that will be killed (exit.cpp).
+void keep_findings();
+
 class CallbackScope {     // while a host function runs in a stream: it may not use the runtime
 public:
     CallbackScope();

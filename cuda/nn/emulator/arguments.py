@@ -158,11 +158,12 @@ class Arguments:
         raise EmulatorError(f"{where}: {kind} cannot be passed; give a NumPy array, or {_example(size)}")
 
 
-def _address(array: np.ndarray) -> int:
-    """Of the first element.  The buffer protocol is four times as fast as NumPy's interface, and knows less."""
+def _address(array: Any) -> int:
+    """Of the first element.  The buffer protocol takes a quarter of the time of NumPy's interface, but
+    refuses arrays that are read-only, empty, not contiguous, or of a type that C does not have."""
     try:
         return ctypes.addressof(ctypes.c_char.from_buffer(array))
-    except (TypeError, ValueError, BufferError):  # read-only, empty, not contiguous, or a type beyond C's
+    except (TypeError, ValueError, BufferError):
         address: int = array.__array_interface__["data"][0]
         return address
 

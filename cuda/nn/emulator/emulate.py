@@ -39,7 +39,8 @@ class Result:
     reports: list[Report] = field(default_factory=list)
     counters: dict[str, Any] = field(default_factory=dict)
     statistics: dict[str, Any] = field(default_factory=dict)
-    seen: bool = False  # the program loaded the stand-in runtime and ended in an orderly way
+    seen: bool = False  # the program loaded the stand-in runtime
+    finished: bool = True  # False: it was killed or aborted; reports are those until its last CUDA call
 
 
 def run(
@@ -144,4 +145,5 @@ def _result(status: int, folder: str) -> Result:
     reports = report.merge(report.from_json(one) for part in found for one in part.get("reports", ()))
     counters = {name: value for part in found for name, value in part.get("counters", {}).items()}
     statistics: dict[str, Any] = next((part["statistics"] for part in found if part.get("statistics")), {})
-    return Result(status, reports, counters, statistics, bool(found))
+    finished = not any(part.get("unfinished") for part in found)
+    return Result(status, reports, counters, statistics, bool(found), finished)

@@ -73,6 +73,10 @@ __global__ void wide_shuffles_ok(int* out, int*, const int* in) {
 }
 __global__ void shuffle_in_branch_bad(int* out, int*, const int* in) {
     if (threadIdx.x < 16) out[threadIdx.x] = __shfl_sync(~0u, in[threadIdx.x], 0);    // [shuffle in branch]
+    __syncthreads();                                                              // [barrier behind it]
+}
+__global__ void shuffle_past_exited_ok(int* out, int*, const int* in) {    // a mask may name lanes that have exited
+    if (threadIdx.x < 16) out[threadIdx.x] = __shfl_sync(~0u, in[threadIdx.x], 0);
 }
 __global__ void own_lane_missing_bad(int* out, int*, const int* in) {
     out[threadIdx.x] = __shfl_sync(0xfffffffeu, in[threadIdx.x], 1);                  // [own lane missing]
@@ -144,14 +148,14 @@ __global__ void drop_ok(int* out, int*, const int* in) {
 }
 __global__ void uninitialised_barrier_bad(int* out, int*, const int*) {
     __shared__ Barrier barrier;
-    barrier.arrive_and_wait();                                                    // no line of ours: in <cuda/barrier>
+    barrier.arrive_and_wait();                                                    // [uninitialised barrier]
     out[threadIdx.x] = 1;
 }
 
 // ---- cuda::pipeline, memcpy_async
 template <bool waits> __device__ void staged(int* out, const int* in) {
     __shared__ cuda::pipeline_shared_state<cuda::thread_scope_block, 2> state;
-    __shared__ int tiles[2][64];
+    __shared__ alignas(16) int tiles[2][64];
     auto block = cg::this_thread_block();
     auto pipe = cuda::make_pipeline(block, &state);
     for (int i = 0; i < 2; ++i) {

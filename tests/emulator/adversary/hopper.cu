@@ -104,7 +104,7 @@ template <int bytes, bool waits> __device__ void bulk_in(int* out, const int* in
         ptx::cp_async_bulk(ptx::space_cluster, ptx::space_global, tile, in, 256, cuda::device::barrier_native_handle(barrier));    // [bulk in]
         token = cuda::device::barrier_arrive_tx(barrier, 1, bytes);
     } else token = barrier.arrive();
-    if (waits) barrier.wait(std::move(token));
+    if (waits) barrier.wait(std::move(token));                                    // [bulk in waits]
     out[threadIdx.x] = tile[63 - threadIdx.x];                                    // [bulk in read]
     if (!waits) barrier.wait(std::move(token));
 }

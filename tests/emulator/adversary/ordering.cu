@@ -70,20 +70,77 @@ __global__ void early_fence_bad(int* out, int* zero, const int* in) {
 }
 
 // ---- three blocks pass a value on: knowledge is transitive
-template <bool middle> __device__ void chain(int* out, int* zero, const int* in) {
+__global__ void chain_ok(int* out, int* zero, const int* in) {
     if (threadIdx.x) return;
     if (blockIdx.x == 0) {
-        zero[64] = in[7];                                                         // [chain write]
+        zero[64] = in[7];
         DeviceRef(zero[0]).store(1, cuda::memory_order_release);
     } else if (blockIdx.x == 1) {
-        while (DeviceRef(zero[0]).load(middle ? cuda::memory_order_acquire : cuda::memory_order_relaxed) == 0) {}
+        while (DeviceRef(zero[0]).load(cuda::memory_order_acquire) == 0) {}
         DeviceRef(zero[32]).store(1, cuda::memory_order_release);
     } else {
         while (DeviceRef(zero[32]).load(cuda::memory_order_acquire) == 0) {}
-        out[0] = zero[64];                                                        // [chain read]
+        out[0] = zero[64];
     }
 }
-__global__ void chain_ok(int* out, int* zero, const int* in) { chain<true>(out, zero, in); }
+
+// Two scopes: between blocks by the device's, then within the block by the block's.
+__global__ void two_scopes_ok(int* out, int* zero, const int* in) {
+    if (blockIdx.x == 0) {
+        if (threadIdx.x) return;
+        zero[64] = in[7];
+        DeviceRef(zero[0]).store(1, cuda::memory_order_release);
+    } else if (threadIdx.x == 0) {
+        while (DeviceRef(zero[0]).load(cuda::memory_order_acquire) == 0) {}
+        BlockRef(zero[32]).store(1, cuda::memory_order_release);
+    } else if (threadIdx.x == 32) {
+        while (BlockRef(zero[32]).load(cuda::memory_order_acquire) == 0) {}
+        out[0] = zero[64];
+    }
+}
+// The same by fences and volatile flags.
+__global__ void two_fences_ok(int* out, int* zero, const int* in) {
+    volatile int* flags = zero;
+    if (blockIdx.x == 0) {
+        if (threadIdx.x) return;
+        zero[64] = in[7];
+        __threadfence();
+        flags[0] = 1;
+    } else if (threadIdx.x == 0) {
+        while (flags[0] == 0) {}
+        __threadfence();
+        flags[32] = 1;
+    } else if (threadIdx.x == 32) {
+        while (flags[32] == 0) {}
+        __threadfence_block();
+        out[0] = zero[64];
+    }
+}
+// Blocks that wait for each other without a cooperative launch: they fit on the device together.
+__global__ void own_grid_barrier_ok(int* out, int* zero, const int* in) {
+    int* data = zero + 64;
+    const int i = blockIdx.x * blockDim.x + threadIdx.x, n = gridDim.x * blockDim.x;
+    for (int round = 1; round <= 3; ++round) {
+        data[i] = in[i] * round;
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            __threadfence();
+            atomicAdd(zero, 1);
+            while (*(volatile int*)zero < int(gridDim.x) * (2 * round - 1)) {}
+            __threadfence();
+        }
+        __syncthreads();
+        out[i] += data[n - 1 - i];
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            __threadfence();
+            atomicAdd(zero, 1);
+            while (*(volatile int*)zero < int(gridDim.x) * 2 * round) {}
+            __threadfence();
+        }
+        __syncthreads();
+    }
+}
 
 // ---- a release sequence: read-modify-writes by others keep the head's release
 __global__ void release_sequence_ok(int* out, int* zero, const int* in) {
@@ -210,16 +267,16 @@ __global__ void semaphore_ok(int* out, int* zero, const int* in) { semaphore<tru
 __global__ void semaphore_bad(int* out, int* zero, const int* in) { semaphore<false>(out, zero, in); }
 
 // ---- named barriers with warps that leave early
-template <int late> __device__ void relay(int* out, const int* in) {
+__device__ void relay(int* out, const int* in) {
     __shared__ int stage[3][32];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     if (warp == 3) return;
-    if (warp > 0) asm volatile("barrier.cta.sync %0, 64;" ::"r"(late ? 4 : warp) : "memory");
-    stage[warp][lane] = warp ? stage[warp - 1][31 - lane] + 1 : in[lane];          // [relay]
-    if (warp < 2) asm volatile("barrier.cta.arrive %0, 64;" ::"r"(late ? 4 : warp + 1) : "memory");
+    if (warp > 0) asm volatile("barrier.cta.sync %0, 64;" ::"r"(warp) : "memory");
+    stage[warp][lane] = warp ? stage[warp - 1][31 - lane] + 1 : in[lane];
+    if (warp < 2) asm volatile("barrier.cta.arrive %0, 64;" ::"r"(warp + 1) : "memory");
     else out[lane] = stage[2][lane];
 }
-__global__ void relay_ok(int* out, int*, const int* in) { relay<0>(out, in); }
+__global__ void relay_ok(int* out, int*, const int* in) { relay(out, in); }
 
 // ---- bytes of one word by different threads, between blocks as well
 __global__ void bytes_between_blocks_ok(int* out, int*, const int* in) {
@@ -237,5 +294,5 @@ __global__ void covered_atomic_bad(int* out, int* zero, const int*) {
 // Atomics at block scope on one counter by several blocks.
 __global__ void atomic_block_scope_bad(int* out, int*, const int*) { atomicAdd_block(&out[0], 1); }     // [block atomic]
 __global__ void atomic_block_scope_ok(int* out, int*, const int*) { atomicAdd_block(&out[blockIdx.x], 1); }
-// Plain polling beside another block's atomic.
-__global__ void idempotent_flag_bad(int* out, int*, const int*) { out[0] = 1; }   // [same value]
+// All write the same: still a race.
+__global__ void same_value_bad(int* out, int*, const int*) { out[0] = 1; }   // [same value]
