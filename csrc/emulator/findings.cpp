@@ -11,7 +11,8 @@ namespace emu {
 namespace {
 
 const char* const IN_WARP_FIX =
-    "Put __syncwarp() between the two accesses: lanes of a warp do not run in step.";
+    "Put a barrier between the two accesses, __syncthreads() or, if only one warp is concerned, __syncwarp(): "
+    "lanes of a warp do not run in step.";
 const char* const IN_BLOCK_FIX = "Put __syncthreads() between the two accesses.";
 const char* const IN_CLUSTER_FIX = "Put a barrier of the cluster (cluster.sync()) between the two accesses.";
 const char* const BETWEEN_BLOCKS_FIX =

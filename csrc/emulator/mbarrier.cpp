@@ -58,6 +58,15 @@ State touch(Thread& t, char* barrier, uint32_t site) {
     return read_state(t, barrier, site);
 }
 
+// What arrivals of a phase release, those who wait for it acquire.  Phases of the two parities are told apart,
+// as arrivals of the next phase may come before a thread that waits for this one runs again: the checker knows
+// them by the halves of the word.
+const char* ordering_of(const char* barrier, uint32_t parity) { return barrier + 4 * parity; }
+
+void release(Thread& t, const char* barrier, uint32_t parity) {
+    if (watched(t)) checker_release(t, ordering_of(barrier, parity));
+}
+
 void update(char* barrier, State s) {
     if (s.pending == 0 && s.bytes == 0) {
         s.phase ^= 1;
@@ -120,8 +129,8 @@ template <class Visit> bool all_ready(Execution& e, Visit visit) {
                               f.async->polled_parity, describe_address(*f.launch, f.block, barrier).c_str(),
                               s.pending, s.expected, static_cast<long long>(s.bytes)),
                        "Every arrival and every expected byte must come: compare the count of mbarrier.init "
-                       "and the bytes of expect_tx with "
-                       "what happens in a phase, and the parity with the number of phases waited for."));
+                       "and the bytes of expect_tx with what happens in a phase, and the parity with the "
+                       "number of phases waited for."));
         return true;
     });
     abandon(t, CUDA_LAUNCH_TIMEOUT);
@@ -151,7 +160,7 @@ bool poll(Thread& t, Poll how, char* barrier, uint32_t parity, bool acquire, uin
         if (how == Poll::wait) over = read_state(t, barrier, site).phase != parity;
     }
     if (over && t.async) t.async->polls = 0;
-    if (over && acquire && watched(t)) checker_acquire(t, barrier);
+    if (over && acquire && watched(t)) checker_acquire(t, ordering_of(barrier, parity));
     return over;
 }
 
@@ -176,7 +185,7 @@ void mbarrier_invalidate(Thread& t, char* barrier, uint32_t site) {
 uint64_t mbarrier_arrive(Thread& t, char* barrier, uint32_t count, uint32_t flags, uint32_t site) {
     State s = touch(t, barrier, site);
     const uint64_t before = pack(s);
-    if (!(flags & RELAXED) && watched(t)) checker_release(t, barrier);
+    if (!(flags & RELAXED)) release(t, barrier, s.phase);
     take_arrivals(t, barrier, s, count, site);
     if (flags & DROP) s.expected -= count;
     if ((flags & NO_COMPLETE) && s.pending == 0 && s.bytes == 0)
@@ -189,7 +198,7 @@ uint64_t mbarrier_arrive(Thread& t, char* barrier, uint32_t count, uint32_t flag
 uint64_t mbarrier_arrive_expect(Thread& t, char* barrier, uint32_t bytes, uint32_t flags, uint32_t site) {
     State s = touch(t, barrier, site);
     const uint64_t before = pack(s);
-    if (!(flags & RELAXED) && watched(t)) checker_release(t, barrier);
+    if (!(flags & RELAXED)) release(t, barrier, s.phase);
     add_bytes(t, barrier, s, bytes, site);
     take_arrivals(t, barrier, s, 1, site);
     if (flags & DROP) s.expected -= 1;
@@ -234,14 +243,14 @@ void barrier_track(Thread& t, char* barrier, bool counted, uint32_t site) {
 
 void barrier_arrive_on(Thread& issuer, char* barrier, uint32_t site) {
     State s = read_state(issuer, barrier, site);
-    if (watched(issuer)) checker_release(issuer, barrier);
+    release(issuer, barrier, s.phase);
     take_arrivals(issuer, barrier, s, 1, site);
     update(barrier, s);
 }
 
 void barrier_complete(Thread& issuer, char* barrier, uint32_t bytes, uint32_t site) {
     State s = read_state(issuer, barrier, site);
-    if (watched(issuer)) checker_release(issuer, barrier);
+    release(issuer, barrier, s.phase);
     add_bytes(issuer, barrier, s, -static_cast<int64_t>(bytes), site);
     update(barrier, s);
 }

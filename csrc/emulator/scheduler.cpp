@@ -21,7 +21,7 @@ constexpr int64_t SLICE = 1 << 20;    // steps between two looks at the clock: a
 constexpr int64_t PATIENCE_STEPS = 1 << 26;
 constexpr double PATIENCE_SECONDS = 5;
 // So often threads may spin before the next block joins: what they wait for may be its work.
-constexpr uint32_t VAIN_TURNS = 1 << 13;
+constexpr uint32_t VAIN_TURNS = 1 << 11;
 
 constexpr uint32_t bit(uint32_t index) { return 1u << index; }
 

@@ -26,10 +26,6 @@ from nn.cli.words import Words, refused
 
 UNSEEN = "the program left no report: it never loaded the CUDA runtime, or it was killed"
 RELINK = "A library with the runtime linked statically must be linked again, with nvcc -cudart shared"
-RELINK = (
-    "If it launches kernels, then from a library that has the runtime linked statically, which must be linked "
-    "again with nvcc -cudart shared"
-)
 SIGNALLED = 128  # a status above: the signal that ended the program
 OPTIONS = {"schedule": str, "seed": int, "steps": int, "fail_malloc": int, "fail_launch": int}
 
@@ -124,8 +120,12 @@ def _tell(result: emulate.Result, mode: str, arch: str) -> None:
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     launched = result.statistics.get("launches")
-    if result.reports or (launched and mode != "fast"):
+    if result.reports or (launched and mode != "fast" and result.finished):
         render.findings(result.reports, console)
+    if not result.finished:
+        print(f"cuda-nn emulate: the program {_end(result.status)}; findings until its last CUDA call are "
+              "shown, counts are not", file=sys.stderr)
+        return
     if result.counters:
         counters = read_counters(result.counters)
         render.counters({plain_name(name): counts for name, counts in counters.items()}, console, arch)

@@ -86,6 +86,7 @@ ODD = [
     Odd("ordering.cu", "chain_ok", [7], grid=3, block=32),
     Odd("ordering.cu", "two_scopes_ok", [7], grid=2),
     Odd("ordering.cu", "two_fences_ok", [7], grid=2),
+    Odd("ordering.cu", "told_ok", [7], grid=2, block=32),
     Odd("ordering.cu", "own_grid_barrier_ok", 6 * (639 - np.arange(640)), grid=10),
     Odd("ordering.cu", "release_sequence_ok", [9], grid=3, block=32),
     Odd("ordering.cu", "lock_ok", [80], grid=2, block=40),
@@ -133,6 +134,7 @@ ODD = [
     Odd("language.cu", "double_atomics_ok", [2016] * 64),
     Odd("language.cu", "odd_block_ok", 44 - BODIES + 100 * np.where(BODIES < 32, BODIES ^ 1, 35), block=(5, 3, 3)),
     Odd("language.cu", "constant_ok", T % 8 + 1),
+    Odd("language.cu", "uninitialised_ok", T),
     Odd("hopper.cu", "neighbours_ok", [*range(127, 63, -1), *T[::-1]], grid=2),
     Odd("hopper.cu", "distributed_histogram_ok", [4] * 32, grid=2),
     Odd("hopper.cu", "split_barrier_ok", [*(3 * T + 1), *(3 * T)], grid=2),
@@ -147,6 +149,7 @@ BROKEN = [
     Broken("ordering.cu", "message_block_acquire_bad", "race", "message read", "message write", grid=2),
     Broken("ordering.cu", "message_block_acquire_bad", "race", "message flag load", "message flag store", grid=2),
     Broken("ordering.cu", "message_relaxed_bad", "race", "message read", "message write", grid=2),
+    Broken("ordering.cu", "told_bad", "race", "told read", "told write", grid=2, block=32),
     Broken("ordering.cu", "fenced_block_bad", "race", "fenced read", "fenced write", grid=2),
     Broken("ordering.cu", "early_fence_bad", "race", "early read", "early write", grid=2),
     Broken("ordering.cu", "lock_scope_bad", "race", "locked", "locked", grid=2, block=40),
@@ -248,6 +251,15 @@ def test_fault_is_found_on_its_line(case: Broken, modules: dict) -> None:
         expected = {(here, there), (there, here)} if there else {(here, None)}
         lone = {(one, None) for one, _ in sides} if not there else sides
         assert lone & expected, f"{SCHEDULES[number]}: {case.kind} expected at {here}, {there}; found {found}"
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_blocks_that_wait_for_others_get_them_in_the_fast_mode(threads: int) -> None:
+    """Without a cooperative launch, in the order that starts the waiting ones first."""
+    module = emulator.compile(SOURCES / "ordering.cu", arch="sm_80", mode="fast")
+    out, zero, numbers = np.zeros(N, np.int32), np.zeros(N, np.int32), np.arange(N, dtype=np.int32)
+    module.launch("semaphore_ok", 40, 64, [out, zero, numbers], schedule="reverse", threads=threads)
+    np.testing.assert_array_equal(out[:64], 40 * T + 780)
 
 
 def test_memory_never_written_is_found(modules: dict) -> None:

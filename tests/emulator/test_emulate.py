@@ -166,3 +166,33 @@ def test_a_program_without_kernels_is_told_apart_from_a_clean_one(
 def test_a_program_that_a_signal_ends(capfd: pytest.CaptureFixture[str]) -> None:
     assert emulate("/bin/sh", "-c", "kill -9 $$") == 128 + 9
     assert "left no report" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("end", "told"), [("abort()", "was ended by SIGABRT"), ("_exit(6)", "(status 6)")])
+def test_findings_outlive_a_program_that_does_not_exit(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], end: str, told: str
+) -> None:
+    (tmp_path / "ends.cu").write_text(
+        f"""#include <cstdlib>
+#include <unistd.h>
+__global__ void past(int* x) {{ x[threadIdx.x + 1] = 0; }}
+int main() {{
+    int* x;
+    cudaMalloc(&x, 32 * sizeof *x);
+    past<<<1, 32>>>(x);
+    if (cudaDeviceSynchronize()) {end};
+}}
+"""
+    )
+    words = ("-cudart", "shared", "-lineinfo", "ends.cu", "-o", "ends")
+    subprocess.run([str(toolchain.nvcc()), *words], cwd=tmp_path, check=True)
+    assert emulate("--check", "--json", tmp_path / "found.json", tmp_path / "ends") in (128 + 6, 6)
+    err = capfd.readouterr().err
+    assert "out_of_bounds in past" in err
+    assert told in err
+    assert [one["line"] for one in json.loads((tmp_path / "found.json").read_text())["reports"]] == [3]
+
+
+def test_options_that_are_no_numbers_are_refused(built: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert emulate("--fail-malloc", "-1", built / "program") == 2
+    assert "'-1' is not a number from 0" in capfd.readouterr().err

@@ -8,6 +8,7 @@ from itertools import product
 import numpy as np
 import pytest
 
+from cuda.nn.emulator.translate import translate
 from tests.emulator.assembler import assert_ptxas_accepts
 from tests.emulator.fragments import (
     A_PLACES,
@@ -328,6 +329,35 @@ def test_m8n8k4_of_halves(results: dict[str, np.ndarray]) -> None:
             code = int(words[lane, i // per_word]) >> i % per_word * BITS[q.d] & (1 << BITS[q.d]) - 1
             row, column = quad_c(q.d, lane, i)
             assert decode(np.array(code), q.d) == wanted[lane % 16 // 4, row, column], (q.spelling, lane, i)
+
+
+def run_of_products(p: Product, values: list[np.ndarray]) -> Snippet:
+    """D = A B + C twenty times over, of which every third takes the result before it as its C."""
+    one = snippet(p, values)
+    times = 20
+    outputs, inputs, moved = "{%d0, %d1, %d2, %d3}", "{%c0, %c1, %c2, %c3}", "{%e0, %e1, %e2, %e3}"
+    statement = next(part for part in one.body.split(";") if "mma.sync" in part).replace(outputs, moved, 1)
+    parts = [part + ";" for part in one.body.split(";") if "ld.global" in part]
+    for number in range(times):
+        dependent = number % 3 == 2
+        text = statement.replace(inputs, moved.replace("%e", f"%e{number - 1}_")) if dependent else statement
+        parts.append(text.replace("{%e0, %e1, %e2, %e3}", moved.replace("%e", f"%e{number}_")) + ";")
+    parts += [
+        f"st.global.f32 [%rd_out+{16 * number + 4 * i}], %e{number}_{i};" for number in range(times) for i in range(4)
+    ]
+    declared = one.registers + " ".join(f".reg .f32 %e{number}_<4>;" for number in range(times))
+    return Snippet("run", "\n".join(parts), one.inputs, ((32, 4 * times), np.uint32), declared)
+
+
+def test_neighbouring_products_become_one_collective() -> None:
+    p = Product("m16n8k16", "bf16", "bf16", "f32")
+    a, b, c = VALUES[p]["small"]
+    case = run_of_products(p, [a, b, c])
+    assert " Mma m[2]" in translate(ptx_of([case]))
+    got = run_all([case])["run"].reshape(32, 20, 4)
+    for number in range(20):
+        wanted = a @ b + (a @ b + c if number % 3 == 2 else c)
+        assert (result(p, got[:, number]) == wanted).all(), number
 
 
 def test_lanes_that_stay_away_are_reported() -> None:

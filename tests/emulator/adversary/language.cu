@@ -48,7 +48,6 @@ __global__ void clock_ok(int* out, int*, const int*) {
     while (clock64() - begin < 100) {}
     out[threadIdx.x] = clock64() > begin;
 }
-__global__ void __launch_bounds__(64, 2) bounds_of_launch_ok(int* out, int*, const int* in) { out[threadIdx.x] = in[threadIdx.x]; }
 
 // ---- local memory
 __global__ void local_dynamic_ok(int* out, int*, const int* in) {

@@ -142,6 +142,25 @@ __global__ void own_grid_barrier_ok(int* out, int* zero, const int* in) {
     }
 }
 
+// One lane acquires; another reads.  A shuffle tells it the flag, but orders no memory.
+template <bool sync> __device__ void told(int* out, int* zero, const int* in) {
+    if (blockIdx.x == 0) {
+        if (threadIdx.x) return;
+        zero[64] = in[7];                                                         // [told write]
+        DeviceRef(zero[0]).store(1, cuda::memory_order_release);
+    } else {
+        int seen = 0;
+        while (!seen) {
+            if (threadIdx.x == 0) seen = DeviceRef(zero[0]).load(cuda::memory_order_acquire);
+            seen = __shfl_sync(~0u, seen, 0);
+        }
+        if (sync) __syncwarp();
+        if (threadIdx.x == 1) out[0] = zero[64];                                  // [told read]
+    }
+}
+__global__ void told_ok(int* out, int* zero, const int* in) { told<true>(out, zero, in); }
+__global__ void told_bad(int* out, int* zero, const int* in) { told<false>(out, zero, in); }
+
 // ---- a release sequence: read-modify-writes by others keep the head's release
 __global__ void release_sequence_ok(int* out, int* zero, const int* in) {
     if (threadIdx.x) return;
