@@ -89,7 +89,7 @@ void watch(Thread& t, const void* address, uint32_t bytes, uint32_t what, uint32
 }
 
 void require_aligned(Thread& t, const void* address, uint32_t alignment, const char* what, uint32_t site) {
-    if (reinterpret_cast<uintptr_t>(address) % alignment == 0) return;
+    if ((reinterpret_cast<uintptr_t>(address) & (alignment - 1)) == 0) return;    // a power of two
     report(finding(t, "misaligned", site,
                    format("%s at %s is not aligned to %u bytes", what,
                           describe_address(*t.launch, t.block, address).c_str(), alignment),
@@ -189,6 +189,13 @@ template <class Chosen> void land_chosen(Chosen chosen) {
 void settle(const char* barrier) {
     if (pool().deferred.empty()) return;
     land_chosen([=](const Deferred& d) { return d.barrier == barrier; });
+}
+
+void settle_due_arrivals(const char* barrier) {
+    if (pool().deferred.empty()) return;
+    land_chosen([=](const Deferred& d) {
+        return d.barrier == barrier && !d.bulk && oldest_number(*d.issuer->async) >= d.copies_until;
+    });
 }
 
 // ---- threads begin and end --------------------------------------------------------------------------------

@@ -73,11 +73,34 @@ private:
 using BulkPointer = std::unique_ptr<BulkOperation>;
 using BulkGroup = std::vector<BulkPointer>;
 
+// First in, first out, in one piece of memory that is kept: a std::deque would allocate all the time.
+template <class T>
+class Queue {
+public:
+    bool empty() const { return head_ == items_.size(); }
+    size_t size() const { return items_.size() - head_; }
+    T& front() { return items_[head_]; }
+    void push_back(const T& item) { items_.push_back(item); }
+    void pop_front() {
+        if (++head_ < 64 && head_ < items_.size()) return;
+        items_.erase(items_.begin(), items_.begin() + static_cast<std::ptrdiff_t>(head_));
+        head_ = 0;
+    }
+    void clear() {
+        items_.clear();
+        head_ = 0;
+    }
+
+private:
+    std::vector<T> items_;
+    size_t head_ = 0;
+};
+
 // What one thread has in flight.
 struct AsyncState {
-    std::deque<SmallCopy> copies;        // oldest first
+    Queue<SmallCopy> copies;             // oldest first
     uint64_t issued = 0;                 // cp.async issued so far; the youngest of `copies` has this number
-    std::deque<uint64_t> groups;         // value of `issued` at each commit not yet waited for
+    Queue<uint64_t> groups;              // value of `issued` at each commit not yet waited for
     BulkGroup open;                      // bulk copies to global not yet committed
     std::deque<BulkGroup> bulk_groups;   // committed, oldest first
     // The mbarrier that the thread polls in vain: how often in a row, and for the end of which phase.  Read
@@ -101,6 +124,8 @@ struct Deferred {
 void issue(BulkPointer);                 // into the store below or the thread's open bulk group
 void defer(Deferred);
 void settle(const char* barrier);        // lands everything that completes on this mbarrier
+// The arrivals by cp.async.mbarrier.arrive whose copies have all landed: on a GPU they have happened by now.
+void settle_due_arrivals(const char* barrier);
 void land(Deferred&);
 
 void land_copies(Thread&, uint64_t until);

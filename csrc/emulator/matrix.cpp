@@ -142,7 +142,7 @@ void mma_words(uint32_t, Thread* const*, void* const* arguments, uint32_t) {
     for (uint32_t lane = 0; lane < WARP; ++lane) products[lane] = static_cast<Mma*>(arguments[lane]);
     const MmaShape shape = *products[0]->shape;
     Tiles tiles;
-    if (shape.m < TILE_ROWS) std::memset(&tiles.a.words, 0, sizeof tiles.a.words);     // the lower half is not there
+    if (shape.m < TILE_ROWS) std::memset(&tiles.a.words, 0, sizeof tiles.a.words);     // no lower half
     for (uint32_t i = 0; i < shape.count; ++i) {
         multiply(tiles, products, shape);
         for (Mma*& product : products) ++product;

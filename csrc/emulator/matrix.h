@@ -35,7 +35,7 @@ struct MmaShape {                // n is always 8
     uint16_t m, k;
     MmaType a, b, sum;           // sum: of C and D
     bool saturate;               // .satfinite: an integer result stops at the ends of its range
-    uint16_t count;              // products that are done together: the argument of mma() is the first of so many
+    uint16_t count;              // products done together: the argument of mma() is the first of so many
 };
 struct Mma {                     // less than a cache line, as 32 lanes' are walked through three times
     const MmaShape* shape;

@@ -58,9 +58,9 @@ State touch(Thread& t, char* barrier, uint32_t site) {
     return read_state(t, barrier, site);
 }
 
-// What arrivals of a phase release, those who wait for it acquire.  Phases of the two parities are told apart,
-// as arrivals of the next phase may come before a thread that waits for this one runs again: the checker knows
-// them by the halves of the word.
+// What arrivals of a phase release, those who wait for it acquire.  Phases of the two parities are told
+// apart, as arrivals of the next phase may come before a thread that waits for this one runs again: the
+// checker knows them by the halves of the word.
 const char* ordering_of(const char* barrier, uint32_t parity) { return barrier + 4 * parity; }
 
 void release(Thread& t, const char* barrier, uint32_t parity) {
@@ -179,6 +179,7 @@ void mbarrier_init(Thread& t, char* barrier, uint32_t count, uint32_t site) {
 // No plain write: who comes too late finds no barrier, and is reported for that.
 void mbarrier_invalidate(Thread& t, char* barrier, uint32_t site) {
     touch(t, barrier, site);
+    settle_due_arrivals(barrier);
     store(barrier, INVALID);
 }
 

@@ -63,19 +63,6 @@ Fiber* next_block(Execution& e, const ResidentBlock& block) {
     return nullptr;
 }
 
-// After a thread of warp `w` cannot go on.  Null: nobody can.
-Fiber* choose(Execution& e, Warp& w, uint32_t lane) {
-    ResidentBlock& block = *w.block;
-    if (!w.ready && (!w.converging || !converge(w))) {
-        block.ready_warps &= ~bit(w.index);
-        if (block.ready_warps) return enter_warp(e, block.warps[next(e, block.ready_warps, w.index)]);
-        return next_block(e, block);
-    }
-    if (e.schedule == Schedule::random && (draw(e) & 3) == 0)
-        return enter_warp(e, block.warps[first(e, block.ready_warps)]);
-    return &w.fibers[next(e, w.ready, lane)];
-}
-
 // After a thread of warp `w` that could go on lets others run: first its own warp's lanes that do not spin,
 // then all other warps, then all other blocks, so that whatever it waits for will happen.
 Fiber* choose_other(Execution& e, Warp& w) {
@@ -90,6 +77,21 @@ Fiber* choose_other(Execution& e, Warp& w) {
         return enter_warp(e, block.warps[first(e, warps)]);
     }
     return next_block(e, block);
+}
+
+// After a thread of warp `w` cannot go on.  Null: nobody can.
+Fiber* choose(Execution& e, Warp& w, uint32_t lane) {
+    ResidentBlock& block = *w.block;
+    if (!w.ready && (!w.converging || !converge(w))) {
+        block.ready_warps &= ~bit(w.index);
+        if (block.ready_warps) return enter_warp(e, block.warps[next(e, block.ready_warps, w.index)]);
+        return next_block(e, block);
+    }
+    const uint32_t lanes = w.ready & ~w.yielded;
+    if (!lanes) return choose_other(e, w);    // only spinning ones are left, which wait for others
+    if (e.schedule == Schedule::random && (draw(e) & 3) == 0)
+        return enter_warp(e, block.warps[first(e, block.ready_warps)]);
+    return &w.fibers[next(e, lanes, lane)];
 }
 
 void run_thread(Fiber& f) {
@@ -262,7 +264,8 @@ void block_current(Thread& t, Wait wait, uint32_t site) {
     const uint32_t lane = t.lane;
     w.sites[lane] = site;
     w.waits[lane] = wait;
-    const uint32_t ready = w.ready &= ~bit(lane);
+    w.ready &= ~bit(lane);
+    const uint32_t ready = w.ready & ~w.yielded;
     if (__builtin_expect(!ready || e.schedule != Schedule::forward, 0)) return block_and_choose(fiber_of(t));
     // The usual case, kept free of calls but for the switch, which is the last thing done: the next ready
     // lane of the warp.

@@ -1,7 +1,8 @@
-"""Kernels that are hard on a checker (adversary/*.cu): odd but correct ones, about which it must say nothing under any schedule, and
-the same with one thing wrong, which it must report on its line.
+"""Kernels that are hard on a checker (adversary/*.cu).
 
-All kernels take (out, zero, in), 4096 ints each: `zero` is cleared, in[i] = i.  A comment `// [name]` marks a line."""
+Odd but correct ones, about which it must say nothing under any schedule, and the same with one thing wrong,
+which it must report on its line.  All take (out, zero, in), 4096 ints each: `zero` is cleared, in[i] = i.
+A comment `// [name]` marks a line."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -39,7 +40,7 @@ class Odd:
 
 @dataclass(frozen=True)
 class Broken:
-    """A kernel with a fault: its kind, the marks of the line and, for two-sided findings, of the other line."""
+    """A kernel with a fault: its kind, the mark of its line and, where there are two sides, of the other."""
 
     file: str
     kernel: str
@@ -87,6 +88,7 @@ ODD = [
     Odd("ordering.cu", "two_scopes_ok", [7], grid=2),
     Odd("ordering.cu", "two_fences_ok", [7], grid=2),
     Odd("ordering.cu", "told_ok", [7], grid=2, block=32),
+    Odd("ordering.cu", "told_in_block_ok", [7, 7], grid=2),
     Odd("ordering.cu", "own_grid_barrier_ok", 6 * (639 - np.arange(640)), grid=10),
     Odd("ordering.cu", "release_sequence_ok", [9], grid=3, block=32),
     Odd("ordering.cu", "lock_ok", [80], grid=2, block=40),
@@ -96,18 +98,32 @@ ODD = [
     Odd("ordering.cu", "packed_look_back_ok", np.cumsum(np.arange(40)), grid=40, block=32),
     Odd("ordering.cu", "semaphore_ok", 5 * T + 10, grid=5),
     Odd("ordering.cu", "relay_ok", np.arange(32) + 2, block=128),
-    Odd("ordering.cu", "bytes_between_blocks_ok", (np.arange(256) & 127).astype(np.int8).view(np.int32), grid=2),
+    Odd(
+        "ordering.cu",
+        "bytes_between_blocks_ok",
+        (np.arange(256) & 127).astype(np.int8).view(np.int32),
+        grid=2,
+    ),
     Odd("ordering.cu", "bits_ok", [-1, -1, 0]),
     Odd("ordering.cu", "atomic_block_scope_ok", [64, 64, 0], grid=2),
     Odd("groups.cu", "warp_aggregated_ok", np.arange(64) < 22),
     Odd("groups.cu", "tiles_ok", 8 * TILE + 28 + [sum(range(t // 8 * 8, t ^ 7)) for t in range(64)]),
     Odd("groups.cu", "labels_ok", LABELS * 10100 + np.arange(32) // 3, block=32),
-    Odd("groups.cu", "divergent_tiles_ok", [sum(t // 4 * 4 + 1 + i for i in range(t // 4)) for t in range(64)]),
+    Odd(
+        "groups.cu", "divergent_tiles_ok", [sum(t // 4 * 4 + 1 + i for i in range(t // 4)) for t in range(64)]
+    ),
     Odd("groups.cu", "large_tile_ok", np.repeat([2016, 6112], 64), block=128),
     Odd("groups.cu", "votes_ok", [16111124] * 32 + [8111124] * 16, block=48),
     Odd("groups.cu", "redux_ok", [120] * 16 + [31] * 16, block=32),
-    Odd("groups.cu", "wide_shuffles_ok", 2 * (WIDE ^ 1) + 1 + 1000 * np.where(WIDE % 16 < 14, WIDE + 2, WIDE)
-        + 1000000 * np.where(WIDE % 8, WIDE - 1, WIDE), block=32),
+    Odd(
+        "groups.cu",
+        "wide_shuffles_ok",
+        2 * (WIDE ^ 1)
+        + 1
+        + 1000 * np.where(WIDE % 16 < 14, WIDE + 2, WIDE)
+        + 1000000 * np.where(WIDE % 8, WIDE - 1, WIDE),
+        block=32,
+    ),
     Odd("groups.cu", "shuffle_past_exited_ok", [0] * 16, block=32),
     Odd("groups.cu", "loop_leaves_whole_block_ok", [5] * 64),
     Odd("groups.cu", "uniform_early_exit_ok", [*T[::-1], *[0] * 64, *T[::-1], *[0] * 64], grid=4),
@@ -117,7 +133,9 @@ ODD = [
     Odd("groups.cu", "thread_pipeline_ok", 4 * T + 384),
     Odd("groups.cu", "group_copy_ok", 100 - T),
     Odd("groups.cu", "barrier_copy_ok", 255 - T),
-    Odd("groups.cu", "grid_sync_ok", 255 - (np.arange(256) + 64) % 256, grid=4, options={"cooperative": True}),
+    Odd(
+        "groups.cu", "grid_sync_ok", 255 - (np.arange(256) + 64) % 256, grid=4, options={"cooperative": True}
+    ),
     Odd("language.cu", "recursion_ok", [fibonacci(t % 8) for t in range(64)]),
     Odd("language.cu", "nested_frames_ok", [24] * 64),
     Odd("language.cu", "function_pointers_ok", np.where(T % 2, T * T, 2 * T)),
@@ -132,7 +150,12 @@ ODD = [
     Odd("language.cu", "vectors_ok", per_block(np.arange(256), 4)),
     Odd("language.cu", "half2_ok", 64 - T),
     Odd("language.cu", "double_atomics_ok", [2016] * 64),
-    Odd("language.cu", "odd_block_ok", 44 - BODIES + 100 * np.where(BODIES < 32, BODIES ^ 1, 35), block=(5, 3, 3)),
+    Odd(
+        "language.cu",
+        "odd_block_ok",
+        44 - BODIES + 100 * np.where(BODIES < 32, BODIES ^ 1, 35),
+        block=(5, 3, 3),
+    ),
     Odd("language.cu", "constant_ok", T % 8 + 1),
     Odd("language.cu", "uninitialised_ok", T),
     Odd("hopper.cu", "neighbours_ok", [*range(127, 63, -1), *T[::-1]], grid=2),
@@ -147,7 +170,9 @@ SHORT = {"steps": 200_000}
 BROKEN = [
     Broken("ordering.cu", "message_block_release_bad", "race", "message read", "message write", grid=2),
     Broken("ordering.cu", "message_block_acquire_bad", "race", "message read", "message write", grid=2),
-    Broken("ordering.cu", "message_block_acquire_bad", "race", "message flag load", "message flag store", grid=2),
+    Broken(
+        "ordering.cu", "message_block_acquire_bad", "race", "message flag load", "message flag store", grid=2
+    ),
     Broken("ordering.cu", "message_relaxed_bad", "race", "message read", "message write", grid=2),
     Broken("ordering.cu", "told_bad", "race", "told read", "told write", grid=2, block=32),
     Broken("ordering.cu", "fenced_block_bad", "race", "fenced read", "fenced write", grid=2),
@@ -162,7 +187,9 @@ BROKEN = [
     Broken("ordering.cu", "atomic_block_scope_bad", "race", "block atomic", "block atomic", grid=2),
     Broken("ordering.cu", "same_value_bad", "race", "same value", "same value", grid=2),
     Broken("groups.cu", "tiles_bad", "race", "tile read", "tile write"),
-    Broken("groups.cu", "shuffle_in_branch_bad", "deadlock", "shuffle in branch", "barrier behind it", block=32),
+    Broken(
+        "groups.cu", "shuffle_in_branch_bad", "deadlock", "shuffle in branch", "barrier behind it", block=32
+    ),
     Broken("groups.cu", "own_lane_missing_bad", "collective", "own lane missing", block=32),
     Broken("groups.cu", "barrier_in_loop_bad", "divergence", "barrier in loop", "barrier after loop"),
     Broken("groups.cu", "turns_parity_bad", "deadlock", "turns consumer waits"),
@@ -170,7 +197,9 @@ BROKEN = [
     Broken("groups.cu", "uninitialised_barrier_bad", "async", "uninitialised barrier"),
     Broken("groups.cu", "staged_bad", "async", "staged read", "staged copy"),
     Broken("groups.cu", "group_copy_bad", "async", "group read", "group copy"),
-    Broken("groups.cu", "grid_sync_bad", "race", "grid read", "grid write", grid=4, options={"cooperative": True}),
+    Broken(
+        "groups.cu", "grid_sync_bad", "race", "grid read", "grid write", grid=4, options={"cooperative": True}
+    ),
     Broken("language.cu", "heap_bad", "out_of_bounds", "heap read"),
     Broken("language.cu", "local_bad", "out_of_bounds", "local read"),
     Broken("language.cu", "local_below_bad", "out_of_bounds", "local write below"),

@@ -17,7 +17,8 @@ from tests.emulator.test_tensor_map import encode
 from tests.emulator.variants import Variants, compile_variants
 
 RANDOM = np.random.default_rng(5)
-WAYS = [(schedule, completion) for schedule in ("forward", "reverse", "random") for completion in ("lazy", "eager")]
+SCHEDULES = ("forward", "reverse", "random")
+WAYS = [(schedule, completion) for schedule in SCHEDULES for completion in ("lazy", "eager")]
 Pairs = list[tuple[np.ndarray, np.ndarray]]
 Run = Callable[[Launch, emulator.Module], Pairs]
 
@@ -120,42 +121,138 @@ MEET = "cluster.sync();"
 FAULTS = [
     Fault("pipeline_sum", "no wait", WAIT, "", "async|race", "sum += buffer"),
     Fault("thread_pipeline_sum", "no wait", WAIT, "", "async", "sum += buffer", nth=2),
-    Fault("thread_pipeline_sum", "the other stage", "sum += buffer[tile % 2][threadIdx.x];",
-          "sum += buffer[(tile + 1) % 2][threadIdx.x];", "async|uninitialized", "sum += buffer"),
-    Fault("barrier_sum", "no wait for the copy", "ready.arrive_and_wait();", "", "async|race", "sum += buffer"),
-    Fault("barrier_sum", "no wait for the readers", "ready.arrive_and_wait();", "", "async|race",
-          "cuda::memcpy_async(block, buffer", nth=2),
-    Fault("barrier_sum", "one arrival too many expected", "init(&ready, blockDim.x)", "init(&ready, blockDim.x + 1)",
-          "deadlock", "ready.arrive_and_wait"),
-    Fault("groups_sum", "waits for too little", "wait_prior<1>", "wait_prior<2>", "async|race", "sum += buffer"),
-    Fault("groups_sum", "no barrier before refilling", "        block.sync();", "", "async|race",
-          "cg::memcpy_async(block, buffer[(tile"),
-    Fault("roles_sum", "consumers keep their stages", "pipeline.consumer_release();", "", "deadlock",
-          "pipeline.", nth=3),
+    Fault(
+        "thread_pipeline_sum",
+        "the other stage",
+        "sum += buffer[tile % 2][threadIdx.x];",
+        "sum += buffer[(tile + 1) % 2][threadIdx.x];",
+        "async|uninitialized",
+        "sum += buffer",
+    ),
+    Fault(
+        "barrier_sum", "no wait for the copy", "ready.arrive_and_wait();", "", "async|race", "sum += buffer"
+    ),
+    Fault(
+        "barrier_sum",
+        "no wait for the readers",
+        "ready.arrive_and_wait();",
+        "",
+        "async|race",
+        "cuda::memcpy_async(block, buffer",
+        nth=2,
+    ),
+    Fault(
+        "barrier_sum",
+        "one arrival too many expected",
+        "init(&ready, blockDim.x)",
+        "init(&ready, blockDim.x + 1)",
+        "deadlock",
+        "ready.arrive_and_wait",
+    ),
+    Fault(
+        "groups_sum", "waits for too little", "wait_prior<1>", "wait_prior<2>", "async|race", "sum += buffer"
+    ),
+    Fault(
+        "groups_sum",
+        "no barrier before refilling",
+        "        block.sync();",
+        "",
+        "async|race",
+        "cg::memcpy_async(block, buffer[(tile",
+    ),
+    Fault(
+        "roles_sum",
+        "consumers keep their stages",
+        "pipeline.consumer_release();",
+        "",
+        "deadlock",
+        "pipeline.",
+        nth=3,
+    ),
     Fault("roles_sum", "consumers do not wait", WAIT, "", "async|race|uninitialized", "+= buffer", nth=3),
     Fault("add_column", "store not fenced", FENCE, "", "async", "2d_shared_to_global", nth=2),
-    Fault("add_column", "no barrier before the store", "__syncthreads();", "", "race", "2d_shared_to_global",
-          nth=2),
-    Fault("add_column", "half the bytes expected", "1, sizeof tile", "1, sizeof tile / 2", "deadlock",
-          "ready.wait"),
-    Fault("add_column", "no wait for the load", "ready.wait(std::move(token));", "", "async|race|uninitialized",
-          "tile[row][place] ="),
-    Fault("add_column", "store not waited for", "cde::cp_async_bulk_wait_group_read<0>();", "", "async",
-          "2d_shared_to_global"),
-    Fault("add_column", "store not committed", "cde::cp_async_bulk_commit_group();", "", "async",
-          "2d_shared_to_global"),
+    Fault(
+        "add_column",
+        "no barrier before the store",
+        "__syncthreads();",
+        "",
+        "race",
+        "2d_shared_to_global",
+        nth=2,
+    ),
+    Fault(
+        "add_column",
+        "half the bytes expected",
+        "1, sizeof tile",
+        "1, sizeof tile / 2",
+        "deadlock",
+        "ready.wait",
+    ),
+    Fault(
+        "add_column",
+        "no wait for the load",
+        "ready.wait(std::move(token));",
+        "",
+        "async|race|uninitialized",
+        "tile[row][place] =",
+    ),
+    Fault(
+        "add_column",
+        "store not waited for",
+        "cde::cp_async_bulk_wait_group_read<0>();",
+        "",
+        "async",
+        "2d_shared_to_global",
+    ),
+    Fault(
+        "add_column",
+        "store not committed",
+        "cde::cp_async_bulk_commit_group();",
+        "",
+        "async",
+        "2d_shared_to_global",
+    ),
     Fault("add_column", "no swizzle in the code", "(column / 8) ^ (row % 8)", "column / 8", "numbers"),
     Fault("multicast", "a block left out", "uint16_t(0xf)", "uint16_t(0x7)", "deadlock", "try_wait"),
-    Fault("multicast", "a block too many", "uint16_t(0xf)", "uint16_t(0x1f)", "out_of_bounds", "space_cluster"),
+    Fault(
+        "multicast", "a block too many", "uint16_t(0xf)", "uint16_t(0x1f)", "out_of_bounds", "space_cluster"
+    ),
     Fault("multicast", "barriers not awaited", MEET, "", "async|race", "space_cluster|mbarrier_init|&ready"),
-    Fault("multicast", "more bytes than the source has", "sizeof tile, &ready", "sizeof tile * 4, &ready",
-          "out_of_bounds", "space_cluster"),
-    Fault("histogram", "bins not zero everywhere", MEET, "", "race|uninitialized", "bins[i] = 0;|atomicAdd(there"),
-    Fault("histogram", "read before all have added", MEET, "", "race", "atomicAdd(there|atomicAdd(counts", nth=2),
-    Fault("ring", "read before it arrived", "while (!ptx::mbarrier_try_wait_parity(&arrived, 0)) {}", "",
-          "async|race|uninitialized", "out[blockIdx.x * 64"),
-    Fault("ring", "half the bytes expected", "sizeof inbox", "sizeof inbox / 2", "async|race|deadlock",
-          "out[blockIdx.x * 64|try_wait"),
+    Fault(
+        "multicast",
+        "more bytes than the source has",
+        "sizeof tile, &ready",
+        "sizeof tile * 4, &ready",
+        "out_of_bounds",
+        "space_cluster",
+    ),
+    Fault(
+        "histogram",
+        "bins not zero everywhere",
+        MEET,
+        "",
+        "race|uninitialized",
+        "bins[i] = 0;|atomicAdd(there",
+    ),
+    Fault(
+        "histogram", "read before all have added", MEET, "", "race", "atomicAdd(there|atomicAdd(counts", nth=2
+    ),
+    Fault(
+        "ring",
+        "read before it arrived",
+        "while (!ptx::mbarrier_try_wait_parity(&arrived, 0)) {}",
+        "",
+        "async|race|uninitialized",
+        "out[blockIdx.x * 64",
+    ),
+    Fault(
+        "ring",
+        "half the bytes expected",
+        "sizeof inbox",
+        "sizeof inbox / 2",
+        "async|race|deadlock",
+        "out[blockIdx.x * 64|try_wait",
+    ),
     Fault("ring", "sends to block 4", "+ 1) % 4", "+ 1) % 5", "out_of_bounds", "map_shared_rank"),
 ]
 
@@ -185,4 +282,5 @@ def test_planted_fault_is_found_on_its_line(fault: Fault, planted: dict[str, Var
     named = [report for report in found if report.kind in fault.kind.split("|")]
     assert named, f"expected {fault.kind}, found {found}"
     places = variants.lines(number, fault.at)
-    assert any({report.line, report.other_line} & places for report in named), f"expected {sorted(places)}: {named}"
+    lines = {line for report in named for line in (report.line, report.other_line)}
+    assert lines & places, f"expected {sorted(places)}: {named}"

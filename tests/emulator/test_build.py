@@ -75,6 +75,9 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("CUDA_NN_CACHE", str(tmp_path / "file" / "below"))
     with pytest.raises(EmulatorError, match="cannot be made.*CUDA_NN_CACHE"):
         cache.entry("things", "ab", lambda place: None)
+    monkeypatch.setenv("CUDA_NN_CACHE", "/proc/self")          # nobody makes files there
+    with pytest.raises(EmulatorError, match="cannot be made or written to.*CUDA_NN_CACHE"):
+        cache.entry("things", "ab", lambda place: None)
 
 
 def test_parts_of_a_key_do_not_run_together() -> None:
@@ -92,6 +95,12 @@ def test_the_key_of_a_source_changes_with_a_header_of_a_header(tmp_path: Path) -
     (tmp_path / "deep" / "c.h").write_text("int y;\n")
     build._contents.cache_clear()                 # a process reads each file once
     assert build._source_key(tmp_path / "a.cpp", ["-O1"]) != before
+
+
+def test_a_string_where_a_list_is_meant_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.cu").write_text("")
+    with pytest.raises(EmulatorError, match="include_dirs: '/x' is one string; give a list"):
+        nvcc.compile_to_ptx(tmp_path / "a.cu", arch="sm_80", include_dirs="/x")
 
 
 def test_defines() -> None:

@@ -166,3 +166,34 @@ def test_other_verbs_of_kernels_are_refused(capfd: pytest.CaptureFixture[str]) -
     assert "Did you mean check?" in capfd.readouterr().err
     assert main(["kernels"]) == 0
     assert "cuda-nn kernels check FILE.cu" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("driver", "status", "told"),
+    [
+        ("import nosuchmodule", 2, "driver.py: it fails before run(module) is called"),
+        ("import sys\ndef run(module): sys.exit(7)", 1, "driver.py ended itself: sys.exit(7)"),
+        ("def run(): pass", 1, "takes 0 positional arguments"),
+    ],
+)
+def test_a_driver_that_fails(
+    folder: Path, driver: str, status: int, told: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "driver.py").write_text(driver)
+    assert check("race.cu", "--driver", "driver.py") == status
+    captured = capfd.readouterr()
+    assert told in captured.out + captured.err
+    assert "check.py" not in captured.out + captured.err              # our part of the traceback
+
+
+@pytest.mark.parametrize("words", [[], ["--driver", "idle.py"]])
+def test_an_instruction_that_does_not_exist_is_named_with_its_line(
+    folder: Path, words: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "odd.cu").write_text(
+        '__global__ void odd(int* x) {\n    asm("ld.global.foo.u32 %0, [%1];" : "=r"(*x) : "l"(x));\n}\n'
+    )
+    assert check("odd.cu", *words) == 2
+    err = capfd.readouterr().err
+    assert "odd.cu:2: " in err
+    assert ".foo" in err

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cuda.nn.emulator import toolchain
+from cuda.nn.emulator.build import runtime_library
 from nn.cli.main import main
 
 PROGRAM = r"""
@@ -58,6 +59,7 @@ sys.exit(40 + status)
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a program, linked both ways, and a library with a script that loads it."""
+    runtime_library()  # which says so on stderr where it has to be built
     folder = tmp_path_factory.mktemp("emulate")
     (folder / "program.cu").write_text(PROGRAM)
     (folder / "library.cu").write_text(LIBRARY)

@@ -1,6 +1,7 @@
 """mma.sync in every shape and type: exact on small integers, close on random values, and NaN, infinity and
 overflow where they belong."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -331,29 +332,27 @@ def test_m8n8k4_of_halves(results: dict[str, np.ndarray]) -> None:
             assert decode(np.array(code), q.d) == wanted[lane % 16 // 4, row, column], (q.spelling, lane, i)
 
 
-def run_of_products(p: Product, values: list[np.ndarray]) -> Snippet:
-    """D = A B + C twenty times over, of which every third takes the result before it as its C."""
+def run_of_products(p: Product, values: list[np.ndarray], times: int) -> Snippet:
+    """D = A B + C, many times over; every third takes the result before it for C."""
     one = snippet(p, values)
-    times = 20
-    outputs, inputs, moved = "{%d0, %d1, %d2, %d3}", "{%c0, %c1, %c2, %c3}", "{%e0, %e1, %e2, %e3}"
-    statement = next(part for part in one.body.split(";") if "mma.sync" in part).replace(outputs, moved, 1)
-    parts = [part + ";" for part in one.body.split(";") if "ld.global" in part]
-    for number in range(times):
-        dependent = number % 3 == 2
-        text = statement.replace(inputs, moved.replace("%e", f"%e{number - 1}_")) if dependent else statement
-        parts.append(text.replace("{%e0, %e1, %e2, %e3}", moved.replace("%e", f"%e{number}_")) + ";")
-    parts += [
-        f"st.global.f32 [%rd_out+{16 * number + 4 * i}], %e{number}_{i};" for number in range(times) for i in range(4)
-    ]
-    declared = one.registers + " ".join(f".reg .f32 %e{number}_<4>;" for number in range(times))
-    return Snippet("run", "\n".join(parts), one.inputs, ((32, 4 * times), np.uint32), declared)
+    fill, _, multiply = one.body.partition("mma.sync")
+    factors = multiply[multiply.index("}") + 1 : multiply.rindex("{")]           # ", {a...}, {b...}, "
+    results = [f"{{%e{n}_0, %e{n}_1, %e{n}_2, %e{n}_3}}" for n in range(times)]
+    lines = [fill]
+    for n, result in enumerate(results):
+        added = results[n - 1] if n % 3 == 2 else "{%c0, %c1, %c2, %c3}"
+        lines.append(f"{p.spelling} {result}{factors}{added};")
+    lines += [f"st.global.v4.f32 [%rd_out+{16 * n}], {result};" for n, result in enumerate(results)]
+    declared = one.registers + " ".join(f".reg .f32 %e{n}_<4>;" for n in range(times))
+    return Snippet("run", "\n".join(lines), one.inputs, ((32, 4 * times), np.uint32), declared)
 
 
 def test_neighbouring_products_become_one_collective() -> None:
     p = Product("m16n8k16", "bf16", "bf16", "f32")
     a, b, c = VALUES[p]["small"]
-    case = run_of_products(p, [a, b, c])
-    assert " Mma m[2]" in translate(ptx_of([case]))
+    case = run_of_products(p, [a, b, c], times=20)
+    # One that needs the result before it begins a new run.
+    assert re.findall(r"Mma m\[(\d+)\]", translate(ptx_of([case])).cpp) == ["2", *["3"] * 6]
     got = run_all([case])["run"].reshape(32, 20, 4)
     for number in range(20):
         wanted = a @ b + (a @ b + c if number % 3 == 2 else c)

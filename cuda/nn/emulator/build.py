@@ -83,7 +83,14 @@ def _runtime_library(root: str) -> Path:
         cache.tidy("objects")
         cache.tidy("modules")
 
-    return cache.entry("runtime", cache.digest([*keys, script.read_bytes()]), link) / LIBRARY
+    key = cache.digest([*keys, script.read_bytes()])
+    if not cache.has("runtime", key):
+        print(
+            f"cuda-nn: building the emulator's runtime library in {cache.root()}: a minute or two, once",
+            file=sys.stderr,
+            flush=True,
+        )
+    return cache.entry("runtime", key, link) / LIBRARY
 
 
 def _object(source: Path, key: str) -> Path:

@@ -45,7 +45,8 @@ def entry(kind: str, key: str, make: Callable[[Path], None]) -> Path:
     place = root() / kind / key
     if _used(place):
         return place
-    with _writable(place.parent), _lock(kind, key):
+    make_folder(place.parent)
+    with _lock(kind, key):
         if _used(place):
             return place
         with tempfile.TemporaryDirectory(prefix=".making-", dir=place.parent) as folder:
@@ -55,6 +56,11 @@ def entry(kind: str, key: str, make: Callable[[Path], None]) -> Path:
             with contextlib.suppress(FileExistsError):
                 made.rename(place)
     return place
+
+
+def has(kind: str, key: str) -> bool:
+    """Whether the entry is there."""
+    return (root() / kind / key).is_dir()
 
 
 def tidy(kind: str) -> None:
@@ -77,22 +83,24 @@ def _used(place: Path) -> bool:
     return True
 
 
-@contextlib.contextmanager
-def _writable(folder: Path) -> Iterator[None]:
+def make_folder(folder: Path) -> None:
+    """Make a folder of the cache; EmulatorError where it, or a file in it, cannot be made."""
     try:
+        (root() / "locks").mkdir(parents=True, exist_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise EmulatorError(
-            f"cache folder {folder} cannot be made ({error.strerror}); name another one in CUDA_NN_CACHE"
+            f"cache folder {folder} cannot be made or written to ({error.strerror}); name another one in "
+            "CUDA_NN_CACHE"
         ) from None
-    yield
 
 
 @contextlib.contextmanager
 def _lock(kind: str, key: str) -> Iterator[None]:
     """One of 64 locks: enough that two builds seldom wait for each other without need, and few files."""
     path = root() / "locks" / f"{kind}-{int(key[:2], 16) % 64:02}"
-    path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # given back when the file closes, also when the process dies
         yield

@@ -33,6 +33,7 @@ from cuda.nn.emulator.resources import Resources, read_resources
 
 MAIN = re.compile(r"\b(?:int|auto)\s+main\s*\(")
 FOUND, AT_FAULT = 1, 2
+OURS = {__file__, runpy.__file__, runpy.run_path.__code__.co_filename}  # files between a driver and us
 
 
 @dataclass(frozen=True)
@@ -127,8 +128,10 @@ def _driven(module: Module, source: Path, driver: Path) -> Outcome:
         failure = str(error)
     except EmulatorError:
         raise
+    except SystemExit as stop:  # status 0 and 2 mean something else here
+        failure = f"{driver} ended itself: sys.exit({stop.code!r})" if stop.code else ""
     except Exception as error:  # the driver's own: a comparison that failed, say
-        failure = "".join(traceback.format_exception(error, limit=-3)).rstrip()
+        failure = _told(error)
     launched = any(module.launches.values())
     advice = "" if launched or failure else f"{driver} launched none of them"
     return Outcome(
@@ -180,16 +183,16 @@ def _looked_at(source: Path, compiled: Mapping[str, Any]) -> Outcome:
         raise EmulatorError(
             f"{source}: there are no kernels in it; a __global__ template needs an explicit instantiation"
         )
+    refused = [
+        f"{kernels[name].name}: {why}"
+        for name, reasons in translate(ptx, partial=True).refused.items()
+        for why in reasons
+    ]
     resources = read_resources(ptx, arch)
     profile = profile_of(arch)
     facts = [
         KernelFacts(kernel.name, resources[kernel.mangled].with_launch(profile, None, 0))
         for kernel in kernels.values()
-    ]
-    refused = [
-        f"{kernels[name].name}: {why}"
-        for name, reasons in translate(ptx, partial=True).refused.items()
-        for why in reasons
     ]
     advice = "it has no main(), and no driver was given. A driver is a Python file such as\n\n" + skeleton(
         list(kernels.values())
@@ -226,14 +229,27 @@ def _load(driver: Path, kernels: Sequence[Kernel]) -> Any:
     try:
         run = runpy.run_path(str(driver)).get("run")
     except SyntaxError as error:
-        raise EmulatorError(f"{driver}, line {error.lineno}: {error.msg}") from None
+        raise EmulatorError(f"{error.filename}, line {error.lineno}: {error.msg}") from None
+    except EmulatorError:
+        raise
+    except (Exception, SystemExit) as error:  # an import that is not there, say
+        raise EmulatorError(f"{driver}: it fails before run(module) is called", _told(error)) from None
     finally:
         sys.path.pop(0)
     if not callable(run):
         raise EmulatorError(
-            f"{driver}: it has no function run(module); a driver is a Python file such as", skeleton(kernels)
+            f"{driver}: it has no function run(module); a driver is a file such as the above",
+            skeleton(kernels),
         )
     return run
+
+
+def _told(error: BaseException) -> str:
+    """The traceback, without our own part of it."""
+    trace = error.__traceback__
+    while trace and trace.tb_frame.f_code.co_filename in OURS:
+        trace = trace.tb_next
+    return "".join(traceback.format_exception(type(error), error, trace, limit=-3)).rstrip()
 
 
 def _facts(module: Module, kernel: Kernel) -> KernelFacts:

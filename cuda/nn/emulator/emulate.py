@@ -104,7 +104,7 @@ def environment(mode: str, arch: str, options: Mapping[str, Any] | None, gathere
         **(options or {}),
     }
     answers = cache.root() / "programs" / translator_key()
-    answers.mkdir(parents=True, exist_ok=True)
+    cache.make_folder(answers)
     place = str(Path(__file__).resolve().parents[3])
     return {
         "LD_PRELOAD": _before(str(library), "LD_PRELOAD"),

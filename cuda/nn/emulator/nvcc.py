@@ -29,6 +29,9 @@ def compile_to_ptx(
 ) -> str:
     """The PTX of a .cu file.  EmulatorError with nvcc's own lines where it refuses the file."""
     check_source(source)
+    for name, given in (("include_dirs", include_dirs), ("flags", flags)):
+        if isinstance(given, str | Path):
+            raise EmulatorError(f"{name}: {str(given)!r} is one string; give a list of them")
     options = [
         f"-arch={arch}",
         "-lineinfo",
@@ -37,6 +40,7 @@ def compile_to_ptx(
         *flags,
     ]
     nvcc = toolchain.nvcc()
+    toolchain.host_compiler()  # nvcc needs it, too, and would not say what to install
     key = cache.digest([str(source.resolve()), os.getcwd(), str(nvcc), toolchain.version(nvcc), *options])
     kept = cache.root() / "ptx" / f"{key}.json"
     if (found := _still_right(kept)) is not None:
@@ -133,7 +137,7 @@ def _keep(kept: Path, ptx: str, dependencies: Iterable[Path]) -> None:
         path for path in dependencies if path.is_file()
     ]  # a #line directive can name one that is not there
     found = {"ptx": ptx, "dependencies": {str(path): cache.digest([path.read_bytes()]) for path in files}}
-    kept.parent.mkdir(parents=True, exist_ok=True)
+    cache.make_folder(kept.parent)
     handle, name = tempfile.mkstemp(dir=kept.parent, prefix=".making-")
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         json.dump(found, file)

@@ -14,6 +14,9 @@ from cuda.nn.emulator.errors import EmulatorError
 from cuda.nn.emulator.profiles import Profile, occupancy
 
 DEFAULT_THREADS = 256
+REFUSED = re.compile(r"line (\d+); error\s*: (.*)")
+LOC = re.compile(r"\s*\.loc\s+(\d+)\s+(\d+)")
+FILE = re.compile(r'^\s*\.file\s+(\d+)\s+"([^"]*)"', re.MULTILINE)
 COMPILING = re.compile(r"Compiling entry function '([^']+)'")
 STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 USED = re.compile(r"Used (\d+) registers")
@@ -68,11 +71,24 @@ def assemble(ptx: str, arch: str) -> tuple[Path, str]:
         command = [str(ptxas), "-v", "-lineinfo", f"-arch={arch}", source.name, "-o", "kernels.cubin"]
         done = subprocess.run(command, cwd=made, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise EmulatorError(f"ptxas refuses it for {arch}", done.stderr or done.stdout)
+            raise EmulatorError(_refusal(ptx, arch, said := done.stderr or done.stdout), said)
         (made / "ptxas.txt").write_text(done.stderr + done.stdout, encoding="utf-8")
 
     folder = cache.entry("cubin", cache.digest([ptx, arch, str(ptxas), toolchain.version(ptxas)]), make)
     return folder / "kernels.cubin", (folder / "ptxas.txt").read_text(encoding="utf-8")
+
+
+def _refusal(ptx: str, arch: str, said: str) -> str:
+    """The message where ptxas refuses a PTX text: with the .cu line of its first complaint, if known."""
+    message = f"ptxas refuses it for {arch}"
+    if not (complaint := REFUSED.search(said)):
+        return message
+    above = ptx.splitlines()[: int(complaint[1])]
+    if not (places := [found for line in above if (found := LOC.match(line))]):
+        return message
+    files = dict(FILE.findall(ptx))
+    file, line = places[-1].groups()
+    return f"{files.get(file, '')}:{line}: {message}: {complaint[2]}"
 
 
 def parse(said: str, ptx: str = "") -> dict[str, Resources]:

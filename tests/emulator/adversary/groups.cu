@@ -1,4 +1,5 @@
-// Cooperative groups, collectives, barriers and pipelines of libcu++.  All kernels take (out, zero, in); *_bad are broken.
+// Cooperative groups, collectives, barriers and pipelines of libcu++.
+// All kernels take (out, zero, in); *_bad are broken.
 #include <cooperative_groups.h>
 #include <cooperative_groups/memcpy_async.h>
 #include <cooperative_groups/reduce.h>
@@ -36,7 +37,8 @@ __global__ void tiles_bad(int* out, int*, const int* in) {
 __global__ void labels_ok(int* out, int*, const int* in) {
     auto warp = cg::tiled_partition<32>(cg::this_thread_block());
     auto group = cg::labeled_partition(warp, in[threadIdx.x] % 3);
-    out[threadIdx.x] = group.size() * 100 + group.thread_rank() + cg::reduce(group, 1, cg::plus<int>()) * 10000;
+    out[threadIdx.x] =
+        group.size() * 100 + group.thread_rank() + cg::reduce(group, 1, cg::plus<int>()) * 10000;
 }
 __global__ void divergent_tiles_ok(int* out, int*, const int* in) {
     auto tile = cg::tiled_partition<4>(cg::this_thread_block());
@@ -59,11 +61,13 @@ __global__ void votes_ok(int* out, int*, const int* in) {
     int same;
     const unsigned match = __match_all_sync(lanes, threadIdx.x / 32, &same);
     const unsigned parity = __match_any_sync(lanes, threadIdx.x & 1);
-    out[threadIdx.x] = count + 100 * all + 1000 * any + (match == lanes) * 10000 + same * 100000 + __popc(parity) * 1000000;
+    out[threadIdx.x] =
+        count + 100 * all + 1000 * any + (match == lanes) * 10000 + same * 100000 + __popc(parity) * 1000000;
 }
 __global__ void redux_ok(int* out, int*, const int* in) {
     const unsigned mask = threadIdx.x < 16 ? 0xffffu : 0xffff0000u;
-    out[threadIdx.x] = threadIdx.x < 16 ? __reduce_add_sync(mask, in[threadIdx.x]) : __reduce_max_sync(mask, in[threadIdx.x]);
+    out[threadIdx.x] = threadIdx.x < 16 ? __reduce_add_sync(mask, in[threadIdx.x])
+                                        : __reduce_max_sync(mask, in[threadIdx.x]);
 }
 __global__ void wide_shuffles_ok(int* out, int*, const int* in) {
     const double d = __shfl_xor_sync(~0u, in[threadIdx.x] + 0.5, 1);
@@ -75,7 +79,8 @@ __global__ void shuffle_in_branch_bad(int* out, int*, const int* in) {
     if (threadIdx.x < 16) out[threadIdx.x] = __shfl_sync(~0u, in[threadIdx.x], 0);    // [shuffle in branch]
     __syncthreads();                                                              // [barrier behind it]
 }
-__global__ void shuffle_past_exited_ok(int* out, int*, const int* in) {    // a mask may name lanes that have exited
+__global__ void shuffle_past_exited_ok(int* out, int*,
+                                       const int* in) {    // a mask may name lanes that have exited
     if (threadIdx.x < 16) out[threadIdx.x] = __shfl_sync(~0u, in[threadIdx.x], 0);
 }
 __global__ void own_lane_missing_bad(int* out, int*, const int* in) {
@@ -160,7 +165,8 @@ template <bool waits> __device__ void staged(int* out, const int* in) {
     auto pipe = cuda::make_pipeline(block, &state);
     for (int i = 0; i < 2; ++i) {
         pipe.producer_acquire();
-        cuda::memcpy_async(block, tiles[i], in + i * 64, cuda::aligned_size_t<16>(256), pipe);    // [staged copy]
+        cuda::memcpy_async(block, tiles[i], in + i * 64, cuda::aligned_size_t<16>(256),    // [staged copy]
+                           pipe);
         pipe.producer_commit();
     }
     int sum = 0;
@@ -170,7 +176,8 @@ template <bool waits> __device__ void staged(int* out, const int* in) {
         if (!waits) pipe.consumer_wait();
         pipe.consumer_release();
         pipe.producer_acquire();
-        if (i < 4) cuda::memcpy_async(block, tiles[i % 2], in + (i + 2) * 64, cuda::aligned_size_t<16>(256), pipe);
+        if (i < 4)
+            cuda::memcpy_async(block, tiles[i % 2], in + (i + 2) * 64, cuda::aligned_size_t<16>(256), pipe);
         pipe.producer_commit();
     }
     out[threadIdx.x] = sum;
@@ -188,7 +195,8 @@ __global__ void thread_pipeline_ok(int* out, int*, const int* in) {
             pipe.producer_commit();
         }
         if (i) {
-            if (i < 4) cuda::pipeline_consumer_wait_prior<1>(pipe); else cuda::pipeline_consumer_wait_prior<0>(pipe);
+            if (i < 4) cuda::pipeline_consumer_wait_prior<1>(pipe);
+            else cuda::pipeline_consumer_wait_prior<0>(pipe);
             sum += mine[(i - 1) % 2][threadIdx.x];
             pipe.consumer_release();
         }

@@ -1,4 +1,5 @@
-// C++ and memory: what is no fault however odd it looks, and what is one byte too far.  All kernels take (out, zero, in).
+// C++ and memory: what is no fault however odd it looks, and what is one byte too far.
+// All kernels take (out, zero, in).
 #include <cstdint>
 #include <cuda_fp16.h>
 
@@ -6,7 +7,8 @@
 __device__ __noinline__ int fibonacci(int n) { return n < 2 ? n : fibonacci(n - 1) + fibonacci(n - 2); }
 __global__ void recursion_ok(int* out, int*, const int*) { out[threadIdx.x] = fibonacci(threadIdx.x % 8); }
 
-__device__ __noinline__ int sum_of(int* values, int depth) {      // each frame passes on its own array and its caller's
+__device__ __noinline__ int sum_of(int* values,
+                                   int depth) {    // each frame passes on its own array and its caller's
     int mine[4];
     for (int i = 0; i < 4; ++i) mine[(i + depth) & 3] = values[i] + 1;
     return depth ? sum_of(mine, depth - 1) + values[depth & 3] : mine[0] + values[3];
@@ -18,7 +20,9 @@ __global__ void nested_frames_ok(int* out, int*, const int* in) {
 __device__ int twice(int x) { return 2 * x; }
 __device__ int square(int x) { return x * x; }
 __device__ int (*const table[2])(int) = {twice, square};
-__global__ void function_pointers_ok(int* out, int*, const int* in) { out[threadIdx.x] = table[in[threadIdx.x] & 1](in[threadIdx.x]); }
+__global__ void function_pointers_ok(int* out, int*, const int* in) {
+    out[threadIdx.x] = table[in[threadIdx.x] & 1](in[threadIdx.x]);
+}
 
 struct Shape { virtual __device__ int area() const = 0; int a; };
 struct Square : Shape { __device__ int area() const override { return a * a; } };
@@ -66,7 +70,13 @@ __global__ void local_below_bad(int* out, int*, const int* in) {
     values[5 - in[threadIdx.x]] = 1;                                              // [local write below]
     out[threadIdx.x] = values[in[3]];
 }
-__device__ __noinline__ int* frame_that_ends(const int* in) { int v[4] = {in[0], in[1], in[2], in[3]}; v[in[2]] = 9; int* p = v; asm volatile("" : "+l"(p)); return p; }
+__device__ __noinline__ int* frame_that_ends(const int* in) {
+    int v[4] = {in[0], in[1], in[2], in[3]};
+    v[in[2]] = 9;
+    int* p = v;
+    asm volatile("" : "+l"(p));
+    return p;
+}
 __global__ void dangling_bad(int* out, int*, const int* in) {
     int* gone = frame_that_ends(in);
     out[threadIdx.x] = *gone;                                                     // [dangling read]
@@ -164,7 +174,8 @@ __global__ void double_atomics_ok(int* out, int* zero, const int* in) {
     __syncthreads();
     out[threadIdx.x] = int(*sum * 2);
 }
-__global__ void odd_block_ok(int* out, int*, const int* in) {         // 5 x 3 x 3 threads: the last warp is 13 lanes
+// 5 x 3 x 3 threads: the last warp has 13 lanes.
+__global__ void odd_block_ok(int* out, int*, const int* in) {
     __shared__ int tile[3][3][5];
     const int rank = (threadIdx.z * 3 + threadIdx.y) * 5 + threadIdx.x;
     tile[threadIdx.z][threadIdx.y][threadIdx.x] = in[rank];
@@ -176,19 +187,57 @@ __global__ void odd_block_ok(int* out, int*, const int* in) {         // 5 x 3 x
 // ---- the ends of things
 __constant__ int weights[8] = {1, 2, 3, 4, 5, 6, 7, 8};
 __device__ int counters[8];
-__global__ void constant_ok(int* out, int*, const int* in) { out[threadIdx.x] = weights[in[threadIdx.x] & 7]; }
-__global__ void constant_bad(int* out, int*, const int* in) { out[threadIdx.x] = weights[in[8] + in[0]]; }       // [constant read]
-__global__ void variable_bad(int* out, int*, const int* in) { counters[in[threadIdx.x]] = 1; out[0] = 1; }       // [variable write]
-__global__ void global_below_bad(int* out, int*, const int* in) { out[in[threadIdx.x] - 1] = 1; }                // [global below]
-__global__ void global_end_bad(int* out, int*, const int* in) { out[4033 + in[threadIdx.x]] = 1; }               // [global end]
-__global__ void byte_end_bad(int* out, int*, const int* in) { reinterpret_cast<char*>(out)[16321 + in[threadIdx.x]] = 1; }    // [byte end]
-__global__ void null_bad(int* out, int*, const int* in) { int* p = reinterpret_cast<int*>((long long)in[0]); p[threadIdx.x] = 1; }               // [null]
-__global__ void wild_bad(int* out, int*, const int* in) { reinterpret_cast<int*>(0x123456789abcull + in[0] * 4)[0] = 1; }     // [wild]
-__global__ void unaligned_int_bad(int* out, int*, const int* in) { *reinterpret_cast<int*>(reinterpret_cast<char*>(out) + in[2]) = 1; }    // [unaligned int]
-__global__ void forever_bad(int* out, int*, const int* in) { while (*(volatile int*)(in + 1) == 1) {} out[0] = 1; }     // [forever]
-__global__ void forever_plain_bad(int* out, int*, const int* in) { for (unsigned i = in[1]; i; i = i * 3 | 1) out[i & 63] = i; }    // [forever plain]
-__device__ __noinline__ int deep(const int* in, int n) { volatile int pad[64]; pad[n & 63] = in[0]; return deep(in, n + 1) + pad[n & 63]; }    // [deep]
+__global__ void constant_ok(int* out, int*, const int* in) {
+    out[threadIdx.x] = weights[in[threadIdx.x] & 7];
+}
+__global__ void constant_bad(int* out, int*, const int* in) {
+    out[threadIdx.x] = weights[in[8] + in[0]];    // [constant read]
+}
+__global__ void variable_bad(int* out, int*, const int* in) {
+    counters[in[threadIdx.x]] = 1;    // [variable write]
+    out[0] = 1;
+}
+__global__ void global_below_bad(int* out, int*, const int* in) {
+    out[in[threadIdx.x] - 1] = 1;    // [global below]
+}
+__global__ void global_end_bad(int* out, int*, const int* in) {
+    out[4033 + in[threadIdx.x]] = 1;    // [global end]
+}
+__global__ void byte_end_bad(int* out, int*, const int* in) {
+    reinterpret_cast<char*>(out)[16321 + in[threadIdx.x]] = 1;    // [byte end]
+}
+__global__ void null_bad(int* out, int*, const int* in) {
+    int* p = reinterpret_cast<int*>((long long)in[0]);
+    p[threadIdx.x] = 1;    // [null]
+}
+__global__ void wild_bad(int* out, int*, const int* in) {
+    reinterpret_cast<int*>(0x123456789abcull + in[0] * 4)[0] = 1;    // [wild]
+}
+__global__ void unaligned_int_bad(int* out, int*, const int* in) {
+    *reinterpret_cast<int*>(reinterpret_cast<char*>(out) + in[2]) = 1;    // [unaligned int]
+}
+__global__ void forever_bad(int* out, int*, const int* in) {
+    while (*(volatile int*)(in + 1) == 1) {}    // [forever]
+    out[0] = 1;
+}
+__global__ void forever_plain_bad(int* out, int*, const int* in) {
+    for (unsigned i = in[1]; i; i = i * 3 | 1) out[i & 63] = i;    // [forever plain]
+}
+__device__ __noinline__ int deep(const int* in, int n) {
+    volatile int pad[64];
+    pad[n & 63] = in[0];
+    return deep(in, n + 1) + pad[n & 63];
+}
 __global__ void deep_bad(int* out, int*, const int* in) { out[0] = deep(in, 0); }
-__global__ void uninitialised_ok(int* out, int* fresh, const int* in) { fresh[threadIdx.x] = in[threadIdx.x]; out[threadIdx.x] = fresh[threadIdx.x]; }
-__global__ void uninitialised_bad(int* out, int* fresh, const int* in) { fresh[threadIdx.x] = 1; out[threadIdx.x] = fresh[threadIdx.x + in[1]]; }    // [fresh]
-__global__ void uninitialised_atomic_bad(int* out, int* fresh, const int*) { atomicAdd(fresh, 1); out[0] = 1; }             // [fresh atomic]
+__global__ void uninitialised_ok(int* out, int* fresh, const int* in) {
+    fresh[threadIdx.x] = in[threadIdx.x];
+    out[threadIdx.x] = fresh[threadIdx.x];
+}
+__global__ void uninitialised_bad(int* out, int* fresh, const int* in) {
+    fresh[threadIdx.x] = 1;
+    out[threadIdx.x] = fresh[threadIdx.x + in[1]];    // [fresh]
+}
+__global__ void uninitialised_atomic_bad(int* out, int* fresh, const int*) {
+    atomicAdd(fresh, 1);    // [fresh atomic]
+    out[0] = 1;
+}

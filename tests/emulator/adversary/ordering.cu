@@ -1,4 +1,5 @@
-// What orders memory beyond a barrier: flags, locks, tickets, scopes.  Kernels named *_bad have one thing wrong.
+// What orders memory beyond a barrier: flags, locks, tickets, scopes.
+// Kernels named *_bad have one thing wrong.
 // All take (out, zero, in): 4096 ints each; `zero` is cleared, in[i] = i.
 #include <cuda/atomic>
 
@@ -6,29 +7,41 @@ using BlockRef = cuda::atomic_ref<int, cuda::thread_scope_block>;
 using DeviceRef = cuda::atomic_ref<int, cuda::thread_scope_device>;
 
 // ---- release and acquire by cuda::atomic_ref, between blocks
-template <class Store, class Load, bool relaxed_store = false> __device__ void message(int* out, int* zero, const int* in) {
+template <class Store, class Load, bool relaxed_store = false>
+__device__ void message(int* out, int* zero, const int* in) {
     int* data = zero + 64;
     if (blockIdx.x == 0) {
         if (threadIdx.x == 0) {
             *data = in[42];                                                       // [message write]
-            Store(zero[0]).store(1, relaxed_store ? cuda::memory_order_relaxed : cuda::memory_order_release);    // [message flag store]
+            Store(zero[0]).store(1, relaxed_store ? cuda::memory_order_relaxed    // [message flag store]
+                                                  : cuda::memory_order_release);
         }
     } else if (threadIdx.x == 0) {
         while (Load(zero[0]).load(cuda::memory_order_acquire) == 0) {}               // [message flag load]
         out[0] = *data;                                                           // [message read]
     }
 }
-__global__ void message_ok(int* out, int* zero, const int* in) { message<DeviceRef, DeviceRef>(out, zero, in); }
-__global__ void message_block_release_bad(int* out, int* zero, const int* in) { message<BlockRef, DeviceRef>(out, zero, in); }
-__global__ void message_block_acquire_bad(int* out, int* zero, const int* in) { message<DeviceRef, BlockRef>(out, zero, in); }
-__global__ void message_relaxed_bad(int* out, int* zero, const int* in) { message<DeviceRef, DeviceRef, true>(out, zero, in); }
+__global__ void message_ok(int* out, int* zero, const int* in) {
+    message<DeviceRef, DeviceRef>(out, zero, in);
+}
+__global__ void message_block_release_bad(int* out, int* zero, const int* in) {
+    message<BlockRef, DeviceRef>(out, zero, in);
+}
+__global__ void message_block_acquire_bad(int* out, int* zero, const int* in) {
+    message<DeviceRef, BlockRef>(out, zero, in);
+}
+__global__ void message_relaxed_bad(int* out, int* zero, const int* in) {
+    message<DeviceRef, DeviceRef, true>(out, zero, in);
+}
 
 // ---- the same by fences
 template <int scope> __device__ void fenced(int* out, int* zero, const int* in) {
     int* data = zero + 64;
     if (blockIdx.x == 0) {
         data[threadIdx.x] = in[threadIdx.x];                                      // [fenced write]
-        if (scope == 0) __threadfence_block(); else if (scope == 1) __threadfence(); else __threadfence_system();
+        if (scope == 0) __threadfence_block();
+        else if (scope == 1) __threadfence();
+        else __threadfence_system();
         __syncthreads();
         if (threadIdx.x == 0) atomicExch(&zero[0], 1);
     } else {
@@ -161,6 +174,22 @@ template <bool sync> __device__ void told(int* out, int* zero, const int* in) {
 __global__ void told_ok(int* out, int* zero, const int* in) { told<true>(out, zero, in); }
 __global__ void told_bad(int* out, int* zero, const int* in) { told<false>(out, zero, in); }
 
+// The same between the warps of a block: a lane that spins between collectives must not keep the others away.
+__global__ void told_in_block_ok(int* out, int* zero, const int* in) {
+    if (threadIdx.x / 32 == in[blockIdx.x]) {
+        int seen = 0;
+        while (!seen) {
+            if (threadIdx.x % 32 == 0) seen = BlockRef(zero[blockIdx.x]).load(cuda::memory_order_acquire);
+            seen = __any_sync(~0u, seen);
+        }
+        __syncwarp();
+        if (threadIdx.x % 32 == 5) out[blockIdx.x] = zero[64 + blockIdx.x];
+    } else if (threadIdx.x % 32 == 0) {
+        zero[64 + blockIdx.x] = in[7];
+        BlockRef(zero[blockIdx.x]).store(1, cuda::memory_order_release);
+    }
+}
+
 // ---- a release sequence: read-modify-writes by others keep the head's release
 __global__ void release_sequence_ok(int* out, int* zero, const int* in) {
     if (threadIdx.x) return;
@@ -178,7 +207,7 @@ __global__ void release_sequence_ok(int* out, int* zero, const int* in) {
 
 // ---- spin locks
 template <class Ref, bool unlock_releases> __device__ void locked(int* out, int* zero) {
-    for (bool done = false; !done;) {                                             // lanes of one warp may compete
+    for (bool done = false; !done;) {    // lanes of one warp may compete
         int free = 0;
         if (Ref(zero[0]).compare_exchange_strong(free, 1, cuda::memory_order_acquire)) {
             out[0] += 1;                                                          // [locked]
@@ -191,7 +220,8 @@ __global__ void lock_ok(int* out, int* zero, const int*) { locked<DeviceRef, tru
 __global__ void lock_scope_bad(int* out, int* zero, const int*) { locked<BlockRef, true>(out, zero); }
 __global__ void lock_relaxed_bad(int* out, int* zero, const int*) { locked<DeviceRef, false>(out, zero); }
 
-// The classical form: all lanes spin in the loop's head.  Legal since sm_70, as threads make progress on their own.
+// The classical form: all lanes spin in the loop's head.
+// Legal since sm_70, as threads make progress on their own.
 __global__ void lock_same_warp_ok(int* out, int* zero, const int*) {
     while (atomicCAS(&zero[0], 0, 1) != 0) {}
     __threadfence();
@@ -302,16 +332,23 @@ __global__ void bytes_between_blocks_ok(int* out, int*, const int* in) {
     char* bytes = (char*)out;
     for (int i = blockIdx.x; i < 256; i += gridDim.x) if (threadIdx.x == i % 32) bytes[i] = in[i] & 127;
 }
-__global__ void bits_bad(int* out, int*, const int*) { out[threadIdx.x / 32] |= 1 << threadIdx.x % 32; }    // [bits]
-__global__ void bits_ok(int* out, int*, const int*) { atomicOr(&out[threadIdx.x / 32], 1 << threadIdx.x % 32); }
+__global__ void bits_bad(int* out, int*, const int*) {
+    out[threadIdx.x / 32] |= 1 << threadIdx.x % 32;    // [bits]
+}
+__global__ void bits_ok(int* out, int*, const int*) {
+    atomicOr(&out[threadIdx.x / 32], 1 << threadIdx.x % 32);
+}
 
-// An atomic by one thread, then an atomic and a plain read by another: the first is not ordered with the read.
+// An atomic by one thread, then an atomic and a plain read by another:
+// the first is not ordered with the read.
 __global__ void covered_atomic_bad(int* out, int* zero, const int*) {
     if (threadIdx.x == 0) atomicAdd(&zero[0], 1);                                 // [covered atomic]
     if (threadIdx.x == 32) { atomicAdd(&zero[0], 1); out[0] = zero[0]; }          // [covered read]
 }
 // Atomics at block scope on one counter by several blocks.
-__global__ void atomic_block_scope_bad(int* out, int*, const int*) { atomicAdd_block(&out[0], 1); }     // [block atomic]
+__global__ void atomic_block_scope_bad(int* out, int*, const int*) {
+    atomicAdd_block(&out[0], 1);    // [block atomic]
+}
 __global__ void atomic_block_scope_ok(int* out, int*, const int*) { atomicAdd_block(&out[blockIdx.x], 1); }
 // All write the same: still a race.
 __global__ void same_value_bad(int* out, int*, const int*) { out[0] = 1; }   // [same value]

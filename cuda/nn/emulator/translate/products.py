@@ -1,9 +1,9 @@
 """Runs of mma.sync: neighbouring products that do not need each other's results become one collective.
 
-A collective costs a switch of threads per lane, several times what the product itself costs; kernels issue mma.sync in
-runs of 4 to 64.  A row returns its statement as a ProductCode, which knows how to be one of several:
+A collective costs a switch of threads per lane, several times what the product itself costs; kernels issue
+mma.sync in runs of 4 to 64.  A row returns a ProductCode, a statement that knows how to be one of several:
 
-    merge_products(["x = 1;", product, product, "y = 2;"])      # ["x = 1;", "{ ... Mma m[2] = ...}", "y = 2;"]"""
+    merge_products(["x = 1;", product, product, "y = 2;"])  # ["x = 1;", "{ ... Mma m[2] = ...}", "y = 2;"]"""
 
 from collections.abc import Iterable, Sequence
 
@@ -48,7 +48,7 @@ def merge_products(lines: Iterable[str]) -> list[str]:
 
 
 def _joins(run: Sequence[ProductCode], line: ProductCode) -> bool:
-    """All operands are read before any result is written: right as long as nothing is read that the run writes."""
+    """All operands are read before any result is written: right unless something is read that the run writes."""
     fits = line.shape == run[0].shape and len(run) < MOST
     return fits and not any(before.writes & line.reads for before in run)
 
@@ -57,7 +57,8 @@ def _close(run: list[ProductCode], merged: list[str]) -> None:
     if len(run) == 1:
         merged.append(run[0])
     elif run:
-        merged.append(_statement(run[0].shape, [p.operands for p in run], [p.results for p in run], run[0].site))
+        operands, results = [p.operands for p in run], [p.results for p in run]
+        merged.append(_statement(run[0].shape, operands, results, run[0].site))
     run.clear()
 
 

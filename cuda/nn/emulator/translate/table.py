@@ -5,9 +5,10 @@ A row is a function under @instruction with the spelling it serves, written as t
     @instruction("shfl", "sync mode:up|down|bfly|idx b32")
     def shfl(e, m, destination, value, lane, clamp, mask): ...
 
-The pattern lists the modifiers in their order: a bare word is required, `name:a|b` chooses one of several (m.name tells which),
-a trailing `?` makes either optional (m.name is then None; a bare optional word sets m.word).  Characters that a Python name cannot
-hold become `_`: `shared::cta?` is m.shared__cta; `global` is m.global_.  Several rows may serve one opcode; the first that fits is taken.
+The pattern lists the modifiers in their order: a bare word is required, `name:a|b` chooses one of several
+(m.name tells which), a trailing `?` makes either optional (m.name is then None; a bare optional word sets
+m.word).  Characters that a Python name cannot hold become `_`: `shared::cta?` is m.shared__cta; `global` is
+m.global_.  Several rows may serve one opcode; the first that fits is taken.
 
 A modifier that no row knows is refused by name: an ignored modifier would be a wrong answer."""
 
@@ -17,8 +18,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 
-
-# What never changes places with its like: cvt.f32.s32 is not cvt.s32.f32, cp.async from global to shared is not from shared to global.
+# What never changes places with its like: cvt.f32.s32 is not cvt.s32.f32, cp.async from global to shared is
+# not from shared to global.
 _TYPE = re.compile(r"(pred|[bus]\d+|t?f\d+|bf\d+|u?e\dm\d)(x\d)?")
 _SPACE = re.compile(r"(global|local|const|param|shared)(::\w+)?")
 
@@ -60,7 +61,7 @@ class Row:
     def match_shuffled(self, modifiers: Sequence[str]) -> SimpleNamespace | None:
         """The chosen modifiers where they come in another order: ptxas takes `add.f32.rn` for `add.rn.f32`.
 
-        Each slot takes the first modifier that fits it; types and spaces keep their order among each other."""
+        Each slot takes the first modifier that fits it; types and spaces keep their own order."""
         found: dict[str, str | None] = {slot.name: None for slot in self.slots}
         left = dict(enumerate(modifiers))
         last = {_TYPE: -1, _SPACE: -1}
@@ -83,7 +84,7 @@ ROWS: dict[str, list[Row]] = {}
 
 
 def instruction(opcode: str, pattern: str = "") -> Callable[[Callable[..., str]], Callable[..., str]]:
-    """Enter a row: the decorated function gets (emitter, modifiers, *operands) and returns one C++ statement."""
+    """Enter a row: the decorated function gets (emitter, modifiers, *operands), and returns C++."""
 
     def enter(translate: Callable[..., str]) -> Callable[..., str]:
         slots = tuple(_slot(word) for word in pattern.split())
@@ -94,7 +95,7 @@ def instruction(opcode: str, pattern: str = "") -> Callable[[Callable[..., str]]
 
 
 def find(opcode: str, modifiers: Sequence[str]) -> tuple[Row, SimpleNamespace]:
-    """The row that serves a spelling.  Raises Unsupported naming the opcode or the modifier that nothing knows."""
+    """The row that serves a spelling.  Raises Unsupported naming the opcode or modifier it lacks."""
     rows = ROWS.get(opcode)
     if not rows:
         raise Unsupported(f"instruction {opcode!r} is not supported")

@@ -1,7 +1,7 @@
 """atom and red: read-modify-write in one step.  Semantics in csrc/emulator/atomics.h.
 
-Threads wait for each other by the result of an atom in a loop, so atom lets others run now and then; red has no
-result and does not."""
+Threads wait for each other by the result of an atom in a loop, so atom lets others run now and then; red has
+no result and does not."""
 
 from types import SimpleNamespace
 
