@@ -9,6 +9,7 @@ import pytest
 
 from cuda.nn import emulator
 from cuda.nn.emulator import EmulatorError, resources, roofline, sass, toolchain
+from cuda.nn.emulator.check import KernelFacts, Outcome
 from cuda.nn.emulator.counters import KernelCounters
 from cuda.nn.emulator.profiles import PROFILES, occupancy, profile_of
 
@@ -230,6 +231,15 @@ def test_control_codes_and_loops_are_read() -> None:
     assert (loop.begin, loop.end, loop.instructions, loop.issue_cycles, loop.waits) == (0x10, 0x40, 4, 24, 1)
     assert loop.mix == {"LDS.128": 1, "FFMA": 1, "ISETP.GE.AND": 1, "BRA": 1}
     assert found.mix["LDS"] == 1
+
+
+def test_loops_are_shown_beside_the_kernel(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = sass.parse(LISTING).values()
+    facts = KernelFacts("gemm", resources=None, loops=code.loops)
+    outcome = Outcome(Path("gemm.cu"), "sm_80", [facts])
+    outcome.print()
+    assert "loop of 4 machine instructions: 24 issue cycles a pass at least" in capsys.readouterr().out
+    assert outcome.as_dict()["kernels"][0]["loops"][0]["issue_cycles"] == 24
 
 
 def test_machine_code_of_a_module(module: emulator.Module) -> None:

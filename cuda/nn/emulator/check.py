@@ -30,6 +30,7 @@ from cuda.nn.emulator.nvcc import Define, check_source, compile_program, compile
 from cuda.nn.emulator.profiles import profile_of
 from cuda.nn.emulator.report import Report
 from cuda.nn.emulator.resources import Resources, read_resources
+from cuda.nn.emulator.sass import Loop
 
 MAIN = re.compile(r"\b(?:int|auto)\s+main\s*\(")
 FOUND, AT_FAULT = 1, 2
@@ -44,6 +45,7 @@ class KernelFacts:
     resources: Resources | None
     launches: int | None = None  # None: unknown
     counters: KernelCounters | None = None
+    loops: tuple[Loop, ...] = ()  # of its machine code, when counting, where cuobjdump is installed
 
 
 @dataclass(frozen=True)
@@ -253,10 +255,11 @@ def _told(error: BaseException) -> str:
 
 
 def _facts(module: Module, kernel: Kernel) -> KernelFacts:
-    counters = module.counters.get(kernel.mangled) if module.mode == "count" else None
-    return KernelFacts(
-        kernel.name, module.resources(kernel.mangled), module.launches[kernel.mangled], counters
-    )
+    counting = module.mode == "count"
+    counters = module.counters.get(kernel.mangled) if counting else None
+    code = module.sass(kernel.mangled) if counting else None
+    resources, launches = module.resources(kernel.mangled), module.launches[kernel.mangled]
+    return KernelFacts(kernel.name, resources, launches, counters, code.loops if code else ())
 
 
 def _kernel_dict(kernel: KernelFacts) -> dict[str, Any]:
@@ -264,6 +267,7 @@ def _kernel_dict(kernel: KernelFacts) -> dict[str, Any]:
         "name": kernel.name,
         "launches": kernel.launches,
         "resources": dataclasses.asdict(kernel.resources) if kernel.resources else None,
+        "loops": [dataclasses.asdict(loop) for loop in kernel.loops],
     }
     return found | ({"counters": kernel.counters.as_dict()} if kernel.counters else {})
 

@@ -116,6 +116,11 @@ def outcome(result: "Outcome", console: "Console | None" = None) -> None:
     width = max((len(kernel.name) for kernel in result.kernels), default=0)
     for kernel in result.kernels:
         console.print(f"  {kernel.name:<{width}}  {_resources(kernel)}", markup=False)
+        for loop in kernel.loops[:SHOWN]:
+            console.print(
+                f"  {'':<{width}}  loop of {loop.instructions} machine instructions: {loop.issue_cycles} "
+                f"issue cycles a pass at least, {loop.waits} waits for slow results"
+            )
     console.print()
     for why in result.refused:
         console.print(f"the emulator cannot run {why}", markup=False)

@@ -13,6 +13,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from cuda.nn.emulator import toolchain
@@ -66,6 +67,7 @@ class Sass:
         return dict(Counter(one.opcode.partition(".")[0] for one in self.instructions).most_common())
 
 
+@lru_cache(maxsize=8)
 def read_sass(cubin: Path) -> dict[str, Sass] | None:
     """The kernels of a .cubin file by mangled name; None without cuobjdump.  EmulatorError where it refuses
     the file."""

@@ -79,8 +79,8 @@ __global__ void shuffle_in_branch_bad(int* out, int*, const int* in) {
     if (threadIdx.x < 16) out[threadIdx.x] = __shfl_sync(~0u, in[threadIdx.x], 0);    // [shuffle in branch]
     __syncthreads();                                                              // [barrier behind it]
 }
-__global__ void shuffle_past_exited_ok(int* out, int*,
-                                       const int* in) {    // a mask may name lanes that have exited
+// A mask may name lanes that have exited.
+__global__ void shuffle_past_exited_ok(int* out, int*, const int* in) {
     if (threadIdx.x < 16) out[threadIdx.x] = __shfl_sync(~0u, in[threadIdx.x], 0);
 }
 __global__ void own_lane_missing_bad(int* out, int*, const int* in) {
