@@ -5,8 +5,8 @@
 // them.  Global: inside one allocation, module variable or registered host range.  Local: inside one frame of
 //        a function that now runs.
 #include "describe.h"
+#include "glance.h"
 #include "memory.h"
-#include "watch.h"
 
 namespace emu {
 
@@ -16,10 +16,6 @@ constexpr uintptr_t NULL_PAGE = 1 << 16;    // an index added to a null pointer 
 
 const char* const INDEX_FIX =
     "Check the index against the size, or guard the access for the last, partly filled block.";
-
-bool inside(uintptr_t address, uint32_t bytes, uintptr_t begin, uintptr_t size) {
-    return address - begin < size && bytes <= size - (address - begin);
-}
 
 // ---- shared -----------------------------------------------------------------------------------------------
 
@@ -128,15 +124,10 @@ bool find_global(Thread& t, uintptr_t address, const Wanted& wanted, Extent& ext
 
 }    // namespace
 
-bool locate(Thread& t, uintptr_t address, uint32_t bytes, uint32_t what, uint32_t site, Place& place) {
+bool locate_closely(Thread& t, uintptr_t address, uint32_t bytes, uint32_t what, uint32_t site,
+                    Place& place) {
     const BlockWatch& b = *t.block->watch;
     const uint32_t space = what & (SHARED | GLOBAL | LOCAL | CONSTANT);
-    const uintptr_t offset = address - b.own_window;
-    if (space <= SHARED && offset < WINDOW) {    // the usual case
-        const Extent& extent = watcher().shared_extents[site % EXTENT_SLOTS];
-        place = {t.block->watch, static_cast<uint32_t>(offset)};
-        if (inside(offset, bytes, extent.begin, extent.bytes)) return true;
-    }
     if (space == SHARED || (space == 0 && address - b.shared < b.windows_bytes)) {
         locate_shared(t, address, {bytes, what, site}, place);
         return true;

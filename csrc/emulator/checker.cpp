@@ -10,7 +10,7 @@
 #include <cstring>
 
 #include "findings.h"
-#include "watch.h"
+#include "glance.h"
 
 namespace emu {
 

@@ -143,10 +143,6 @@ struct Place {             // where an access goes
     uint32_t offset;       // in the window
 };
 
-// Which memory an access touches, once it is known to be inside a variable or an allocation.  Reports and
-// abandons otherwise. False: local or constant memory, of which nothing is remembered.
-bool locate(Thread&, uintptr_t address, uint32_t bytes, uint32_t what, uint32_t site, Place&);
-
 // ---- cells (races.cpp) ------------------------------------------------------------------------------------
 
 struct Accessor {    // one access, as the cells see it
@@ -160,7 +156,6 @@ struct Accessor {    // one access, as the cells see it
     Chunks& chunks;
 };
 
-void check_access(Thread&, const Place&, uintptr_t address, uint32_t bytes, uint32_t what, uint32_t site);
 void mark_in_flight(Thread&, const Place&, const InFlight&);
 void unmark_in_flight(Thread&, const Place&, const InFlight&,
                       bool record);    // record: what it did is an access now

@@ -348,3 +348,9 @@ def test_names_do_not_collide_with_those_of_the_generated_code():
         @bool st.global.u32 [%rd_out], whole;"""
     case = Snippet("main", body, registers=registers, declarations=".global .u32 G0 = 100;")
     assert run_all([case])["main"][0] == 6 + 1 + 100 + 1
+
+
+def test_no_spelling_has_two_rows() -> None:
+    for opcode, rows in ROWS.items():
+        spelled = [tuple((slot.words, slot.optional) for slot in row.slots) for row in rows]
+        assert len(set(spelled)) == len(spelled), opcode

@@ -32,8 +32,9 @@ NO_PTX = 3  # the command's status, as csrc/emulator/cudart/translation.cpp read
 # aliasing: registers are untyped.
 COMMON = ("-std=c++17", "-fPIC", "-fno-strict-aliasing", "-fwrapv", "-ffp-contract=off")
 # Inline functions stay each library's own: a module with hooks must not get the runtime's copies without.
-RUNTIME_FLAGS = (*COMMON, "-fvisibility=default", "-pthread")
-MODULE_FLAGS = (*COMMON, "-O1", "-fvisibility=hidden", "-w")
+RUNTIME_FLAGS = (*COMMON, "-fvisibility-inlines-hidden", "-fno-semantic-interposition", "-pthread")
+MODULE_FLAGS = (*COMMON, "-O1", "-fvisibility=hidden", "-fno-plt", "-w")
+LINK_FLAGS = ("-shared", "-Wl,--no-undefined", "-Wl,-Bsymbolic-functions", f"-Wl,-soname,{LIBRARY}")
 INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
 
 
@@ -68,9 +69,7 @@ def _runtime_library(root: str) -> Path:
             objects = list(pool.map(_object, sources, keys))
         _compile(
             [
-                "-shared",
-                "-Wl,--no-undefined",
-                f"-Wl,-soname,{LIBRARY}",
+                *LINK_FLAGS,
                 f"-Wl,--version-script={script}",
                 *map(str, objects),
                 "-pthread",
@@ -83,7 +82,7 @@ def _runtime_library(root: str) -> Path:
         cache.tidy("objects")
         cache.tidy("modules")
 
-    key = cache.digest([*keys, script.read_bytes()])
+    key = cache.digest([*keys, script.read_bytes(), " ".join(LINK_FLAGS)])
     if not cache.has("runtime", key):
         print(
             f"cuda-nn: building the emulator's runtime library in {cache.root()}: a minute or two, once",

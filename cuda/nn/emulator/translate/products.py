@@ -48,7 +48,7 @@ def merge_products(lines: Iterable[str]) -> list[str]:
 
 
 def _joins(run: Sequence[ProductCode], line: ProductCode) -> bool:
-    """All operands are read before any result is written: right unless one is read that the run writes."""
+    """All operands are read before any result is written: right unless the run writes one of them."""
     fits = line.shape == run[0].shape and len(run) < MOST
     return fits and not any(before.writes & line.reads for before in run)
 

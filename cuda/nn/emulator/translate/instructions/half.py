@@ -21,7 +21,9 @@ def widened(type: str, value: str, flushed: bool = False) -> str:
     return f"emu::{type}_to_float({value})"
 
 
-def lanewise(e: Emitter, type: str, destination: Operand, build: Callable[..., str], *operands: Operand) -> str:
+def lanewise(
+    e: Emitter, type: str, destination: Operand, build: Callable[..., str], *operands: Operand
+) -> str:
     """Assign build(a, b, ...), of operands as uint16_t in C++, to one value or a pair."""
     if not type.endswith("x2"):
         return e.assign(destination, "b16", build(*(e.value(operand, "b16") for operand in operands)))
