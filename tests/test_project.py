@@ -64,7 +64,7 @@ def test_import_opens_no_file_starts_no_thread_and_leaves_the_environment(import
     assert imported["unchanged"]
 
 
-def imports(path: Path, relative: bool = False) -> Iterator[str]:
+def imports(path: Path) -> Iterator[str]:
     """Every module that a file imports, at its top or in a function; those for type checking do not count."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     hidden = {
@@ -77,9 +77,7 @@ def imports(path: Path, relative: bool = False) -> Iterator[str]:
         if isinstance(node, ast.Import) and id(node) not in hidden:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and id(node) not in hidden:
-            assert relative or node.level == 0, f"{path}: relative import; write it out"
-            if node.level:
-                continue
+            assert node.level == 0, f"{path}: relative import; write it out"
             yield from (
                 (f"nn.{alias.name}" for alias in node.names) if node.module == "nn" else [node.module or ""]
             )
@@ -103,7 +101,7 @@ def test_imports_point_one_way(path: Path) -> None:
 
 def test_cuda_nn_imports_nothing_of_nn() -> None:
     for path in CUDA_SOURCES:
-        for module in imports(path, relative=True):
+        for module in imports(path):
             assert module.split(".")[0] != "nn", f"{path}: {module} stands above it (see RANKS)"
 
 

@@ -1,5 +1,7 @@
 """Warp collectives against the PTX manual's pseudo-code, lane by lane; and every way to misuse them."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
@@ -102,19 +104,21 @@ def _spread(values: np.ndarray) -> np.ndarray:
     return np.repeat(np.asarray(values, np.uint32), 32)
 
 
-def _cases() -> list[tuple[Snippet, np.ndarray]]:
-    found: list[tuple[Snippet, np.ndarray]] = []
+Case = tuple[Snippet, np.ndarray]      # and what %b is to be, by thread
+LANES = np.arange(THREADS) % 32
 
-    def add(name: str, body: str, expected: np.ndarray, a: np.ndarray = WORDS) -> None:
-        found.append(
-            (_case(name, body + " st.global.u32 [%rd_out], %b;", a), np.asarray(expected).astype(np.uint32))
-        )
 
-    lanes = np.arange(THREADS) % 32
+def _compared(name: str, body: str, expected: np.ndarray, a: np.ndarray = WORDS) -> Case:
+    snippet = _case(name, body + " st.global.u32 [%rd_out], %b;", a)
+    return snippet, np.asarray(expected).astype(np.uint32)
+
+
+def _vote_cases() -> Iterator[Case]:
+    """Ballots and votes of the whole warp."""
     odd = (WORDS & 1).astype(bool)
     odd_predicate = "and.b32 %c, %a, 1; setp.ne.u32 %p, %c, 0;"
-    add("ballot", f"{odd_predicate} vote.sync.ballot.b32 %b, %p, -1;", _spread(_votes(odd)))
-    add("ballot_not", f"{odd_predicate} vote.sync.ballot.b32 %b, !%p, -1;", _spread(_votes(~odd)))
+    yield _compared("ballot", f"{odd_predicate} vote.sync.ballot.b32 %b, %p, -1;", _spread(_votes(odd)))
+    yield _compared("ballot_not", f"{odd_predicate} vote.sync.ballot.b32 %b, !%p, -1;", _spread(_votes(~odd)))
     patterns = {
         "none": np.zeros(THREADS, bool),
         "all": np.ones(THREADS, bool),
@@ -126,10 +130,14 @@ def _cases() -> list[tuple[Snippet, np.ndarray]]:
         outcomes = {"all": warps.all(1), "any": warps.any(1), "uni": warps.all(1) | ~warps.any(1)}
         for mode, expected in outcomes.items():
             body = f"setp.ne.u32 %p, %a, 0; vote.sync.{mode}.pred %q, %p, -1; selp.u32 %b, 1, 0, %q;"
-            add(f"vote_{mode}_{name}", body, _spread(expected), predicate.astype(np.uint32))
-    add("match_any", "match.any.sync.b32 %b, %a, -1;", _matching(FEW), FEW)
+            yield _compared(f"vote_{mode}_{name}", body, _spread(expected), predicate.astype(np.uint32))
+
+
+def _match_cases() -> Iterator[Case]:
+    """Equal values, among all lanes."""
+    yield _compared("match_any", "match.any.sync.b32 %b, %a, -1;", _matching(FEW), FEW)
     wide = "cvt.u64.u32 %wide, %a; shl.b64 %wide, %wide, 32;"  # equal in the low half
-    add("match_any_64", f"{wide} match.any.sync.b64 %b, %wide, -1;", _matching(FEW), FEW)
+    yield _compared("match_any_64", f"{wide} match.any.sync.b64 %b, %wide, -1;", _matching(FEW), FEW)
     for name, values in {
         "equal": np.full(THREADS, 9, np.uint32),
         "few": FEW,
@@ -140,7 +148,11 @@ def _cases() -> list[tuple[Snippet, np.ndarray]]:
             "match.all.sync.b32 %b|%p, %a, -1; selp.u32 %c, 0x10, 0, %p;"
             " and.b32 %b, %b, 0x7; add.u32 %b, %b, %c;"
         )
-        add(f"match_all_{name}", body, _spread(agree * 0x17), values)
+        yield _compared(f"match_all_{name}", body, _spread(agree * 0x17), values)
+
+
+def _redux_cases() -> Iterator[Case]:
+    """Reductions of the whole warp."""
     signed = WORDS.view(np.int32)
     for operation, expected in {
         "add.u32": _by_warp(WORDS).sum(1, dtype=np.uint32),
@@ -160,76 +172,91 @@ def _cases() -> list[tuple[Snippet, np.ndarray]]:
             if operation == "or.b32"
             else WORDS
         )
-        add(
+        yield _compared(
             f"redux_{operation.replace('.', '_')}",
             f"redux.sync.{operation} %b, %a, -1;",
             _spread(expected),
             a,
         )
-    add(
+
+
+def _other_cases() -> Iterator[Case]:
+    """What has no operands to combine."""
+    yield _compared(
         "elect",
         "elect.sync %b|%p, -1; selp.u32 %c, 0x100, 0, %p; add.u32 %b, %b, %c;",
-        np.where(lanes == 0, 0x100, 0),
+        np.where(LANES == 0, 0x100, 0),
     )
-    add("activemask", "activemask.b32 %b;", np.full(THREADS, FULL))
-    add("bar_warp", "bar.warp.sync -1; mov.u32 %b, 5;", np.full(THREADS, 5))
-    add("nanosleep", "nanosleep.u32 20; mov.u32 %b, 6;", np.full(THREADS, 6))
+    yield _compared("activemask", "activemask.b32 %b;", np.full(THREADS, FULL))
+    yield _compared("bar_warp", "bar.warp.sync -1; mov.u32 %b, 5;", np.full(THREADS, 5))
+    yield _compared("nanosleep", "nanosleep.u32 20; mov.u32 %b, 6;", np.full(THREADS, 6))
 
-    # Half of the lanes each, in two branches: the two groups meet by themselves.
+
+def _partial_cases() -> Iterator[Case]:
+    """Half of the lanes each, in two branches: the two groups meet by themselves."""
     branch = (
         "mov.u32 %c, %laneid; and.b32 %c, %c, 1; setp.eq.u32 %p, %c, 0; @%p bra even;"
         " {0} bra join; even: {1} join:"
     )
     even, rest = 0x55555555, 0xAAAAAAAA
     sums = [
-        np.where(lanes % 2 == parity, _by_warp(WORDS)[:, parity::2].sum(1, dtype=np.uint32).repeat(32), 0)
+        np.where(parity == LANES % 2, _by_warp(WORDS)[:, parity::2].sum(1, dtype=np.uint32).repeat(32), 0)
         for parity in (0, 1)
     ]
-    add(
+    yield _compared(
         "partial_redux",
         branch.format(f"redux.sync.add.u32 %b, %a, {rest};", f"redux.sync.add.u32 %b, %a, {even};"),
         sums[0] + sums[1],
     )
-    add(
+    yield _compared(
         "partial_match",
         branch.format(f"match.any.sync.b32 %b, %a, {rest};", f"match.any.sync.b32 %b, %a, {even};"),
-        np.where(lanes % 2, _matching(FEW, rest), _matching(FEW, even)),
+        np.where(LANES % 2, _matching(FEW, rest), _matching(FEW, even)),
         FEW,
     )
-    add("partial_elect", branch.format(f"elect.sync %b|%p, {rest};", f"elect.sync %b|%p, {even};"), lanes % 2)
-    add(
+    elected = branch.format(f"elect.sync %b|%p, {rest};", f"elect.sync %b|%p, {even};")
+    yield _compared("partial_elect", elected, LANES % 2)
+    yield _compared(
         "partial_activemask",
         branch.format("activemask.b32 %b;", "activemask.b32 %b;"),
-        np.where(lanes % 2, rest, even),
+        np.where(LANES % 2, rest, even),
     )
-    # Lanes that come late: two small groups meet before all do.
+
+
+def _late_cases() -> Iterator[Case]:
+    """Lanes that come late: two small groups meet before all do."""
     nested = (
         "mov.u32 %c, %laneid; setp.lt.u32 %p, %c, 2; @!%p bra together; redux.sync.add.u32 %a, %a, 3;"
         " together: redux.sync.xor.b32 %b, %a, -1;"
     )
     pair = _by_warp(WORDS)[:, :2].sum(1, dtype=np.uint32)
-    add("nested", nested, _spread(np.bitwise_xor.reduce(_by_warp(WORDS)[:, 2:], 1) ^ pair ^ pair))
-    # Exited lanes are not waited for, and have no vote.
+    yield _compared("nested", nested, _spread(np.bitwise_xor.reduce(_by_warp(WORDS)[:, 2:], 1) ^ pair ^ pair))
+
+
+def _exited_cases() -> Iterator[Case]:
+    """Exited lanes are not waited for, and have no vote."""
     leave = (
         "mov.u32 %c, %laneid; setp.ge.u32 %p, %c, 8; mov.u32 %b, 77;"
         " @%p st.global.u32 [%rd_out], %b; @%p exit;"
     )
     first = _by_warp(WORDS)[:, :8]
-    short = np.where(lanes < 8, 0, 77)
+    short = np.where(LANES < 8, 0, 77)
     unanimous = "setp.eq.u32 %q, %a, %a; vote.sync.all.pred %q, %q, -1; selp.u32 %b, 1, 0, %q;"
-    add(
+    yield _compared(
         "exited_redux",
         f"{leave} redux.sync.add.u32 %b, %a, -1;",
-        np.where(lanes < 8, _spread(first.sum(1, dtype=np.uint32)), short),
+        np.where(LANES < 8, _spread(first.sum(1, dtype=np.uint32)), short),
     )
-    add("exited_vote", f"{leave} {unanimous}", np.where(lanes < 8, 1, short))
-    add("exited_activemask", f"{leave} activemask.b32 %b;", np.where(lanes < 8, 0xFF, short))
-    return found
+    yield _compared("exited_vote", f"{leave} {unanimous}", np.where(LANES < 8, 1, short))
+    yield _compared("exited_activemask", f"{leave} activemask.b32 %b;", np.where(LANES < 8, 0xFF, short))
+
+
+FAMILIES = (_vote_cases, _match_cases, _redux_cases, _other_cases, _partial_cases, _late_cases, _exited_cases)
 
 
 @pytest.mark.parametrize("schedule", ["forward", "reverse", "random"])
 def test_collectives(schedule: str) -> None:
-    cases = _cases()
+    cases = [case for family in FAMILIES for case in family()]
     found = run_all([case for case, _ in cases], schedule=schedule, seed=3)
     for case, expected in cases:
         np.testing.assert_array_equal(found[case.name], expected, case.name)

@@ -1,8 +1,8 @@
 """Declarations of registers, variables and parameters, with their initialisers."""
 
-from .reader import Reader
-from .syntax import Declaration, Immediate, Name, Operand, SymbolOffset
-from .types import DECLARABLE
+from cuda.nn.emulator.ptx.reader import Reader
+from cuda.nn.emulator.ptx.syntax import Declaration, Immediate, Name, Operand, SymbolOffset
+from cuda.nn.emulator.ptx.types import DECLARABLE
 
 
 def declarations(reader: Reader, linkage: str) -> list[Declaration]:

@@ -6,10 +6,10 @@ import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from .syntax import Immediate
+from cuda.nn.emulator.ptx.syntax import Immediate
 
 if TYPE_CHECKING:
-    from .reader import Reader
+    from cuda.nn.emulator.ptx.reader import Reader
 
 _MASK = (1 << 64) - 1
 
@@ -82,7 +82,7 @@ def _wrap(value: int, unsigned: bool) -> Immediate:
 
 
 def _unary(reader: "Reader") -> Immediate:
-    from .reader import literal
+    from cuda.nn.emulator.ptx.reader import literal
 
     token = reader.advance()
     if token.kind == "number":

@@ -5,9 +5,9 @@
 
 Raises PtxError, with line and column, at whatever is not PTX.  DWARF sections are skipped."""
 
-from .declarations import declarations, parameter
-from .reader import Reader
-from .syntax import (
+from cuda.nn.emulator.ptx.declarations import declarations, parameter
+from cuda.nn.emulator.ptx.reader import Reader
+from cuda.nn.emulator.ptx.syntax import (
     Declaration,
     Function,
     Group,
@@ -21,7 +21,7 @@ from .syntax import (
     Statement,
     TargetList,
 )
-from .tokens import PtxError, tokenize
+from cuda.nn.emulator.ptx.tokens import PtxError, tokenize
 
 _LINKAGE = {".extern": "extern", ".visible": "visible", ".weak": "weak", ".common": "common"}
 _SPACES = frozenset({".reg", ".local", ".shared", ".global", ".const", ".param", ".tex"})

@@ -4,9 +4,20 @@ of."""
 import struct
 from collections.abc import Callable
 
-from .expressions import evaluate
-from .syntax import Address, Group, Immediate, Name, Negated, Operand, Pair, Sink, SymbolOffset, Vector
-from .tokens import PtxError, Token
+from cuda.nn.emulator.ptx.expressions import evaluate
+from cuda.nn.emulator.ptx.syntax import (
+    Address,
+    Group,
+    Immediate,
+    Name,
+    Negated,
+    Operand,
+    Pair,
+    Sink,
+    SymbolOffset,
+    Vector,
+)
+from cuda.nn.emulator.ptx.tokens import PtxError, Token
 
 _EXPRESSION_STARTS = frozenset("+-~(")
 

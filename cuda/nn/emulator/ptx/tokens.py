@@ -10,7 +10,7 @@ import re
 from bisect import bisect_right
 from typing import NamedTuple
 
-from ..errors import EmulatorError
+from cuda.nn.emulator.errors import EmulatorError
 
 
 class PtxError(EmulatorError):

@@ -14,7 +14,7 @@ before the wait."""
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ..ptx.syntax import (
+from cuda.nn.emulator.ptx.syntax import (
     Address,
     Function,
     Group,

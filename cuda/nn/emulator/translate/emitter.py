@@ -15,7 +15,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ..ptx.syntax import (
+from cuda.nn.emulator.ptx.syntax import (
     Address,
     Function,
     Immediate,
@@ -27,8 +27,8 @@ from ..ptx.syntax import (
     SymbolOffset,
     Vector,
 )
-from ..ptx.types import SCALARS, Scalar
-from .names import (
+from cuda.nn.emulator.ptx.types import SCALARS, Scalar
+from cuda.nn.emulator.translate.names import (
     DynamicShared,
     Entity,
     FunctionName,
@@ -43,9 +43,9 @@ from .names import (
     Undefined,
     VectorRegister,
 )
-from .registers import SPECIAL
-from .sites import Site
-from .table import Unsupported
+from cuda.nn.emulator.translate.registers import SPECIAL
+from cuda.nn.emulator.translate.sites import Site
+from cuda.nn.emulator.translate.table import Unsupported
 
 _SHARED_SPACES = frozenset({"shared", "shared::cta", "shared::cluster"})
 # Which kind of variable may be named directly in an access to a space.

@@ -13,11 +13,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 
-from ..ptx.syntax import Declaration, Function, Instruction, LabelDefinition, Location, Name, Scope, Statement
-from ..ptx.types import SCALARS
-from .accumulators import early_uses
-from .emitter import Emitter, Usage, function_cpp
-from .names import (
+from cuda.nn.emulator.ptx.syntax import (
+    Declaration,
+    Function,
+    Instruction,
+    LabelDefinition,
+    Location,
+    Name,
+    Scope,
+    Statement,
+)
+from cuda.nn.emulator.ptx.types import SCALARS
+from cuda.nn.emulator.translate.accumulators import early_uses
+from cuda.nn.emulator.translate.emitter import Emitter, Usage, function_cpp
+from cuda.nn.emulator.translate.names import (
     Collector,
     Names,
     ParameterPlace,
@@ -27,9 +36,9 @@ from .names import (
     natural_alignment,
     scalar_bytes,
 )
-from .products import merge_products
-from .sites import Site, SourceLines
-from .table import Unsupported, find
+from cuda.nn.emulator.translate.products import merge_products
+from cuda.nn.emulator.translate.sites import Site, SourceLines
+from cuda.nn.emulator.translate.table import Unsupported, find
 
 SIGNATURE = "(Thread& t, const char* parameters, char* result)"
 # After these, what follows without a label is a new basic block.

@@ -8,8 +8,8 @@ shares a kernel."""
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from .function import Translated
-from .names import SYSTEM, Variable, natural_alignment, scalar_bytes
+from cuda.nn.emulator.translate.function import Translated
+from cuda.nn.emulator.translate.names import SYSTEM, Variable, natural_alignment, scalar_bytes
 
 # bytes between shared variables, and after globals: what runs over an end does not hit the next unseen
 RED_ZONE = 64

@@ -11,17 +11,17 @@ import json
 import re
 from dataclasses import dataclass, field
 
-from ..errors import EmulatorError
-from ..ptx import parse
-from ..ptx.syntax import Declaration, Function, Module
-from . import instructions as _rows  # noqa: F401  (enters the rows of every instruction)
-from .emitter import function_cpp
-from .function import SIGNATURE, FunctionTranslator, Output, Problem, Translated
-from .layout import SharedLayout, lay_out_shared, reachable, stack_bytes
-from .names import FunctionName, Names, Symbols, scalar_bytes
-from .sites import SourceLines
-from .table import Unsupported
-from .variables import addresses_taken, declare
+from cuda.nn.emulator.errors import EmulatorError
+from cuda.nn.emulator.ptx import parse
+from cuda.nn.emulator.ptx.syntax import Declaration, Function, Module
+from cuda.nn.emulator.translate import instructions as _rows  # noqa: F401  (enters the rows of every instruction)
+from cuda.nn.emulator.translate.emitter import function_cpp
+from cuda.nn.emulator.translate.function import SIGNATURE, FunctionTranslator, Output, Problem, Translated
+from cuda.nn.emulator.translate.layout import SharedLayout, lay_out_shared, reachable, stack_bytes
+from cuda.nn.emulator.translate.names import FunctionName, Names, Symbols, scalar_bytes
+from cuda.nn.emulator.translate.sites import SourceLines
+from cuda.nn.emulator.translate.table import Unsupported
+from cuda.nn.emulator.translate.variables import addresses_taken, declare
 
 _SHOWN = 20  # problems listed in an error
 

@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from ..ptx.syntax import Declaration, LabelDefinition, Prototype, Scope, TargetList
-from ..ptx.types import SCALARS, Scalar
-from .table import Unsupported
+from cuda.nn.emulator.ptx.syntax import Declaration, LabelDefinition, Prototype, Scope, TargetList
+from cuda.nn.emulator.ptx.types import SCALARS, Scalar
+from cuda.nn.emulator.translate.table import Unsupported
 
 MAX_REGISTERS = 1 << 20  # of one function: hundreds of times what nvcc writes
 MAX_LOCAL = 512 << 10  # bytes of local memory per thread, as on the hardware

@@ -4,7 +4,7 @@ source."""
 import re
 from dataclasses import dataclass, field
 
-from ..ptx.syntax import Location
+from cuda.nn.emulator.ptx.syntax import Location
 
 # Headers of CUDA itself and of the host compiler: an instruction inlined from them is reported at the user's
 # line that called it.

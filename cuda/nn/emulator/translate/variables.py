@@ -6,12 +6,19 @@ integers, filled in when the module is loaded.  Each array is followed by a red 
 import struct
 from collections.abc import Iterable
 
-from ..ptx.syntax import Immediate, Name, Operand, SymbolOffset
-from ..ptx.types import SCALARS, Scalar
-from .emitter import function_cpp
-from .layout import RED_ZONE
-from .names import FunctionName, GlobalPlace, Names, Variable, natural_alignment, scalar_bytes
-from .table import Unsupported
+from cuda.nn.emulator.ptx.syntax import Immediate, Name, Operand, SymbolOffset
+from cuda.nn.emulator.ptx.types import SCALARS, Scalar
+from cuda.nn.emulator.translate.emitter import function_cpp
+from cuda.nn.emulator.translate.layout import RED_ZONE
+from cuda.nn.emulator.translate.names import (
+    FunctionName,
+    GlobalPlace,
+    Names,
+    Variable,
+    natural_alignment,
+    scalar_bytes,
+)
+from cuda.nn.emulator.translate.table import Unsupported
 
 
 def declare(variables: Iterable[Variable], names: Names) -> list[str]:

@@ -5,9 +5,9 @@ src-size are zeros; with the predicate form, ignore-src true makes all of them z
 
 from types import SimpleNamespace
 
-from ...ptx.syntax import Immediate, Negated, Operand
-from ..emitter import Emitter
-from ..table import Unsupported, instruction
+from cuda.nn.emulator.ptx.syntax import Immediate, Negated, Operand
+from cuda.nn.emulator.translate.emitter import Emitter
+from cuda.nn.emulator.translate.table import Unsupported, instruction
 
 _HINTS = "hint:L2::cache_hint? prefetch:L2::64B|L2::128B|L2::256B?"
 

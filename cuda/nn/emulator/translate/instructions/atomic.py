@@ -5,11 +5,11 @@ no result and does not."""
 
 from types import SimpleNamespace
 
-from ...ptx.syntax import Operand
-from ...ptx.types import SCALARS
-from ..emitter import Emitter
-from ..table import Unsupported, instruction
-from .memory import access_flags
+from cuda.nn.emulator.ptx.syntax import Operand
+from cuda.nn.emulator.ptx.types import SCALARS
+from cuda.nn.emulator.translate.emitter import Emitter
+from cuda.nn.emulator.translate.instructions.memory import access_flags
+from cuda.nn.emulator.translate.table import Unsupported, instruction
 
 _PLACE = (
     "sem:relaxed|acquire|release|acq_rel? scope:cta|cluster|gpu|sys? "

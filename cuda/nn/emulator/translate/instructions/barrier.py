@@ -5,9 +5,9 @@ released; the runtime tells the two forms apart by the instruction's spelling.""
 
 from types import SimpleNamespace
 
-from ...ptx.syntax import Operand
-from ..emitter import Emitter
-from ..table import instruction
+from cuda.nn.emulator.ptx.syntax import Operand
+from cuda.nn.emulator.translate.emitter import Emitter
+from cuda.nn.emulator.translate.table import instruction
 
 _ALL = "0u"  # of the block's threads
 

@@ -5,11 +5,11 @@ Refused by name: im2col modes, .cta_group, gather4/scatter4 and .ignore_oob, whi
 
 from types import SimpleNamespace
 
-from ...ptx.syntax import Address, Operand
-from ...ptx.types import SCALARS
-from ..emitter import Emitter
-from ..table import Unsupported, instruction
-from .atomic import reduction
+from cuda.nn.emulator.ptx.syntax import Address, Operand
+from cuda.nn.emulator.ptx.types import SCALARS
+from cuda.nn.emulator.translate.emitter import Emitter
+from cuda.nn.emulator.translate.instructions.atomic import reduction
+from cuda.nn.emulator.translate.table import Unsupported, instruction
 
 _HINT = "hint:L2::cache_hint?"
 _CLUSTER = "to:shared::cluster"

@@ -4,9 +4,9 @@ A shared address names its block by its upper bits, see csrc/emulator/device.h."
 
 from types import SimpleNamespace
 
-from ...ptx.syntax import Operand
-from ..emitter import Emitter
-from ..table import instruction
+from cuda.nn.emulator.ptx.syntax import Operand
+from cuda.nn.emulator.translate.emitter import Emitter
+from cuda.nn.emulator.translate.table import instruction
 
 _GENERIC_TO_SHARED = "(uint32_t)({} - reinterpret_cast<uint64_t>(t.shared))"
 

@@ -6,11 +6,18 @@ against the step budget."""
 
 from types import SimpleNamespace
 
-from ...ptx.syntax import Declaration, Group, Name, Operand, Prototype, TargetList
-from ...ptx.types import SCALARS
-from ..emitter import Emitter, function_cpp
-from ..names import FunctionName, Label, ParameterPlace, lay_out, natural_alignment, scalar_bytes
-from ..table import Unsupported, instruction
+from cuda.nn.emulator.ptx.syntax import Declaration, Group, Name, Operand, Prototype, TargetList
+from cuda.nn.emulator.ptx.types import SCALARS
+from cuda.nn.emulator.translate.emitter import Emitter, function_cpp
+from cuda.nn.emulator.translate.names import (
+    FunctionName,
+    Label,
+    ParameterPlace,
+    lay_out,
+    natural_alignment,
+    scalar_bytes,
+)
+from cuda.nn.emulator.translate.table import Unsupported, instruction
 
 # Functions of NVIDIA's device runtime that launch kernels from kernels.
 _DEVICE_LAUNCH = (

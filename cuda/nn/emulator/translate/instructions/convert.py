@@ -5,12 +5,12 @@ cvt.rs, whose result depends on random bits, is refused."""
 
 from types import SimpleNamespace as Modifiers
 
-from ...ptx.syntax import Operand
-from ...ptx.types import SCALARS
-from ..emitter import Emitter
-from ..table import Unsupported, instruction
-from .floating import ROUNDS
-from .half import FORMATS, widened
+from cuda.nn.emulator.ptx.syntax import Operand
+from cuda.nn.emulator.ptx.types import SCALARS
+from cuda.nn.emulator.translate.emitter import Emitter
+from cuda.nn.emulator.translate.instructions.floating import ROUNDS
+from cuda.nn.emulator.translate.instructions.half import FORMATS, widened
+from cuda.nn.emulator.translate.table import Unsupported, instruction
 
 INTEGERS = "u8|s8|u16|s16|u32|s32|u64|s64"
 FLOATS = "f16|bf16|f32|f64"

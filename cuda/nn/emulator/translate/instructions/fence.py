@@ -6,9 +6,9 @@ proxy (bulk copies, wgmma)."""
 
 from types import SimpleNamespace
 
-from ...ptx.syntax import Operand
-from ..emitter import Emitter
-from ..table import Unsupported, instruction
+from cuda.nn.emulator.ptx.syntax import Operand
+from cuda.nn.emulator.translate.emitter import Emitter
+from cuda.nn.emulator.translate.table import Unsupported, instruction
 
 _SCOPES = {"cta": "block", "cluster": "cluster", "gpu": "device", "gl": "device", "sys": "system"}
 _SCOPE = "scope:cta|cluster|gpu|sys"

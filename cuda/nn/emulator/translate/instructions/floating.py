@@ -5,10 +5,10 @@ FLOPs are counted as profilers do: add, sub and mul one, fma two, nothing else."
 
 from types import SimpleNamespace as Modifiers
 
-from ...ptx.syntax import Operand
-from ..emitter import Emitter
-from ..table import Unsupported, instruction
-from .half import widened
+from cuda.nn.emulator.ptx.syntax import Operand
+from cuda.nn.emulator.translate.emitter import Emitter
+from cuda.nn.emulator.translate.instructions.half import widened
+from cuda.nn.emulator.translate.table import Unsupported, instruction
 
 ROUNDS = {
     "rn": "emu::Round::nearest_even",

@@ -6,9 +6,9 @@ to both halves."""
 from collections.abc import Callable
 from types import SimpleNamespace as Modifiers
 
-from ...ptx.syntax import Operand
-from ..emitter import Emitter
-from ..table import instruction
+from cuda.nn.emulator.ptx.syntax import Operand
+from cuda.nn.emulator.translate.emitter import Emitter
+from cuda.nn.emulator.translate.table import instruction
 
 FORMATS = {"f16": "emu::F16", "bf16": "emu::BF16"}
 _NAMES = "xyz"

@@ -5,10 +5,10 @@ What needs more is in csrc/emulator/integer.h."""
 
 from types import SimpleNamespace as Modifiers
 
-from ...ptx.syntax import Operand
-from ...ptx.types import SCALARS
-from ..emitter import Emitter
-from ..table import instruction
+from cuda.nn.emulator.ptx.syntax import Operand
+from cuda.nn.emulator.ptx.types import SCALARS
+from cuda.nn.emulator.translate.emitter import Emitter
+from cuda.nn.emulator.translate.table import instruction
 
 ALL = "u16|s16|u32|s32|u64|s64"
 WORDS = "u32|s32|u64|s64"           # sizes that have a carry

@@ -2,12 +2,12 @@
 
 from types import SimpleNamespace as Modifiers
 
-from ...ptx.syntax import Immediate, Operand
-from ...ptx.types import SCALARS
-from ..emitter import Emitter
-from ..table import Unsupported, instruction
-from .floating import opcode
-from .half import FORMATS, widened
+from cuda.nn.emulator.ptx.syntax import Immediate, Operand
+from cuda.nn.emulator.ptx.types import SCALARS
+from cuda.nn.emulator.translate.emitter import Emitter
+from cuda.nn.emulator.translate.instructions.floating import opcode
+from cuda.nn.emulator.translate.instructions.half import FORMATS, widened
+from cuda.nn.emulator.translate.table import Unsupported, instruction
 
 BITS = "b16|b32|b64"
 _OPERATORS = {"and": "&", "or": "|", "xor": "^"}

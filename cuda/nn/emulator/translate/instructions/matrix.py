@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 
-from ...ptx.syntax import Name, Operand
-from ..emitter import Emitter
-from ..products import product_code
-from ..table import Unsupported, instruction
+from cuda.nn.emulator.ptx.syntax import Name, Operand
+from cuda.nn.emulator.translate.emitter import Emitter
+from cuda.nn.emulator.translate.products import product_code
+from cuda.nn.emulator.translate.table import Unsupported, instruction
 
 BITS = {
     "f16": 16,

@@ -5,9 +5,9 @@ told to the checker: such an arrival or wait orders no memory."""
 
 from types import SimpleNamespace
 
-from ...ptx.syntax import Operand, Sink
-from ..emitter import Emitter
-from ..table import Unsupported, instruction
+from cuda.nn.emulator.ptx.syntax import Operand, Sink
+from cuda.nn.emulator.translate.emitter import Emitter
+from cuda.nn.emulator.translate.table import Unsupported, instruction
 
 _SCOPE = "scope:cta|cluster?"
 _OWN = "space:shared|shared::cta?"

@@ -9,10 +9,10 @@ listed here are accepted."""
 
 from types import SimpleNamespace
 
-from ...ptx.syntax import Operand, Sink
-from ...ptx.types import SCALARS
-from ..emitter import Emitter
-from ..table import Unsupported, instruction
+from cuda.nn.emulator.ptx.syntax import Operand, Sink
+from cuda.nn.emulator.ptx.types import SCALARS
+from cuda.nn.emulator.translate.emitter import Emitter
+from cuda.nn.emulator.translate.table import Unsupported, instruction
 
 TYPES = "b8|b16|b32|b64|u8|u16|u32|u64|s8|s16|s32|s64|f32|f64|b128"
 SPACES = "global|shared|shared::cta|shared::cluster|local|const|param|param::entry|param::func"

@@ -5,11 +5,11 @@ alone; a shared address is an offset from the cluster's windows, t.shared."""
 
 from types import SimpleNamespace
 
-from ...ptx.syntax import Name, Operand, Sink, Vector
-from ...ptx.types import SCALARS
-from ..emitter import Emitter
-from ..names import Label
-from ..table import Unsupported, instruction
+from cuda.nn.emulator.ptx.syntax import Name, Operand, Sink, Vector
+from cuda.nn.emulator.ptx.types import SCALARS
+from cuda.nn.emulator.translate.emitter import Emitter
+from cuda.nn.emulator.translate.names import Label
+from cuda.nn.emulator.translate.table import Unsupported, instruction
 
 MOVABLE = "pred|b16|b32|b64|u16|u32|u64|s16|s32|s64|f32|f64|f16|bf16|f16x2|bf16x2|b128"
 

@@ -5,11 +5,11 @@ uses them any more."""
 
 from types import SimpleNamespace as Modifiers
 
-from ...ptx.syntax import Operand
-from ...ptx.types import SCALARS
-from ..emitter import Emitter
-from ..table import instruction
-from .floating import opcode
+from cuda.nn.emulator.ptx.syntax import Operand
+from cuda.nn.emulator.ptx.types import SCALARS
+from cuda.nn.emulator.translate.emitter import Emitter
+from cuda.nn.emulator.translate.instructions.floating import opcode
+from cuda.nn.emulator.translate.table import instruction
 
 _TYPES = "to:u32|s32 a:u32|s32 b:u32|s32"
 _OPERATIONS = {

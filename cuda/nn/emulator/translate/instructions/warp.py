@@ -6,9 +6,9 @@ any architecture that is emulated (sm_75 and later), and so are not in the table
 
 from types import SimpleNamespace
 
-from ...ptx.syntax import Operand
-from ..emitter import Emitter
-from ..table import Unsupported, instruction
+from cuda.nn.emulator.ptx.syntax import Operand
+from cuda.nn.emulator.translate.emitter import Emitter
+from cuda.nn.emulator.translate.table import Unsupported, instruction
 
 _SHUFFLES = {"up": "up", "down": "down", "bfly": "butterfly", "idx": "index"}
 

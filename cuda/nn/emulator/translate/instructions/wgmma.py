@@ -8,10 +8,10 @@ becomes a struct of csrc/emulator/matrix.h and a call, like mma.  Sparse product
 from collections.abc import Sequence
 from types import SimpleNamespace
 
-from ...ptx.syntax import Immediate, Operand, Vector
-from ..emitter import Emitter
-from ..table import Unsupported, instruction
-from .matrix import count_work, element, packed, registers, unpacked
+from cuda.nn.emulator.ptx.syntax import Immediate, Operand, Vector
+from cuda.nn.emulator.translate.emitter import Emitter
+from cuda.nn.emulator.translate.instructions.matrix import count_work, element, packed, registers, unpacked
+from cuda.nn.emulator.translate.table import Unsupported, instruction
 
 _COLUMNS = range(8, 257, 8)
 # Integers: 24 and the multiples of 8 up to 32, then of 16.
