@@ -2,12 +2,14 @@
 it is told."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cuda.nn.emulator.errors import EmulatorError
 from cuda.nn.emulator.translate import translate
+from cuda.nn.emulator.translate.sites import is_foreign
 from cuda.nn.emulator.translate.table import ROWS, Unsupported, find
 from tests.emulator.snippets import Snippet, run_all, run_module
 
@@ -354,3 +356,26 @@ def test_no_spelling_has_two_rows() -> None:
     for opcode, rows in ROWS.items():
         spelled = [tuple((slot.words, slot.optional) for slot in row.slots) for row in rows]
         assert len(set(spelled)) == len(spelled), opcode
+
+
+@pytest.mark.parametrize(
+    ("path", "foreign"),
+    [
+        ("/usr/local/cuda-13.0/bin/../targets/x86_64-linux/include/sm_30_intrinsics.hpp", True),
+        ("/home/u/.venv/lib/python3.11/site-packages/nvidia/cu13/bin/..//include/cuda_pipeline.h", True),
+        ("/usr/include/c++/12/cmath", True),
+        ("/home/u/libraries/cccl/cub/block/block_scan.cuh", True),
+        ("/home/u/kernels/scan.cu", False),
+        ("/home/u/cuda/include/scan.cuh", False),
+        ("scan.cu", False),
+    ],
+)
+def test_a_line_in_a_header_of_cuda_is_told_from_a_line_of_ones_own(path: str, foreign: bool) -> None:
+    assert is_foreign(path) == foreign
+
+
+def test_a_toolkit_anywhere_is_known_by_its_headers(tmp_path: Path) -> None:
+    (tmp_path / "include").mkdir()
+    (tmp_path / "include" / "cuda_runtime_api.h").touch()
+    assert is_foreign(f"{tmp_path}/bin/../include/crt/sm_80_rt.hpp")
+    assert not is_foreign(f"{tmp_path}/scan.cu")

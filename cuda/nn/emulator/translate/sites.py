@@ -1,15 +1,18 @@
 """Where each instruction came from: the table of sites, and how a .loc becomes the line of the user's
 source."""
 
+import os
+import posixpath
 import re
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 
 from cuda.nn.emulator.ptx.syntax import Location
 
 # Headers of CUDA itself and of the host compiler: an instruction inlined from them is reported at the user's
 # line that called it.
 _FOREIGN = re.compile(
-    r"(^|/)(cuda[^/]*/(targets/[^/]*/)?include|nvidia/[^/]+/include|crt|cccl|usr/include|usr/lib)/|^/usr/local/cuda"
+    r"^/usr/(local/cuda|include/|lib)|/nvidia/[^/]+/include/|/targets/[^/]+/include/|/cccl/"
 )
 
 
@@ -58,7 +61,7 @@ class SourceLines:
     def _is_foreign(self, number: int) -> bool:
         known = self._foreign.get(number)
         if known is None:
-            known = self._foreign[number] = bool(_FOREIGN.search(self.ptx_files.get(number, "")))
+            known = self._foreign[number] = is_foreign(self.ptx_files.get(number, ""))
         return known
 
     def _file(self, number: int) -> int:
@@ -69,3 +72,12 @@ class SourceLines:
             self._index[name] = len(self.files)
             self.files.append(name)
         return self._index[name]
+
+
+def is_foreign(name: str) -> bool:
+    """Whether a file of a .file directive is CUDA's or the host compiler's, wherever the toolkit lies: nvcc
+    writes paths such as .../cu13/bin/..//include/cuda_runtime.h."""
+    path = PurePosixPath(posixpath.normpath(name))
+    return bool(_FOREIGN.search(str(path))) or any(
+        os.path.isfile(folder / "cuda_runtime_api.h") for folder in path.parents if folder.is_absolute()
+    )
