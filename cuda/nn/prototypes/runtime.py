@@ -1,0 +1,28 @@
+"""nn/runtime.h"""
+
+FUNCTIONS = {
+    "nn_device_count": "count*",
+    "nn_device_query": "info* device:i32",
+    "nn_device_select": "device:i32",
+    "nn_memory_allocate": "pointer* bytes:i64",
+    "nn_memory_free": "pointer*",
+    "nn_memory_allocate_host": "pointer* bytes:i64",
+    "nn_memory_free_host": "pointer*",
+    "nn_memory_upload": "device* host* bytes:i64 stream*",
+    "nn_memory_download": "host* device* bytes:i64 stream*",
+    "nn_memory_copy": "to* from* bytes:i64 stream*",
+    "nn_stream_create": "stream*",
+    "nn_stream_destroy": "stream*",
+    "nn_stream_synchronize": "stream*",
+    "nn_stream_wait": "stream* event*",
+    "nn_event_create": "event* timing:i32",
+    "nn_event_destroy": "event*",
+    "nn_event_record": "event* stream*",
+    "nn_event_synchronize": "event*",
+    "nn_event_elapsed": "milliseconds* start* stop*",
+    "nn_graph_begin": "stream*",
+    "nn_graph_end": "graph* stream*",
+    "nn_graph_launch": "graph* stream*",
+    "nn_graph_destroy": "graph*",
+    "nn_count": "counts*",
+}
