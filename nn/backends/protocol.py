@@ -4,7 +4,8 @@ A backend is a module with functions of these names.  Shapes use one letter per 
 S keys, H query heads, G key/value heads, N tokens, K experts per token, E experts, M = N·K, R rows,
 C columns, D width, V vocabulary, I and O inputs and outputs of a linear map.  Results have the dtype of the
 first argument unless `float` is written, which is float32 for half-precision inputs and the input's dtype
-otherwise; statistics and weight gradients are `float`."""
+otherwise; statistics and weight gradients are `float`.  Floating-point arguments of one call have one type,
+except where `float` is written or said."""
 
 import re
 from dataclasses import dataclass
@@ -20,6 +21,13 @@ class Kernel:
 
 # NAME(positional; keyword=default) -> results, then on a line of its own what the kernel computes
 _TABLE = """
+matmul(a[...,I,J], b[...,J,O]) -> y[...,I,O]
+    y = a b; leading axes broadcast; half precision is multiplied in float32 and rounded once
+linear(x[R,I], weight[O,I]; bias=None) -> y[R,O]
+    y = x weightᵀ + bias
+linear_backward(dy[R,O], x[R,I], weight[O,I]) -> dx[R,I], dweight[O,I]:float
+    dx = dy weight, dweight = dyᵀ x
+
 silu(x[...]) -> y[...]
     y = x σ(x)
 silu_backward(dy[...], x[...]) -> dx[...]
@@ -39,6 +47,10 @@ swiglu(gate[...], up[...]) -> y[...]
     y = SiLU(gate) ⊙ up
 swiglu_backward(dy[...], gate[...], up[...]) -> dgate[...], dup[...]
     dgate = dy up SiLU', dup = dy SiLU
+swiglu_packed(x[R,C]) -> y[R,F]
+    swiglu of the two halves of each row, C = 2F: gate, then up
+swiglu_packed_backward(dy[R,F], x[R,C]) -> dx[R,C]
+    dgate, then dup
 
 softmax(x[...,C]) -> y[...,C]
     y = exp(x − max)/Σ; a row of −inf gives 0
@@ -88,8 +100,17 @@ router_topk(logits[N,E], k; renormalize=True) -> weights[N,K]:float, experts[N,K
 router_topk_backward(dweights[N,K], weights[N,K], experts[N,K], probs[N,E]; renormalize=True) -> dlogits[N,E]
     through renormalisation and softmax
 
-expert_order(experts[N,K], num_experts) -> order[M]:int, offsets[E+1]:int
-    stable sort of the pairs by expert
+expert_order(experts[N,K], num_experts) -> order[M]:int, inverse[M]:int, offsets[E+1]:int
+    stable sort of the pairs by expert: the pair in each row, the row of each pair, where each expert begins
+moe_dispatch(x[N,D], order[M], choices) -> xs[M,D]
+    xs[r] = x[order[r] // choices]
+moe_dispatch_backward(dxs[M,D], inverse[M], choices) -> dx[N,D]
+    dx[n] = Σ_k dxs[inverse[n,k]], in the order of the choices
+moe_combine(ys[M,D], weights[N,K]:float, inverse[M]) -> y[N,D]
+    y[n] = Σ_k weights[n,k] ys[inverse[n,k]], in the order of the choices
+moe_combine_backward(dy[N,D], ys[M,D], weights[N,K]:float, order[M], inverse[M])
+        -> dys[M,D], dweights[N,K]:float
+    dys[r] = weight of r's pair · dy of r's token, dweights[n,k] = Σ dy[n] ys[inverse[n,k]]
 grouped_linear(x[M,I], weight[E,O,I], offsets[E+1]; batch_invariant=True) -> y[M,O]
     y = x weight[expert]ᵀ by ranges of rows
 grouped_linear_backward(dy[M,O], x[M,I], weight[E,O,I], offsets[E+1]) -> dx[M,I], dweight[E,O,I]:float

@@ -28,6 +28,7 @@ from nn.ops.elementwise import (
     sqrt,
     sub,
     swiglu,
+    swiglu_packed,
     tanh,
     where,
 )
@@ -46,8 +47,8 @@ __all__ = [
     "cross_entropy", "cumsum", "dispatch", "div", "exp", "gelu", "getitem", "grouped_linear", "layer_norm",
     "linear", "linear_cross_entropy", "log", "log_softmax", "logsumexp", "matmul", "max", "maximum", "mean",
     "mul", "neg", "permute", "plan", "power", "relu", "reshape", "rms_norm", "rope", "router_topk",
-    "scatter_add", "sigmoid", "silu", "softmax", "split", "sqrt", "stack", "sub", "sum", "swiglu", "take",
-    "take_along_axis", "tanh", "transpose", "where",
+    "scatter_add", "sigmoid", "silu", "softmax", "split", "sqrt", "stack", "sub", "sum", "swiglu",
+    "swiglu_packed", "take", "take_along_axis", "tanh", "transpose", "where",
 ]
 
 

@@ -271,6 +271,17 @@ class SwiGLU(Op):
         return kernels.swiglu_backward(dy, self.gate, self.up)
 
 
+class SwiGLUPacked(Op):
+    """SwiGLU of x = [gate, up]:  dx = [dgate, dup]"""
+
+    def forward(self, x: Array) -> Array:
+        self.x = x
+        return kernels.swiglu_packed(x)
+
+    def backward(self, dy: Array) -> Array:
+        return kernels.swiglu_packed_backward(dy, self.x)
+
+
 class _ShapeOnly:
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.shape = shape
@@ -362,3 +373,10 @@ def swiglu(gate: Operand, up: Operand) -> Tensor:
     if tuple(gate.shape) != tuple(up.shape):
         raise ValueError(f"swiglu: gate {list(gate.shape)} and up {list(up.shape)} differ in shape")
     return SwiGLU.apply(gate, up)
+
+
+def swiglu_packed(x: Operand) -> Tensor:
+    """SiLU(gate) ⊙ up [R,F] of x[R,2F], whose rows hold gate, then up"""
+    if len(x.shape) != 2 or x.shape[1] % 2:
+        raise ValueError(f"swiglu_packed: x {list(x.shape)} is not [R,2F]")
+    return SwiGLUPacked.apply(x)

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from nn.backends import kernels
 from nn.backends.array_api import namespace
 from nn.dtypes import narrow, widen
 from nn.ops.elementwise import Operand, unbroadcast
@@ -13,46 +14,51 @@ def _transposed(x: Array) -> Array:
     return namespace(x).matrix_transpose(x)
 
 
+def _one_type(a: Array, b: Array) -> tuple[Array, Array]:
+    """Both in the wider of their types."""
+    if a.dtype == b.dtype:
+        return a, b
+    dtype = namespace(a, b).result_type(a.dtype, b.dtype)
+    return narrow(a, dtype), narrow(b, dtype)
+
+
 class MatMul(Op):
     """y = a b, batched over leading axes:  da = dy bᵀ,  db = aᵀ dy"""
 
     def forward(self, a: Array, b: Array) -> Array:
         self.a, self.b = a, b
-        xp = namespace(a, b)
-        dtype = a.dtype if a.dtype == b.dtype else xp.result_type(a.dtype, b.dtype)
-        return narrow(xp.matmul(widen(a), widen(b)), dtype)
+        return kernels.matmul(*_one_type(a, b))
 
     def backward(self, dy: Array) -> Any:
-        xp, g = namespace(dy), widen(dy)
-        da = unbroadcast(xp.matmul(g, _transposed(widen(self.b))), self.a) if self.needs[0] else None
-        db = unbroadcast(xp.matmul(_transposed(widen(self.a)), g), self.b) if self.needs[1] else None
-        return da, db
+        da = kernels.matmul(*_one_type(dy, _transposed(self.b))) if self.needs[0] else None
+        db = kernels.matmul(*_one_type(_transposed(self.a), dy)) if self.needs[1] else None
+        return (unbroadcast(da, self.a) if da is not None else None,
+                unbroadcast(db, self.b) if db is not None else None)
 
 
 class Linear(Op):
     """y = x Wᵀ + b, W [out, in]:  dx = dy W,  dW = dyᵀ x,  db = Σ dy  (sums over all leading axes)"""
 
     def forward(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
-        xp = namespace(x)
         self.x, self.weight = x, weight
-        y = xp.matmul(_as_rows(x), widen(weight).T)
-        if bias is not None:
-            y += widen(bias)
-        return narrow(xp.reshape(y, (*x.shape[:-1], weight.shape[0])), x.dtype)
+        rows, matrix = _one_type(_as_rows(x), weight)
+        y = kernels.linear(rows, matrix, bias=None if bias is None else narrow(bias, rows.dtype))
+        return narrow(namespace(x).reshape(y, (*x.shape[:-1], weight.shape[0])), x.dtype)
 
     def backward(self, dy: Array) -> Any:
-        xp, x = namespace(dy), self.x
-        g = _as_rows(dy)
-        dx = narrow(xp.reshape(xp.matmul(g, widen(self.weight)), x.shape), x.dtype) if self.needs[0] else None
-        dweight = xp.matmul(g.T, _as_rows(x)) if self.needs[1] else None
+        rows, matrix = _one_type(_as_rows(self.x), self.weight)
+        g = narrow(_as_rows(dy), rows.dtype)
+        dx, dweight = kernels.linear_backward(g, rows, matrix)
+        dx = narrow(namespace(dy).reshape(dx, self.x.shape), self.x.dtype) if self.needs[0] else None
         if len(self.needs) == 2:
             return dx, dweight
-        return dx, dweight, xp.sum(g, axis=0, dtype=g.dtype) if self.needs[2] else None
+        wide = widen(g)
+        return dx, dweight, namespace(dy).sum(wide, axis=0, dtype=wide.dtype) if self.needs[2] else None
 
 
 def _as_rows(x: Array) -> Array:
-    """[..., D] -> [R, D] in the type sums are formed in; R is given, as −1 is undefined for empty arrays."""
-    return namespace(x).reshape(widen(x), (math.prod(x.shape[:-1]), x.shape[-1]))
+    """[..., D] -> [R, D]; R is given, as −1 is undefined for empty arrays."""
+    return namespace(x).reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
 
 
 def matmul(a: Operand, b: Operand) -> Tensor:

@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from nn.backends import kernels
-from nn.backends.array_api import namespace
-from nn.dtypes import narrow, widen
 from nn.tensor import Array, Op, Tensor
 
 
@@ -42,22 +40,19 @@ class Plan:
 
 def plan(experts: Array, num_experts: int) -> Plan:
     """The plan for experts[N,K]; a pair whose expert is E is dropped."""
-    order, offsets = kernels.expert_order(experts, num_experts)
-    return Plan(offsets, order, namespace(order).argsort(order), experts.shape[1])
+    order, inverse, offsets = kernels.expert_order(experts, num_experts)
+    return Plan(offsets, order, inverse, experts.shape[1])
 
 
 class Dispatch(Op):
     """xs[r] = x[token of row r]:  dx[n] = Σ_k dxs[row of (n,k)], in the order of the choices"""
 
     def forward(self, x: Array, *, plan: Plan) -> Array:
-        self.plan, self.shape = plan, tuple(x.shape)
-        return namespace(x).take(x, plan.order // plan.choices, axis=0)
+        self.plan = plan
+        return kernels.moe_dispatch(x, plan.order, plan.choices)
 
     def backward(self, dxs: Array) -> Array:
-        xp = namespace(dxs)
-        rows, width = self.shape
-        pairs = xp.reshape(xp.take(widen(dxs), self.plan.inverse, axis=0), (rows, self.plan.choices, width))
-        return narrow(xp.sum(pairs, axis=1, dtype=pairs.dtype), dxs.dtype)
+        return kernels.moe_dispatch_backward(dxs, self.plan.inverse, self.plan.choices)
 
 
 class Combine(Op):
@@ -67,22 +62,10 @@ class Combine(Op):
 
     def forward(self, ys: Array, weights: Array, *, plan: Plan) -> Array:
         self.ys, self.weights, self.plan = ys, weights, plan
-        xp = namespace(ys)
-        y = xp.sum(self._pairs() * weights[:, :, None], axis=1)
-        return narrow(y, ys.dtype)
-
-    def _pairs(self) -> Array:
-        """[N,K,D] expert outputs, by token and choice"""
-        xp = namespace(self.ys)
-        pairs = xp.take(widen(self.ys), self.plan.inverse, axis=0)
-        return xp.reshape(pairs, (*self.weights.shape, self.ys.shape[1]))
+        return kernels.moe_combine(ys, weights, plan.inverse)
 
     def backward(self, dy: Array) -> Any:
-        xp, g = namespace(dy), widen(dy)
-        weight_of_row = xp.take(xp.reshape(self.weights, (-1,)), self.plan.order)
-        dys = xp.take(g, self.plan.order // self.plan.choices, axis=0) * weight_of_row[:, None]
-        dweights = xp.sum(self._pairs() * g[:, None, :], axis=2)
-        return narrow(dys, self.ys.dtype), dweights
+        return kernels.moe_combine_backward(dy, self.ys, self.weights, self.plan.order, self.plan.inverse)
 
 
 class GroupedLinear(Op):

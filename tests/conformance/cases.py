@@ -110,6 +110,37 @@ def activation(kernel: str) -> Table:
     yield "extremes", lambda draw: (tuple(map(draw.like, values)), {})
 
 
+@table("swiglu_packed", "swiglu_packed_backward")
+def packed(kernel: str) -> Table:
+    for rows, width in ((0, 3), (1, 1), (3, 5), (7, 32), (4, 0)):
+        yield label(rows, width), lambda draw, r=rows, f=width: (
+            (draw(r, 2 * f, scale=2.0),) if kernel == "swiglu_packed" else (draw(r, f), draw(r, 2 * f)), {})
+
+
+@table("matmul")
+def matrices(kernel: str) -> Table:
+    for lead in ((), (3,), (2, 3)):
+        for i, j, o in ((5, 7, 3), (1, 1, 1), (17, 33, 65), (0, 3, 4), (4, 0, 3)):
+            yield label(*lead, i, j, o), lambda draw, n=lead, s=(i, j, o): (
+                (draw(*n, s[0], s[1]), draw(*n, s[1], s[2])), {})
+    yield "aligned", lambda draw: ((draw(64, 64), draw(64, 64)), {})
+
+
+LINEARS = ((0, 3, 4), (1, 1, 1), (5, 7, 3), (2, 64, 40), (33, 65, 17), (64, 32, 64), (3, 4, 0))
+
+
+@table("linear", "linear_backward")
+def linear_map(kernel: str) -> Table:
+    for rows, inputs, outputs in LINEARS:
+        name, sizes = label(rows, inputs, outputs), (rows, inputs, outputs)
+        if kernel == "linear_backward":
+            yield name, lambda draw, s=sizes: ((draw(s[0], s[2]), draw(s[0], s[1]), draw(s[2], s[1])), {})
+            continue
+        yield name, lambda draw, s=sizes: ((draw(s[0], s[1]), draw(s[2], s[1])), {"bias": None})
+        yield f"{name}-bias", lambda draw, s=sizes: (
+            (draw(s[0], s[1]), draw(s[2], s[1])), {"bias": draw(s[2])})
+
+
 ROWS = ((0,), (1,), (7,), (2, 0), (0, 5), (3, 1), (2, 3, 5), (4, 130))
 
 
@@ -335,6 +366,21 @@ def order(kernel: str) -> Table:
     yield "one-expert-takes-all", lambda draw: ((np.full((6, 2), 3), 5), {})
     yield "dropped-pairs", lambda draw: ((draw.integers(4, 9, 2), 3), {})        # expert 3 of 3: dropped
     yield "all-dropped", lambda draw: ((np.full((3, 2), 4), 4), {})
+
+
+@table("moe_dispatch", "moe_dispatch_backward", "moe_combine", "moe_combine_backward")
+def permuted(kernel: str) -> Table:
+    def build(draw: Draw, tokens: int, choices: int, width: int) -> Any:
+        order = draw.random.permutation(tokens * choices)
+        inverse, x, rows = np.argsort(order), draw(tokens, width), draw(tokens * choices, width)
+        weights = draw.wide(tokens, choices, low=0.0, high=1.0)
+        arguments = {"moe_dispatch": (x, order, choices), "moe_dispatch_backward": (rows, inverse, choices),
+                     "moe_combine": (rows, weights, inverse),
+                     "moe_combine_backward": (x, rows, weights, order, inverse)}
+        return arguments[kernel], {}
+
+    for sizes in ((0, 2, 4), (1, 1, 1), (5, 2, 3), (9, 4, 64), (33, 3, 7)):
+        yield label(*sizes), lambda draw, s=sizes: build(draw, *s)
 
 
 GROUPS = {"even": (4, 4, 4), "uneven": (1, 0, 7, 3), "one": (5,), "empty": (0, 0), "all-to-one": (0, 9, 0),

@@ -17,7 +17,7 @@ from tests.conformance import naive
 from tests.conformance.cases import DTYPES, HALF, Case
 
 IN_PLACE = {"adamw": (0, 2, 3)}           # arguments that are the results
-SYMBOLS = {"k": "K", "num_experts": "E"}  # plain integers that stand for an axis
+SYMBOLS = {"k": "K", "num_experts": "E", "choices": "K"}  # plain integers that stand for an axis
 TERMS = {"attention_backward": 8.0}       # dP and its row mean are sums of products; they may cancel
 UNITS = {"float64": 64, "float32": 8, "bfloat16": 1, "float16": 1}
 Function = Callable[..., Any]

@@ -37,6 +37,21 @@ def logistic(x: Array) -> Array:
         return one / (one + np.exp(-x))
 
 
+# matrix products
+
+def matmul(a: Array, b: Array) -> Array:
+    return product(a, b)
+
+
+def linear(x: Array, weight: Array, *, bias: Array | None = None) -> Array:
+    y = np.matmul(x.astype(accumulator(x.dtype)), weight.T.astype(accumulator(x.dtype)))
+    return (y if bias is None else y + bias).astype(x.dtype)
+
+
+def linear_backward(dy: Array, x: Array, weight: Array) -> tuple[Array, Array]:
+    return product(dy, weight), product(dy.T, x)
+
+
 # activations
 
 def silu(x: Array) -> Array:
@@ -80,6 +95,16 @@ def swiglu_backward(dy: Array, gate: Array, up: Array) -> tuple[Array, Array]:
 
 
 # softmax
+
+def swiglu_packed(x: Array) -> Array:
+    half = x.shape[1] // 2
+    return swiglu(x[:, :half], x[:, half:])
+
+
+def swiglu_packed_backward(dy: Array, x: Array) -> Array:
+    half = x.shape[1] // 2
+    return np.concatenate(swiglu_backward(dy, x[:, :half], x[:, half:]), axis=1)
+
 
 def _shifted(x: Array) -> Array:
     largest = np.max(x, axis=-1, keepdims=True, initial=-np.inf).astype(x.dtype)
@@ -286,11 +311,40 @@ def router_topk_backward(dweights: Array, weights: Array, experts: Array, probs:
     return dlogits
 
 
-def expert_order(experts: Array, num_experts: int) -> tuple[Array, Array]:
+def expert_order(experts: Array, num_experts: int) -> tuple[Array, Array, Array]:
     flat = [int(e) for row in experts for e in row]
     order = sorted(range(len(flat)), key=lambda pair: (flat[pair], pair))
     offsets = [sum(f < e for f in flat) for e in range(num_experts + 1)]
-    return np.array(order, np.int64), np.array(offsets, np.int64)
+    inverse = [order.index(pair) for pair in range(len(flat))]
+    return tuple(np.array(found, np.int64) for found in (order, inverse, offsets))
+
+
+def moe_dispatch(x: Array, order: Array, choices: int) -> Array:
+    return np.array([x[pair // choices] for pair in order], x.dtype).reshape(len(order), x.shape[1])
+
+
+def moe_dispatch_backward(dxs: Array, inverse: Array, choices: int) -> Array:
+    dx = np.zeros((len(inverse) // choices, dxs.shape[1]), accumulator(dxs.dtype))
+    for pair, row in enumerate(inverse):
+        dx[pair // choices] += dxs[row]
+    return dx.astype(dxs.dtype)
+
+
+def moe_combine(ys: Array, weights: Array, inverse: Array) -> Array:
+    y = np.zeros((len(weights), ys.shape[1]), accumulator(ys.dtype))
+    for pair, row in enumerate(inverse):
+        y[pair // weights.shape[1]] += weights.reshape(-1)[pair] * ys[row].astype(y.dtype)
+    return y.astype(ys.dtype)
+
+
+def moe_combine_backward(dy: Array, ys: Array, weights: Array, order: Array,
+                         inverse: Array) -> tuple[Array, Array]:
+    dys, dweights = np.zeros_like(ys), np.zeros_like(weights)
+    for row, pair in enumerate(order):
+        n, k = divmod(int(pair), weights.shape[1])
+        dys[row] = weights[n, k] * dy[n]
+        dweights[n, k] = np.sum(dy[n].astype(accumulator(dy.dtype)) * ys[row])
+    return dys, dweights
 
 
 def _expert_of_row(offsets: Array, rows: int) -> list[int | None]:

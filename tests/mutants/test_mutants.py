@@ -114,5 +114,5 @@ def test_a_mutant_leaves_nothing_behind() -> None:
 
 def test_every_kernel_with_room_for_a_bug_has_one() -> None:
     named = {name for mutant in MUTANTS for kind, name in claims(mutant) if kind == "kernel"}
-    simple = {"gelu", "gelu_tanh", "swiglu", "log_softmax", "cross_entropy", "linear_cross_entropy"}
+    simple = {"gelu", "gelu_tanh", "swiglu", "log_softmax", "cross_entropy", "linear_cross_entropy", "matmul"}
     assert named | simple == set(KERNELS)

@@ -319,6 +319,9 @@ def experts() -> Iterator[Row]:
     for shape in SHAPES[1:]:
         yield Row("swiglu", label(shape), ops.swiglu,
                   (normal(f"g{shape}", *shape), normal(f"u{shape}", *shape)))
+    for rows, half in ((1, 1), (4, 3), (0, 2)):
+        yield Row("swiglu_packed", label((rows, half)), ops.swiglu_packed,
+                  (normal(f"packed{rows}", rows, 2 * half),))
 
 
 def checkpoints() -> Iterator[Row]:

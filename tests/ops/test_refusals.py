@@ -19,6 +19,7 @@ def draw(*shape: int) -> Tensor:
 
 
 @pytest.mark.parametrize(("call", "message"), [
+    (lambda: ops.swiglu_packed(draw(2, 5)), r"swiglu_packed: x \[2, 5\] is not \[R,2F\]"),
     (lambda: ops.swiglu(draw(2, 4), draw(1, 4)), r"swiglu: gate \[2, 4\] and up \[1, 4\] differ"),
     (lambda: ops.linear(draw(2, 4), draw(3, 4), draw(1)), r"linear: bias \[out\] = \[1\]"),
     (lambda: ops.linear(draw(2, 4), draw(4)), r"linear: x is .* weight \[out, in\] = \[4\]"),

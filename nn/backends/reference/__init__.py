@@ -12,13 +12,20 @@ from nn.backends.reference.activation import (
     silu_backward,
     swiglu,
     swiglu_backward,
+    swiglu_packed,
+    swiglu_packed_backward,
 )
 from nn.backends.reference.attention import attention, attention_backward
 from nn.backends.reference.loss import cross_entropy, cross_entropy_backward, linear_cross_entropy
+from nn.backends.reference.matmul import linear, linear_backward, matmul
 from nn.backends.reference.moe import (
     expert_order,
     grouped_linear,
     grouped_linear_backward,
+    moe_combine,
+    moe_combine_backward,
+    moe_dispatch,
+    moe_dispatch_backward,
     router_topk,
     router_topk_backward,
 )
@@ -29,8 +36,11 @@ from nn.backends.reference.softmax import log_softmax, log_softmax_backward, sof
 
 __all__ = [
     "adamw", "attention", "attention_backward", "cross_entropy", "cross_entropy_backward", "expert_order",
-    "gelu", "gelu_backward", "gelu_tanh", "gelu_tanh_backward", "grouped_linear", "grouped_linear_backward",
-    "layer_norm", "layer_norm_backward", "linear_cross_entropy", "log_softmax", "log_softmax_backward",
-    "rms_norm", "rms_norm_backward", "rope", "router_topk", "router_topk_backward", "scatter_add", "silu",
-    "silu_backward", "softmax", "softmax_backward", "sum_of_squares", "swiglu", "swiglu_backward",
+    "gelu", "gelu_backward", "gelu_tanh", "gelu_tanh_backward", "grouped_linear",
+    "grouped_linear_backward", "layer_norm", "layer_norm_backward", "linear", "linear_backward",
+    "linear_cross_entropy", "log_softmax", "log_softmax_backward", "matmul", "moe_combine",
+    "moe_combine_backward", "moe_dispatch", "moe_dispatch_backward", "rms_norm", "rms_norm_backward",
+    "rope", "router_topk", "router_topk_backward", "scatter_add", "silu", "silu_backward", "softmax",
+    "softmax_backward", "sum_of_squares", "swiglu", "swiglu_backward", "swiglu_packed",
+    "swiglu_packed_backward",
 ]

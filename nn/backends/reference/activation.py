@@ -76,3 +76,15 @@ def swiglu_backward(dy: Array, gate: Array, up: Array) -> tuple[Array, Array]:
     silu_a *= g
     silu_a *= widen(up)
     return narrow(silu_a, gate.dtype), narrow(dup, up.dtype)
+
+
+def swiglu_packed(x: Array) -> Array:
+    """swiglu of the first and the second half of each row of x[R,2F]"""
+    half = x.shape[-1] // 2
+    return swiglu(x[:, :half], x[:, half:])
+
+
+def swiglu_packed_backward(dy: Array, x: Array) -> Array:
+    """[dgate, dup] side by side"""
+    half = x.shape[-1] // 2
+    return namespace(x).concat(list(swiglu_backward(dy, x[:, :half], x[:, half:])), axis=-1)

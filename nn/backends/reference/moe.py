@@ -45,14 +45,48 @@ def router_topk_backward(dweights: Array, weights: Array, experts: Array, probs:
     return dlogits if renormalize else dlogits - probs * mean
 
 
-def expert_order(experts: Array, num_experts: int) -> tuple[Array, Array]:
-    """(order[N*k], offsets[E+1]) from experts[N,k]: the flat (token, choice) pairs sorted by expert, stable,
-    and where each expert's pairs begin.  A pair whose expert is E (a dropped one) comes after offsets[E]."""
+def expert_order(experts: Array, num_experts: int) -> tuple[Array, Array, Array]:
+    """(order[N*k], inverse[N*k], offsets[E+1]) from experts[N,k]: the flat (token, choice) pairs sorted by
+    expert, stable, the row where each pair went, and where each expert's pairs begin.  A pair whose expert is
+    E (a dropped one) comes after offsets[E]."""
     xp = namespace(experts)
     flat = xp.reshape(experts, (-1,))
     order = xp.argsort(flat, stable=True)
     offsets = xp.searchsorted(flat[order], xp.arange(num_experts + 1))
-    return order, offsets
+    return order, xp.argsort(order), offsets
+
+
+def moe_dispatch(x: Array, order: Array, choices: int) -> Array:
+    """xs[M,D]: every token's row, once per choice, grouped by expert"""
+    return namespace(x).take(x, order // choices, axis=0)
+
+
+def moe_dispatch_backward(dxs: Array, inverse: Array, choices: int) -> Array:
+    """dx[N,D] from dxs[M,D]"""
+    pairs = _pairs(dxs, inverse, inverse.shape[0] // choices, choices)
+    return narrow(namespace(dxs).sum(pairs, axis=1, dtype=pairs.dtype), dxs.dtype)
+
+
+def moe_combine(ys: Array, weights: Array, inverse: Array) -> Array:
+    """y[N,D] from the experts' outputs ys[M,D] and weights[N,K]"""
+    pairs = _pairs(ys, inverse, *weights.shape)
+    return narrow(namespace(ys).sum(pairs * weights[:, :, None], axis=1), ys.dtype)
+
+
+def moe_combine_backward(dy: Array, ys: Array, weights: Array, order: Array,
+                         inverse: Array) -> tuple[Array, Array]:
+    """(dys[M,D], dweights[N,K])"""
+    xp, g = namespace(dy), widen(dy)
+    weight_of_row = xp.take(xp.reshape(weights, (-1,)), order)
+    dys = xp.take(g, order // weights.shape[1], axis=0) * weight_of_row[:, None]
+    dweights = xp.sum(_pairs(ys, inverse, *weights.shape) * g[:, None, :], axis=2)
+    return narrow(dys, ys.dtype), dweights
+
+
+def _pairs(rows: Array, inverse: Array, tokens: int, choices: int) -> Array:
+    """[N,K,D]: rows[M,D] grouped by expert, back in the order of tokens and choices"""
+    xp = namespace(rows)
+    return xp.reshape(xp.take(widen(rows), inverse, axis=0), (tokens, choices, rows.shape[1]))
 
 
 def _groups(offsets: Array) -> list[tuple[int, slice]]:

@@ -27,6 +27,6 @@ class Experts(Module):
         plan = ops.plan(routing.experts, self.num_experts)
         rows = ops.dispatch(x, plan)                                                              # [M,D]
         hidden = ops.grouped_linear(rows, self.gate_up_proj, plan.offsets, batch_invariant)       # [M,2F]
-        hidden = ops.swiglu(*ops.split(hidden, self.intermediate_size, self.intermediate_size))  # [M,F]
+        hidden = ops.swiglu_packed(hidden)                                                        # [M,F]
         rows = ops.grouped_linear(hidden, self.down_proj, plan.offsets, batch_invariant)          # [M,D]
         return ops.combine(rows, routing.weights, plan)

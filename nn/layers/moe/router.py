@@ -72,7 +72,7 @@ class Router(Module):
         chosen = experts[:, :, None] == xp.arange(self.num_experts)
         load = xp.sum(xp.astype(chosen, probs.dtype), axis=(0, 1)) / (tokens * self.top_k)            # f [E]
         emit_figure("moe/load", load)
-        emit_figure("moe/router_entropy", -(probs.data * xp.log(probs.data + 1e-30)).sum(axis=-1).mean())
+        emit_figure("moe/router_entropy", _entropy(probs.data))
         if self.balance_coef:
             mean_probs = probs.sum(axis=0) * (1.0 / tokens)                                           # P [E]
             emit_loss("moe/load_balance", (mean_probs * load).sum() * (self.balance_coef * self.num_experts))
@@ -87,3 +87,9 @@ class Router(Module):
         xp = namespace(experts)
         emit_figure("moe/overflow", 1.0 - xp.mean(xp.astype(keep, weights.dtype)))
         return weights * xp.astype(keep, weights.dtype), xp.where(keep, experts, self.num_experts)
+
+
+def _entropy(probs: Array) -> Array:
+    """Mean over the tokens of −Σ p log p."""
+    xp = namespace(probs)
+    return -xp.sum(probs * xp.log(probs + 1e-30)) / max(1, probs.shape[0])
