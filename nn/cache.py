@@ -6,9 +6,12 @@ also when old entries are dropped: positions stay absolute.
     cache = KVCache(num_layers=2);  model(ids, cache=cache)
 """
 
+from typing import Any
+
 import numpy as np
 
-from nn.backends.array_api import namespace
+from nn.backends import kernels
+from nn.backends.array_api import namespace, on_device
 from nn.errors import InputError
 from nn.tensor import Array
 
@@ -123,3 +126,86 @@ class KVCache:
     def reset(self) -> None:
         """Forget everything; position 0 comes next."""
         self.layers = [LayerCache() for _ in self.layers]
+
+
+class StaticLayerCache:
+    """One layer's keys and values, [B,G,capacity,Dh].  How many positions each row holds is read from memory
+    beside them, so that the same calls, recorded once, append the next token at every replay."""
+
+    def __init__(self, owner: "StaticKVCache") -> None:
+        self._owner = owner
+        self.k: Array | None = None
+        self.v: Array | None = None
+
+    @property
+    def lengths(self) -> Array:
+        """int32 [B]: entries held"""
+        return self._owner.lengths
+
+    @property
+    def positions(self) -> Array:
+        """int32 [B]: position of the next token"""
+        return self._owner.positions
+
+    def angles(self, rotary: Any) -> tuple[Array, Array]:
+        """The rotary's tables for every position that may come, where the cache is."""
+        return self._owner.angles(rotary)
+
+    def store(self, k: Array, v: Array) -> None:
+        """Write k[B,G,T,Dk] and v[B,G,T,Dv] behind what is held; `StaticKVCache.advance` makes it count."""
+        if self.k is None:
+            xp, capacity = namespace(k), self._owner.capacity
+            self.k = xp.zeros((*k.shape[:2], capacity, k.shape[3]), dtype=k.dtype)
+            self.v = xp.zeros((*v.shape[:2], capacity, v.shape[3]), dtype=v.dtype)
+        kernels.cache_append(self.k, self.v, k, v, self.lengths)
+
+
+class StaticKVCache:
+    """The caches of all layers, of fixed capacity; every row holds the same number of tokens.
+
+    `positions` may run ahead of `lengths`, when old entries were dropped.  `last_position`: how far they may."""
+
+    def __init__(self, num_layers: int, batch_size: int, capacity: int, *, like: Array,
+                 last_position: int | None = None) -> None:
+        if capacity < 1:
+            raise InputError(f"capacity: {capacity} is not a positive number of positions")
+        xp = namespace(like)
+        self.capacity, self._like, self._last = capacity, like, last_position or capacity
+        self.lengths = xp.zeros((batch_size,), dtype=xp.int32)
+        self.positions = xp.zeros((batch_size,), dtype=xp.int32)
+        self.length = self.offset = 0                # what the arrays hold, as far as the host knows
+        self.layers = [StaticLayerCache(self) for _ in range(num_layers)]
+
+    def angles(self, rotary: Any) -> tuple[Array, Array]:
+        if on_device(self._like):
+            return rotary.placed(self._like.device, self._last)
+        return rotary(0, self._last, np.float64 if self._like.dtype == np.float64 else np.float32)
+
+    def advance(self, count: int) -> None:
+        """The tokens that the layers have just stored are held from now on."""
+        self.lengths += count
+        self.positions += count
+        self.note(count)
+
+    def note(self, count: int) -> None:
+        """As advance, after a replay, which has changed the arrays already."""
+        self.length += count
+        self.offset += count
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the storage."""
+        return sum(x.nbytes for layer in self.layers for x in (layer.k, layer.v) if x is not None)
+
+    def trim(self, keep: int) -> None:
+        """Drop the oldest tokens until `keep` are left; positions go on."""
+        _check_count("keep", keep)
+        drop = self.length - keep
+        if drop <= 0:
+            return
+        for layer in self.layers:
+            for storage in (layer.k, layer.v):
+                if storage is not None:
+                    storage[:, :, :keep, :] = storage[:, :, drop : self.length, :].copy()
+        self.lengths -= drop
+        self.length = keep

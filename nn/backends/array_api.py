@@ -15,6 +15,16 @@ def namespace(*arrays: Any) -> Any:
     return np
 
 
+def on_device(array: Any) -> bool:
+    """Whether reading a value of it would make the host wait for a device."""
+    return bool(getattr(array, "on_device", False))
+
+
+def beside(array: Any, like: Any) -> Any:
+    """The array on the device of `like`; itself if that is the host, or if it is there already."""
+    return like.device.asarray(array) if on_device(like) and not on_device(array) else array
+
+
 def all_finite(array: Any) -> bool:
     """Whether no element is NaN or infinite (integers always are finite)."""
     if isinstance(array, np.ndarray | np.generic) and np.asarray(array).dtype.kind in "iub":

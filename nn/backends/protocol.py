@@ -75,6 +75,8 @@ layer_norm_backward(dy[R,D], x[R,D], weight[D], mean[R,1], rstd[R,1])
 
 rope(x[B,H,T,D], cos[...,T,r], sin[...,T,r]; interleaved=False, inverse=False) -> y[B,H,T,D]
     pairs turned by the angle; inverse = backward
+rope_at(x[B,H,T,D], cos[P,r], sin[P,r], positions[B]; interleaved=False) -> y[B,H,T,D]
+    rope with rows positions[b] + t of the tables
 
 attention(q[B,H,T,D], k[B,G,S,D], v[B,G,S,Dv]; scale, causal=True, window=0, mask=None)
         -> o[B,H,T,Dv], lse[B,H,T]:float
@@ -83,6 +85,10 @@ attention_backward(do[B,H,T,Dv], q[B,H,T,D], k[B,G,S,D], v[B,G,S,Dv], o[B,H,T,Dv
                    scale, causal=True, window=0, mask=None)
         -> dq[B,H,T,D], dk[B,G,S,D], dv[B,G,S,Dv]
     from the saved log-sum-exp
+decode_attention(q[B,H,T,D], k[B,G,S,D], v[B,G,S,Dv], lengths[B]; scale, window=0) -> o[B,H,T,Dv]
+    causal attention of the last T of lengths[b] positions; what lies beyond them in k and v is never read
+cache_append(k_cache[B,G,S,D], v_cache[B,G,S,Dv], k[B,G,T,D], v[B,G,T,Dv], lengths[B])
+    in place: cache[b, :, lengths[b] + t] = new[b, :, t], as far as there is room
 
 cross_entropy(logits[R,V], targets[R]; ignore_index=-100, label_smoothing=0, z_loss=0, softcap=0)
         -> loss[R]:float, lse[R]:float

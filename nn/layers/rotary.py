@@ -17,6 +17,8 @@ import numpy as np
 from nn.errors import InputError
 from nn.names import check_name
 
+Array = Any
+
 KINDS = ("none", "linear", "ntk", "dynamic", "yarn")
 
 
@@ -81,6 +83,7 @@ class Rotary:
         self.inv, self.factor = inverse_frequencies(dim, theta, scaling or RopeScaling(), length)
         self.interleaved = interleaved
         self._tables = (np.zeros((0, dim // 2)), np.zeros((0, dim // 2)))    # cos and sin, replaced together
+        self._placed: dict[Any, list[tuple[Array, Array]]] = {}      # on each device, the largest last
 
     def __call__(self, start: int, count: int, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
         """cos, sin [count, dim/2] of positions start ... start + count − 1, float64 rounded to `dtype`."""
@@ -89,6 +92,16 @@ class Rotary:
             cos, sin = self._tables = self._angles(max(start + count, 2 * len(cos), 256))
         rows = slice(start, start + count)
         return cos[rows].astype(dtype), sin[rows].astype(dtype)
+
+    def placed(self, device: Any, count: int) -> tuple[Array, Array]:
+        """cos, sin [P, dim/2] in float32 in a device's memory, of positions 0 ... P − 1, P at least `count`.
+        Outgrown tables stay: a recorded step may still read them."""
+        tables = self._placed.setdefault(device, [])
+        if not tables or tables[-1][0].shape[0] < count:
+            room = max(count, 2 * tables[-1][0].shape[0] if tables else 256)
+            cos, sin = self(0, room, np.float32)
+            tables.append((device.asarray(cos), device.asarray(sin)))
+        return tables[-1]
 
     def at(self, positions: np.ndarray, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
         """cos, sin [B,1,T,dim/2] of integer positions [B,T]."""

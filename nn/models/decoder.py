@@ -9,13 +9,17 @@ from typing import Any
 import numpy as np
 
 from nn import ops
-from nn.cache import KVCache
+from nn.backends.array_api import namespace, on_device
+from nn.cache import KVCache, StaticKVCache
 from nn.errors import InputError
 from nn.layers import auxiliary
 from nn.layers.linear import Embedding, Linear
 from nn.layers.module import Module
 from nn.tape import no_grad, state
 from nn.tensor import Array, Tensor
+
+
+Cache = KVCache | StaticKVCache
 
 
 class Decoder(Module):
@@ -40,7 +44,7 @@ class Decoder(Module):
         """An empty cache for `model(ids, cache=...)`."""
         return KVCache(len(self.layers))
 
-    def forward(self, ids: Any, *, cache: KVCache | None = None, mask: Any = None, last_only: bool = False,
+    def forward(self, ids: Any, *, cache: Cache | None = None, mask: Any = None, last_only: bool = False,
                 return_aux: bool = False) -> Any:
         """Logits [B,T,V] of integer ids [B,T].
 
@@ -54,6 +58,8 @@ class Decoder(Module):
         collecting = auxiliary.collect() if return_aux else nullcontext(auxiliary.Auxiliary())
         with no_grad() if cache is not None else nullcontext(), collecting as aux:
             hidden = self._hidden(ids, cache, keep)
+            if isinstance(cache, StaticKVCache):
+                cache.advance(ids.shape[1])
             if last_only:
                 hidden = hidden[:, -1:]
             logits = ops.linear(hidden, self._head())
@@ -69,28 +75,40 @@ class Decoder(Module):
         inputs, targets: integers [B,T]; targets equal to ignore_index do not count.
         valid_tokens: by default the number of targets that count; for gradient accumulation pass the number
         in all micro-batches, and aux_scale = 1 / their number."""
-        ids, labels = self._checked(inputs, None), np.asarray(targets)
+        total, figures = self.loss_terms(inputs, targets, valid_tokens=valid_tokens, aux_scale=aux_scale,
+                                         ignore_index=ignore_index)
+        return total, {name: _on_host(value) for name, value in figures.items()}
+
+    def loss_terms(self, inputs: Any, targets: Any, *, valid_tokens: Any = None, aux_scale: float = 1.0,
+                   ignore_index: int = -100) -> tuple[Tensor, dict[str, Array]]:
+        """loss() with figures left as arrays: scalars [], or one entry per layer [layers, ...].  On a device
+        nothing is read back; inputs and targets may be there already, unchecked, and then valid_tokens, which may
+        be an array on the device, must be given."""
+        ids, labels = self._checked(inputs, None), _as_labels(targets)
         if labels.shape != ids.shape or labels.dtype.kind not in "iu":
             raise InputError(f"targets: shape {list(labels.shape)} of {labels.dtype} does not match "
                              f"the inputs, integers {list(ids.shape)}")
         labels = labels.reshape(-1)
-        count = int((labels != ignore_index).sum()) if valid_tokens is None else valid_tokens
+        if valid_tokens is None:
+            valid_tokens = int((labels != ignore_index).sum())
+        if isinstance(valid_tokens, int):
+            valid_tokens = max(1, valid_tokens)
         with auxiliary.collect() as aux:
             hidden = self._hidden(ids, None, None)
-            loss = ops.linear_cross_entropy(hidden, self._head(), labels, scale=1.0 / max(1, count),
+            loss = ops.linear_cross_entropy(hidden, self._head(), labels, scale=1.0 / valid_tokens,
                                             ignore_index=ignore_index)
         extra, total = aux.totals(), loss
         for term in extra.values():
             total = total + term * aux_scale
-        figures: dict[str, Any] = {"loss": loss.item()} | {name: term.item() for name, term in extra.items()}
+        figures = {"loss": loss.data} | {name: term.data for name, term in extra.items()}
         for name in dict.fromkeys(name for name, _ in aux.figures):
-            figures[name] = np.stack([np.asarray(value) for key, value in aux.figures if key == name])
+            figures[name] = _stacked([value for key, value in aux.figures if key == name])
         return total, figures
 
     def _head(self) -> Tensor:
         return self.lm_head.weight if self.lm_head else self.embed_tokens.weight
 
-    def _hidden(self, ids: Array, cache: KVCache | None, mask: Array | None) -> Tensor:
+    def _hidden(self, ids: Array, cache: Cache | None, mask: Array | None) -> Tensor:
         """[B,T] -> [B,T,D], normalised, ready for the head"""
         x = self.embed_tokens(ids)
         recompute = self.gradient_checkpointing and state.recording and cache is None
@@ -101,7 +119,7 @@ class Decoder(Module):
                 x, _ = layer(x, state=cache.layers[i] if cache else None, mask=mask)
         return self.norm(x)
 
-    def _checked(self, ids: Any, cache: KVCache | None) -> Array:
+    def _checked(self, ids: Any, cache: Cache | None) -> Array:
         ids = ids if hasattr(ids, "__array_namespace__") else _as_array(ids)
         if ids.ndim != 2 or ids.dtype.kind not in "iu":
             raise InputError(f"ids: shape {list(ids.shape)} of {ids.dtype}; "
@@ -116,8 +134,23 @@ class Decoder(Module):
         return ids
 
 
-def _held(cache: KVCache | None) -> int:
+def _held(cache: Cache | None) -> int:
     return cache.length if cache is not None else 0
+
+
+def _as_labels(targets: Any) -> Array:
+    return targets if on_device(targets) else np.asarray(targets)
+
+
+def _stacked(values: list[Array]) -> Array:
+    """[layers, ...]"""
+    return namespace(values[0]).stack(values) if on_device(values[0]) else np.stack(values)
+
+
+def _on_host(value: Array) -> Any:
+    """A number, or a NumPy array"""
+    host = value.numpy() if on_device(value) else np.asarray(value)
+    return float(host) if host.ndim == 0 else host
 
 
 def _as_array(ids: Any) -> np.ndarray:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from nn.backends import kernels
-from nn.backends.array_api import namespace
+from nn.backends.array_api import beside, namespace, on_device
 from nn.dtypes import widen
 from nn.errors import InputError
 from nn.tensor import Array, Op, Tensor
@@ -68,8 +68,13 @@ def as_integers(what: str, values: Any) -> Array:
 
 
 def checked_index(index: Any, rows: int, what: str = "index") -> Array:
-    """The index as an integer array; InputError naming the first entry outside 0 ... rows − 1."""
+    """The index as an integer array; InputError naming the first entry outside 0 ... rows − 1.
+
+    One on a device is not read back: it was checked when it was put there, and kernels never follow an index
+    out of an array."""
     index = as_integers(what, index)
+    if on_device(index):
+        return index
     bad = (index < 0) | (index >= rows)
     xp = namespace(index)
     if bool(xp.any(bad)):
@@ -81,12 +86,12 @@ def checked_index(index: Any, rows: int, what: str = "index") -> Array:
 
 def take(x: Tensor, index: Array, what: str = "index") -> Tensor:
     """x[V,...], integers index[...] -> x[index] [..., *x.shape[1:]].  InputError if one is out of range."""
-    return Take.apply(x, index=checked_index(index, x.shape[0], what))
+    return Take.apply(x, index=beside(checked_index(index, x.shape[0], what), x.data))
 
 
 def scatter_add(x: Tensor, index: Array, rows: int) -> Tensor:
     """[rows, D] from x[N,D]: row index[n] increased by x[n]; repeated indices add up."""
-    index = checked_index(index, rows)
+    index = beside(checked_index(index, rows), x.data)
     if tuple(index.shape) != x.shape[:1]:
         raise ValueError(f"scatter_add: index {list(index.shape)} does not fit the rows of {list(x.shape)}")
     return ScatterAdd.apply(x, index=index, rows=rows)
@@ -94,7 +99,7 @@ def scatter_add(x: Tensor, index: Array, rows: int) -> Tensor:
 
 def take_along_axis(x: Tensor, index: Array) -> Tensor:
     """y[..., j] = x[..., index[..., j]]"""
-    index = checked_index(index, x.shape[-1])
+    index = beside(checked_index(index, x.shape[-1]), x.data)
     if tuple(index.shape[:-1]) != x.shape[:-1]:
         raise ValueError(f"take_along_axis: index {list(index.shape)} has other rows than {list(x.shape)}")
     return TakeAlongAxis.apply(x, index=index)

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from nn.backends import kernels
-from nn.backends.array_api import namespace
+from nn.backends.array_api import beside, namespace, on_device
 from nn.dtypes import widen
 from nn.errors import InputError
 from nn.ops.gather import as_integers
@@ -45,10 +45,13 @@ class LinearCrossEntropy(Op):
 
 
 def _checked_targets(targets: Any, rows: tuple[int, ...], vocab_size: int, ignore_index: int) -> Array:
-    """[R] integers; InputError for another shape or type, or the first target outside the vocabulary."""
+    """[R] integers; InputError for another shape or type, or the first target outside the vocabulary (not of
+    targets on a device, which were checked when they were put there)."""
     targets = as_integers("targets", targets)
     if tuple(targets.shape) != (math.prod(rows),):
         raise InputError(f"targets: shape {list(targets.shape)}, expected one per row, [{math.prod(rows)}]")
+    if on_device(targets):
+        return targets
     bad = ((targets < 0) | (targets >= vocab_size)) & (targets != ignore_index)
     xp = namespace(targets)
     if bool(xp.any(bad)):
@@ -62,13 +65,13 @@ def cross_entropy(logits: Tensor, targets: Array, *, ignore_index: int = -100, *
     """[R] losses in nats from logits[R,V], integer targets[R]; options label_smoothing, z_loss, softcap."""
     if logits.ndim != 2:
         raise ValueError(f"cross_entropy: logits are [R,V], not {list(logits.shape)}; reshape them")
-    targets = _checked_targets(targets, logits.shape[:1], logits.shape[1], ignore_index)
+    targets = beside(_checked_targets(targets, logits.shape[:1], logits.shape[1], ignore_index), logits.data)
     return CrossEntropy.apply(logits, targets=targets, ignore_index=ignore_index, **options)
 
 
 def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Array, *, scale: float = 1.0,
                          ignore_index: int = -100, **options: float) -> Tensor:
     """scale · Σ cross_entropy(x weightᵀ, targets), a scalar; x[...,D], weight[V,D], integer targets[R]."""
-    targets = _checked_targets(targets, x.shape[:-1], weight.shape[0], ignore_index)
+    targets = beside(_checked_targets(targets, x.shape[:-1], weight.shape[0], ignore_index), x.data)
     return LinearCrossEntropy.apply(x, weight, targets=targets, scale=scale,
                                     ignore_index=ignore_index, **options)

@@ -283,6 +283,54 @@ def attention(kernel: str) -> Table:
         yield name, lambda draw, h=h: build(draw, h)
 
 
+@table("rope_at")
+def rotary_at(kernel: str) -> Table:
+    def build(draw: Draw, batch: int, heads: int, length: int, width: int, half: int, interleaved: bool) -> Any:
+        angles = draw.random.uniform(-7.0, 7.0, (20, half))
+        tables = draw.statistic(np.cos(angles)), draw.statistic(np.sin(angles))
+        positions = draw.integers(20 - length, batch).astype(np.int32)
+        return (draw(batch, heads, length, width), *tables, positions), {"interleaved": interleaved}
+
+    for sizes in ((2, 3, 1, 8, 4), (3, 2, 5, 8, 2), (1, 1, 1, 2, 1), (0, 1, 1, 4, 2)):
+        for interleaved in (False, True):
+            yield label(*sizes) + "-interleaved" * interleaved, lambda draw, s=sizes, i=interleaved: (
+                build(draw, *s, i))
+
+
+# lengths, room, queries, heads, groups, width, window
+DECODING = {"one": ((1,), 4, 1, 2, 1, 8, 0), "full": ((9, 9), 9, 1, 4, 2, 8, 0),
+            "uneven": ((3, 17, 1), 20, 1, 4, 1, 16, 0), "several-queries": ((5, 12), 16, 4, 4, 2, 8, 0),
+            "window": ((30, 7), 33, 1, 2, 2, 8, 6), "window-several": ((30, 7), 33, 3, 2, 1, 8, 6),
+            "fewer-than-queries": ((2, 4), 8, 4, 2, 1, 8, 0), "no-row": ((), 4, 1, 2, 1, 8, 0),
+            "long": ((200, 131), 260, 1, 4, 1, 16, 0), "prompt": ((40, 33), 64, 33, 2, 1, 8, 0)}
+
+
+@table("decode_attention")
+def decoding(kernel: str) -> Table:
+    def build(draw: Draw, lengths: tuple[int, ...], room: int, queries: int, heads: int, groups: int, width: int,
+              window: int) -> Any:
+        batch = len(lengths)
+        k, v = draw(batch, groups, room, width), draw(batch, groups, room, width)
+        for b, n in enumerate(lengths):
+            k[b, :, n:], v[b, :, n:] = np.nan, np.nan
+        return ((draw(batch, heads, queries, width), k, v, np.array(lengths, np.int32)),
+                {"scale": width**-0.5, "window": window})
+
+    for name, sizes in DECODING.items():
+        yield name, lambda draw, s=sizes: build(draw, *s)
+
+
+@table("cache_append")
+def appending(kernel: str) -> Table:
+    def build(draw: Draw, lengths: tuple[int, ...], room: int, new: int) -> Any:
+        shape = (len(lengths), 2)
+        caches = draw(*shape, room, 8), draw(*shape, room, 6)
+        return (*caches, draw(*shape, new, 8), draw(*shape, new, 6), np.array(lengths, np.int32)), {}
+
+    for lengths, room, new in (((0,), 4, 1), ((0, 3, 2), 5, 2), ((7, 0), 8, 3), ((4,), 4, 1), ((), 4, 1)):
+        yield f"{label(*lengths)}-{room}-{new}", lambda draw, s=(lengths, room, new): build(draw, *s)
+
+
 LOSS_OPTIONS = {"": {}, "smoothing": {"label_smoothing": 0.1}, "z-loss": {"z_loss": 0.01},
                 "softcap": {"softcap": 5.0}, "all": {"label_smoothing": 0.1, "z_loss": 0.01, "softcap": 5.0}}
 LOSS_SHAPES = ((0, 3), (1, 1), (3, 1), (7, 11), (5, 130))

@@ -16,7 +16,7 @@ from nn.backends.protocol import KERNELS, Kernel
 from tests.conformance import naive
 from tests.conformance.cases import DTYPES, HALF, Case
 
-IN_PLACE = {"adamw": (0, 2, 3)}           # arguments that are the results
+IN_PLACE = {"adamw": (0, 2, 3), "cache_append": (0, 1)}           # arguments that are the results
 SYMBOLS = {"k": "K", "num_experts": "E", "choices": "K"}  # plain integers that stand for an axis
 TERMS = {"attention_backward": 8.0}       # dP and its row mean are sums of products; they may cancel
 UNITS = {"float64": 64, "float32": 8, "bfloat16": 1, "float16": 1}
@@ -125,7 +125,7 @@ def values(case: Case) -> tuple[list[Any], list[Any]]:
     if key not in _VALUES:
         plain = run_naive(case, DTYPES[case.dtype])
         if case.dtype in HALF:
-            texts = KERNELS[case.kernel].results.split() or ["param:float"] * 3
+            texts = KERNELS[case.kernel].results.split() or [":float"] * len(plain)
             pairs = zip(texts, plain, run_naive(case, np.float32), strict=True)
             plain = [wide if text.endswith(":float") else half for text, half, wide in pairs]
         _VALUES[key] = run_naive(case, np.float64), plain

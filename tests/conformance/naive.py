@@ -236,6 +236,29 @@ def attention_backward(do: Array, q: Array, k: Array, v: Array, o: Array, lse: A
     return dq, dk.astype(k.dtype), dv.astype(v.dtype)
 
 
+def decode_attention(q: Array, k: Array, v: Array, lengths: Array, *, scale: float, window: int = 0) -> Array:
+    rows = [attention(q[b : b + 1], k[b : b + 1, :, :n], v[b : b + 1, :, :n], scale=scale, window=window)[0]
+            for b, n in enumerate(lengths)]
+    return np.concatenate(rows) if rows else np.zeros((*q.shape[:3], v.shape[3]), q.dtype)
+
+
+def cache_append(k_cache: Array, v_cache: Array, k: Array, v: Array, lengths: Array) -> tuple[Array, Array]:
+    k_cache, v_cache = k_cache.copy(), v_cache.copy()
+    for b, n in enumerate(lengths):
+        for t in range(k.shape[2]):
+            if n + t < k_cache.shape[2]:
+                k_cache[b, :, n + t], v_cache[b, :, n + t] = k[b, :, t], v[b, :, t]
+    return k_cache, v_cache
+
+
+def rope_at(x: Array, cos: Array, sin: Array, positions: Array, *, interleaved: bool = False) -> Array:
+    y = np.zeros_like(x)
+    for b, start in enumerate(positions):
+        near = slice(start, start + x.shape[2])
+        y[b : b + 1] = rope(x[b : b + 1], cos[near], sin[near], interleaved=interleaved)
+    return y
+
+
 # losses
 
 def _row_loss(z: Array, target: int, smoothing: float, z_loss: float, cap: float) -> tuple[Any, Any, Array]:

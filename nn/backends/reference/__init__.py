@@ -15,7 +15,7 @@ from nn.backends.reference.activation import (
     swiglu_packed,
     swiglu_packed_backward,
 )
-from nn.backends.reference.attention import attention, attention_backward
+from nn.backends.reference.attention import attention, attention_backward, cache_append, decode_attention
 from nn.backends.reference.loss import cross_entropy, cross_entropy_backward, linear_cross_entropy
 from nn.backends.reference.matmul import linear, linear_backward, matmul
 from nn.backends.reference.moe import (
@@ -31,16 +31,16 @@ from nn.backends.reference.moe import (
 )
 from nn.backends.reference.norm import layer_norm, layer_norm_backward, rms_norm, rms_norm_backward
 from nn.backends.reference.optimizer import adamw, scatter_add, sum_of_squares
-from nn.backends.reference.rotary import rope
+from nn.backends.reference.rotary import rope, rope_at
 from nn.backends.reference.softmax import log_softmax, log_softmax_backward, softmax, softmax_backward
 
 __all__ = [
-    "adamw", "attention", "attention_backward", "cross_entropy", "cross_entropy_backward", "expert_order",
-    "gelu", "gelu_backward", "gelu_tanh", "gelu_tanh_backward", "grouped_linear",
-    "grouped_linear_backward", "layer_norm", "layer_norm_backward", "linear", "linear_backward",
-    "linear_cross_entropy", "log_softmax", "log_softmax_backward", "matmul", "moe_combine",
-    "moe_combine_backward", "moe_dispatch", "moe_dispatch_backward", "rms_norm", "rms_norm_backward",
-    "rope", "router_topk", "router_topk_backward", "scatter_add", "silu", "silu_backward", "softmax",
-    "softmax_backward", "sum_of_squares", "swiglu", "swiglu_backward", "swiglu_packed",
-    "swiglu_packed_backward",
+    "adamw", "attention", "attention_backward", "cache_append", "cross_entropy", "cross_entropy_backward",
+    "decode_attention", "expert_order", "gelu", "gelu_backward", "gelu_tanh", "gelu_tanh_backward",
+    "grouped_linear", "grouped_linear_backward", "layer_norm", "layer_norm_backward", "linear",
+    "linear_backward", "linear_cross_entropy", "log_softmax", "log_softmax_backward", "matmul",
+    "moe_combine", "moe_combine_backward", "moe_dispatch", "moe_dispatch_backward", "rms_norm",
+    "rms_norm_backward", "rope", "rope_at", "router_topk", "router_topk_backward", "scatter_add", "silu",
+    "silu_backward", "softmax", "softmax_backward", "sum_of_squares", "swiglu", "swiglu_backward",
+    "swiglu_packed", "swiglu_packed_backward",
 ]

@@ -133,3 +133,25 @@ def _bias(xp: Any, s: Array, block: _Block, start: int, causal: bool, window: in
             visible = visible & (key < position + window)
     zero = xp.zeros((), dtype=s.dtype)
     return xp.where(visible, zero, zero - xp.inf)
+
+
+def decode_attention(q: Array, k: Array, v: Array, lengths: Array, *, scale: float, window: int = 0) -> Array:
+    """o[B,H,T,Dv]: query t of row b stands at position lengths[b] − T + t of a cache with room for S."""
+    xp = namespace(q)
+    position = lengths[:, None] - q.shape[2] + xp.arange(q.shape[2])[None, :]           # [B,T]
+    key = xp.arange(k.shape[2])[None, None, :]
+    visible = key <= position[:, :, None]                                               # [B,T,S]
+    if window:
+        visible = visible & (key > position[:, :, None] - window)
+    filled = (xp.arange(k.shape[2])[None, :] < lengths[:, None])[:, None, :, None]
+    k, v = (xp.where(filled, x, xp.zeros_like(x)) for x in (k, v))                      # 0 times NaN is NaN
+    return attention(q, k, v, scale=scale, causal=False, mask=visible[:, None, :, :])[0]
+
+
+def cache_append(k_cache: Array, v_cache: Array, k: Array, v: Array, lengths: Array) -> None:
+    """Write new keys and values behind the lengths[b] that each row of the cache holds."""
+    for b in range(k.shape[0]):
+        start = int(lengths[b])
+        count = max(0, min(k.shape[2], k_cache.shape[2] - start))
+        k_cache[b, :, start : start + count, :] = k[b, :, :count, :]
+        v_cache[b, :, start : start + count, :] = v[b, :, :count, :]

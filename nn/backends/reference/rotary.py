@@ -30,3 +30,12 @@ def rope(x: Array, cos: Array, sin: Array, *, interleaved: bool = False, inverse
     if 2 * half < z.shape[-1]:
         turned = xp.concat([turned, z[..., 2 * half :]], axis=-1)
     return narrow(turned, x.dtype)
+
+
+def rope_at(x: Array, cos: Array, sin: Array, positions: Array, *, interleaved: bool = False) -> Array:
+    """rope of x[B,H,T,Dh], row b standing at positions[b] ... of the tables cos, sin [P,r/2]."""
+    xp = namespace(x)
+    rows = xp.reshape(positions[:, None] + xp.arange(x.shape[2])[None, :], (-1,))
+    shape = (x.shape[0], 1, x.shape[2], cos.shape[1])
+    cos, sin = (xp.reshape(xp.take(table, rows, axis=0), shape) for table in (cos, sin))
+    return rope(x, cos, sin, interleaved=interleaved)
