@@ -145,12 +145,17 @@ class Op:
 
 
 def _accumulate(leaf: Tensor, gradient: Array) -> None:
-    """A leaf owns its gradient (a copy at first), in float32 if the leaf is stored in half precision."""
-    dtype = np.float32 if is_half(leaf.dtype) else leaf.dtype
-    if leaf.grad is None:
-        leaf.grad = namespace(gradient).asarray(gradient, dtype=dtype, copy=True)
-    else:
+    """A leaf owns its gradient (a copy at first), in float32 if the leaf is stored in half precision.  One with a
+    `grad_buffer` has it there: a recorded step must find it in the same place."""
+    buffer = getattr(leaf, "grad_buffer", None)
+    if leaf.grad is not None:
         leaf.grad += gradient
+    elif buffer is not None:
+        buffer[...] = gradient
+        leaf.grad = buffer
+    else:
+        dtype = np.float32 if is_half(leaf.dtype) else leaf.dtype
+        leaf.grad = namespace(gradient).asarray(gradient, dtype=dtype, copy=True)
 
 
 def run_backward(root: Op, gradients: dict[int, Array]) -> None:

@@ -5,6 +5,7 @@ that serves it for the kind of array it is given.  `NN_BACKEND=reference|native|
 kernels the forced backend lacks are an error, never a silent fallback.        Try: cuda-nn info"""
 
 import importlib
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -12,8 +13,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from nn.backends import devices
+from nn.backends.array_api import on_device
+from nn.backends.devices import open_device
 from nn.backends.protocol import KERNELS
 from nn.errors import InputError
+
+
+__all__ = ["BACKENDS", "PLANNED", "Backend", "choose", "describe", "find", "forced", "kernels", "open_device",
+           "use_backend"]
+
+
+log = logging.getLogger("nn.backends")
 
 
 @dataclass(frozen=True)
@@ -28,11 +41,25 @@ class Backend:
         return getattr(importlib.import_module(self.module), name, None)
 
 
+def _device_backend(name: str) -> Backend:
+    """The kernel library on one of the devices: arrays are there already, and say so."""
+
+    def serves(array: Any) -> bool:
+        return on_device(array) and array.device.name == name and array.dtype != np.float64
+
+    def from_numpy(array: Any) -> Any:
+        return devices.open_device(name).asarray(array)
+
+    return Backend(name, "nn.backends.device", serves, lambda: devices.missing(name), from_numpy)
+
+
 # In order of preference.  The reference comes last: it serves every kernel on whatever speaks the array API.
 BACKENDS = (
+    _device_backend("cuda"),
+    _device_backend("emulated"),
     Backend("reference", "nn.backends.reference", lambda array: True, lambda: None),
 )
-PLANNED = ("native", "cuda", "emulated")         # names of the protocol that this version does not bring
+PLANNED = ("native",)                            # names of the protocol that this version does not bring
 
 
 def forced() -> str | None:
@@ -80,8 +107,9 @@ def choose(name: str, array: Any) -> tuple[Backend, Callable[..., Any]]:
             if function:
                 return backend, function
     where = f"NN_BACKEND={wanted}" if wanted else "no backend here"
-    raise InputError(f"{name}: {where} has no such kernel for {type(array).__name__} arrays; "
-                     "unset NN_BACKEND")
+    way_out = (f"move the model there: model.to(open_device({wanted!r})), or --device {wanted}"
+               if wanted in devices.DEVICES and not on_device(array) else "unset NN_BACKEND")
+    raise InputError(f"{name}: {where} has no such kernel for {type(array).__name__} arrays; {way_out}")
 
 
 class _Kernel:
@@ -94,7 +122,10 @@ class _Kernel:
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         key = (forced(), type(arguments[0]), arguments[0].dtype)
         if key not in self.bound:
-            self.bound[key] = choose(self.name, arguments[0])[1]
+            backend, self.bound[key] = choose(self.name, arguments[0])
+            if on_device(arguments[0]) and backend.name == "reference":
+                log.warning("%s has no kernel for %s on a device and runs there as single array operations",
+                            self.name, arguments[0].dtype)
         return self.bound[key](*arguments, **options)
 
 
@@ -113,10 +144,11 @@ kernels = _Kernels()
 
 
 def describe() -> dict[str, dict[str, str]]:
-    """{"backends": {name: "ready" or what is missing}, "kernels": {kernel: the backend for NumPy arrays}}."""
-    import numpy as np
-
-    sample = np.zeros(0, np.float32)
+    """{"backends": {name: "ready" or what is missing}, "kernels": {kernel: the backend for NumPy arrays},
+    "device kernels": {kernel: the devices' library, or "array operations"}}."""
+    sample, on_devices = np.zeros(0, np.float32), BACKENDS[0]
     states = {backend.name: backend.missing() or "ready" for backend in BACKENDS}
     states |= dict.fromkeys(PLANNED, "not part of this version")
-    return {"backends": states, "kernels": {name: choose(name, sample)[0].name for name in KERNELS}}
+    return {"backends": states, "kernels": {name: choose(name, sample)[0].name for name in KERNELS},
+            "device kernels": {name: "the kernel library" if on_devices.kernel(name) else "array operations"
+                               for name in KERNELS}}

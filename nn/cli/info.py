@@ -32,6 +32,8 @@ def run(argv: list[str]) -> int:
            ("BLAS", blas()), *here["environment"].items()])
     print("\nbackends" + (f", {forced()} forced:" if forced() else ":"))
     facts([(f"  {name}", state) for name, state in found["backends"].items()])
+    for kernel, place in found["device kernels"].items():
+        kernels[f"{place} (cuda, emulated)"].append(kernel)
     for backend, names in kernels.items():
         print(f"\nkernels that {backend} runs:")
         print(textwrap.fill(" ".join(names), 100, initial_indent="  ", subsequent_indent="  "))

@@ -4,7 +4,7 @@ A module is any object whose attributes are parameters, modules, or lists of mod
 paths to them, in the order of definition."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,12 +14,15 @@ from nn.random import generator
 from nn.tape import state
 from nn.tensor import Array, Tensor
 
+if TYPE_CHECKING:
+    from typing import Self
+
 
 class Parameter(Tensor):
     """Normal(0, std) or a constant, allocated when its values are first asked for: a 6.9B model can be
     described, counted and loaded into without ever being drawn."""
 
-    __slots__ = ("_array", "_dtype", "_shape", "decay", "fill", "key", "std")
+    __slots__ = ("_array", "_dtype", "_shape", "decay", "device", "fill", "grad_buffer", "key", "std")
 
     def __init__(self, shape: Shape, *, std: float = 0.0, fill: float = 0.0, dtype: Any = "float32",
                  decay: bool = True) -> None:
@@ -28,6 +31,8 @@ class Parameter(Tensor):
         self.std, self.fill = std, fill
         self.key = (0, "parameter")        # (seed, name) of its random numbers; Module.initialize sets it
         self.decay = decay                 # whether weight decay applies to it
+        self.device: Any = None            # whose memory holds the values; None = the host's
+        self.grad_buffer: Array | None = None        # where the gradient goes, if that must not move
         self.grad = None
         self.requires_grad, self.op, self.slot = True, None, 0
 
@@ -37,7 +42,7 @@ class Parameter(Tensor):
             values = np.full(self._shape, self.fill, np.float32)
             if self.std:
                 values += generator(*self.key).standard_normal(self._shape, np.float32) * np.float32(self.std)
-            self._array = values.astype(self._dtype)
+            self.load(values.astype(self._dtype))
         return self._array
 
     @data.setter
@@ -47,6 +52,17 @@ class Parameter(Tensor):
         self._array, self._dtype = array, array.dtype
 
     value = data                           # the name Flax's users know
+
+    def load(self, values: np.ndarray) -> None:
+        """Take over values from the host, to where the parameter is."""
+        self.data = self.device.asarray(values) if self.device else values
+
+    def to(self, device: Any) -> None:
+        """Move to a device's memory, or to the host's (None).  The gradient is dropped."""
+        values = self.numpy() if self.allocated else None
+        self.device, self.grad, self.grad_buffer = device, None, None
+        if values is not None:
+            self.load(values)
 
     @property
     def shape(self) -> Shape:
@@ -135,6 +151,17 @@ class Module:
             parameter.key = (seed, f"parameter/{name}")
         return self
 
+    def to(self, device: Any) -> "Self":
+        """Keep every parameter in the memory of a device (nn.backends.open_device), or of the host (None)."""
+        for parameter in self.parameters():
+            parameter.to(device)
+        return self
+
+    @property
+    def device(self) -> Any:
+        """Where the parameters are; None on the host."""
+        return next((parameter.device for parameter in self.parameters()), None)
+
     def train(self, on: bool = True) -> "Module":
         """Training mode: router noise and whatever else is random is on.  eval() turns it off."""
         for module in self.modules():
@@ -149,7 +176,7 @@ class Module:
             parameter.grad = None
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """{name: values}, the arrays themselves, not copies."""
+        """{name: values}: the arrays themselves where they are on the host, copies of a device's."""
         return {name: parameter.numpy() for name, parameter in self.named_parameters().items()}
 
     def load_state_dict(self, values: dict[str, np.ndarray]) -> None:
@@ -165,4 +192,4 @@ class Module:
             more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
             raise InputError(f"weights do not fit the model: {'; '.join(problems[:3])}{more}")
         for name, parameter in parameters.items():
-            parameter.data = np.array(values[name], dtype=parameter.dtype)
+            parameter.load(np.array(values[name], dtype=parameter.dtype))

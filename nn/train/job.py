@@ -6,9 +6,11 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from nn.backends import open_device
 from nn.errors import InputError
 from nn.models import MoETransformer
 from nn.train.callbacks import Callback
@@ -43,16 +45,18 @@ def train(config: TrainConfig | None = None, *, resume: str | Path | None = None
 def _prepared(run: RunFolder, callbacks: Sequence[Callback]) -> Trainer:
     """The trainer of a run, its text read and its newest checkpoint loaded."""
     corpus = prepare(run.config, run.path)
-    resolved = run.config.with_vocab(corpus.tokenizer.vocab_size)
+    device = open_device(run.config.device)
+    resolved = replace(run.config.with_vocab(corpus.tokenizer.vocab_size),
+                       device=device.name if device else "cpu")
     if resolved != run.config:
         run.save_config(resolved)
-    trainer = Trainer(run, build_model(resolved), corpus, callbacks)
+    trainer = Trainer(run, build_model(resolved).to(device), corpus, callbacks)
     run.record_start(trainer.resume(), corpus.info["data_hash"])
     return trainer
 
 
 def build_model(config: TrainConfig) -> MoETransformer:
-    """The untrained model of a run."""
+    """The untrained model of a run, on the host."""
     return MoETransformer(config.model, seed=config.seed, dtype=config.dtype)
 
 

@@ -18,14 +18,15 @@ import numpy as np
 from nn.data import Loader
 from nn.errors import NonFiniteError
 from nn.eval.bits_per_byte import Window, negative_log_likelihood, spread, windows
-from nn.optim import clip_scale, create_optimizer, create_schedule, grad_norm
+from nn.optim import create_schedule
 from nn.train.callbacks import Callback
 from nn.train.checkpoint import checkpoints, latest_valid, save_checkpoint
 from nn.train.corpus import Corpus
-from nn.train.gradients import accumulate, broken_weights, explain_nonfinite, scored_tokens
+from nn.train.gradients import broken_weights, explain_nonfinite, scored_tokens
 from nn.train.metrics import MetricsLog
 from nn.train.run_folder import RunFolder
 from nn.train.signals import StopSignal
+from nn.train.update import create_update
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,7 @@ class Trainer:
         self.run, self.config, self.corpus, self.callbacks, self.model = run, config, corpus, callbacks, model
         model.gradient_checkpointing = config.gradient_checkpointing
         self.loader = Loader(corpus.train, config.batch_size, config.seq_len, seed=config.seed)
-        self.optimizer = create_optimizer(
-            config.optimizer, model.named_parameters(), lr=config.lr, betas=(config.beta1, config.beta2),
-            weight_decay=config.weight_decay)
+        self.update = create_update(model, config)
         self.schedule = create_schedule(
             config.schedule, lr=config.lr, steps=config.steps, warmup=config.warmup, floor=config.lr_floor)
         self.step = 0                                   # optimizer steps done
@@ -74,7 +73,7 @@ class Trainer:
         found = latest_valid(self.run.checkpoints)
         if found:
             self.model.load_state_dict(found.tensors["model"])
-            self.optimizer.load_state_dict(found.tensors["optimizer"])
+            self.update.optimizer.load_state_dict(found.tensors["optimizer"])
             self.loader.load_state(found.state["loader"])
             self.step = self._saved_at = found.step
             self.tokens, self.seconds = found.state["tokens"], found.state["seconds"]
@@ -113,15 +112,11 @@ class Trainer:
         """One optimizer step; the line that metrics.jsonl gets for it."""
         config, step = self.config, self.step + 1
         batches = [self.loader.next() for _ in range(config.accumulate)]
-        metrics = accumulate(self.model, batches, seed=config.seed, step=step)
-        norm = grad_norm(self.model.parameters()) if math.isfinite(metrics["loss"]) else math.nan
+        lr = self.schedule(self.step)
+        metrics, norm = self.update(batches, step=step, lr=lr)
         if not math.isfinite(norm):
             self._stop_nonfinite(batches, "loss" if math.isnan(metrics["loss"]) else "gradient norm")
-        lr = self.schedule(self.step)
-        with np.errstate(all="ignore"):                 # what NumPy warns of makes weights not finite
-            self.optimizer.step(lr=lr, grad_scale=clip_scale(norm, config.clip))
-        self.model.zero_grad()
-        if broken := broken_weights(self.model):
+        if self.model.device is None and (broken := broken_weights(self.model)):
             raise NonFiniteError(f"step {step}: the update made {broken[0]} (and {len(broken) - 1} more) not "
                                  f"finite; lower lr, which was {lr:g}; {self._last_good()}")
         bits = metrics["loss"] / math.log(2.0) / self.corpus.bytes_per_token
@@ -166,7 +161,7 @@ class Trainer:
         state = {"loader": self.loader.state(), "noise": {"seed": self.config.seed, "step": self.step},
                  "tokens": self.tokens, "seconds": self.seconds, "evaluation": self.evaluation,
                  "best": self.best}
-        tensors = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        tensors = {"model": self.model.state_dict(), "optimizer": self.update.optimizer.state_dict()}
         best = self.best["step"] if self.best else None
         path = save_checkpoint(self.run.checkpoints, self.step, tensors, state,
                                keep_last=self.config.keep_last, best=best)

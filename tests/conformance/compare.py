@@ -4,6 +4,7 @@ against the formulas in naive.py.
 The rule is FlashAttention's (Dao et al. 2022): a kernel's largest error against float64 may be twice that of
 a plain implementation in the same type, plus a few units in the last place of the largest value."""
 
+import ctypes
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from nn.backends import Backend, choose, kernels, use_backend
+from nn.backends import Backend, choose, devices, kernels, use_backend
 from nn.backends.protocol import KERNELS, Kernel
 from tests.conformance import naive
 from tests.conformance.cases import DTYPES, HALF, Case
@@ -21,10 +22,13 @@ SYMBOLS = {"k": "K", "num_experts": "E", "choices": "K"}  # plain integers that 
 TERMS = {"attention_backward": 8.0}       # dP and its row mean are sums of products; they may cancel
 UNITS = {"float64": 64, "float32": 8, "bfloat16": 1, "float16": 1}
 Function = Callable[..., Any]
+devices.OPTIONS["emulated"] |= {"mode": "check"}          # every access of every kernel is checked
 
 
 def served(backend: Backend, case: Case) -> Function | None:
     """The backend's function for this case, None if it does not take such arrays; proves who would run."""
+    if backend.name in devices.DEVICES:                       # nothing is put there before its test
+        return backend.kernel(case.kernel) if case.dtype != "float64" else None
     array = backend.from_numpy(case.arguments[0])
     if backend.missing() or not backend.serves(array) or backend.kernel(case.kernel) is None:
         return None
@@ -48,8 +52,26 @@ def check_on(backend: Backend, case: Case) -> None:
         calls.append(backend.name)
         return result
 
-    check(through_dispatch, case, backend.from_numpy, to_numpy)
+    into = on(devices.open_device(backend.name)) if backend.name in devices.DEVICES else backend.from_numpy
+    check(through_dispatch, case, into, to_numpy)
     assert calls == [backend.name]
+
+
+def on(device: Any) -> Function:
+    """Puts NumPy arrays on a device, strides and all; its findings up to now are forgotten."""
+    from cuda.nn.device import DeviceArray
+
+    def place(array: np.ndarray) -> DeviceArray:
+        if array.size == 0 or array.flags.c_contiguous:
+            return device.asarray(array)
+        low = sum(min(0, s * (n - 1)) for s, n in zip(array.strides, array.shape, strict=True))
+        high = sum(max(0, s * (n - 1)) for s, n in zip(array.strides, array.shape, strict=True)) + array.itemsize
+        memory = (ctypes.c_uint8 * (high - low)).from_address(array.ctypes.data + low)
+        whole = device.asarray(np.frombuffer(memory, array.dtype))
+        strides = tuple(s // array.itemsize for s in array.strides)
+        return DeviceArray(device, whole.block, array.dtype, array.shape, strides, -low // array.itemsize)
+
+    return place
 
 
 def to_numpy(result: Any) -> Any:

@@ -8,7 +8,7 @@ import inspect
 import numpy as np
 import pytest
 
-from nn.backends import BACKENDS, Backend
+from nn.backends import BACKENDS, Backend, devices
 from nn.backends.protocol import KERNELS
 from tests.conformance import naive
 from tests.conformance.cases import DTYPES, Case, cases, kernels_with_cases
@@ -20,6 +20,16 @@ EVERY_CASE = [case for kernel in KERNELS for dtype in DTYPES for case in cases(k
 EVERY_PAIR = [(backend, case) for backend in READY for case in EVERY_CASE if served(backend, case)]
 
 
+def findings(backend: Backend) -> list:
+    """What the emulated device has found since the last time."""
+    if backend.name != "emulated":
+        return []
+    device = devices.open_device("emulated")
+    found = device.reports()
+    device.clear()
+    return found
+
+
 def name(value: object) -> str | None:
     return value.name if isinstance(value, Backend) else value.id if isinstance(value, Case) else None
 
@@ -27,6 +37,7 @@ def name(value: object) -> str | None:
 @pytest.mark.parametrize(("backend", "case"), EVERY_PAIR, ids=name)
 def test_matches_the_formula(backend: Backend, case: Case) -> None:
     check_on(backend, case)
+    assert findings(backend) == []
 
 
 @pytest.mark.parametrize("backend", READY, ids=name)
@@ -38,6 +49,7 @@ def test_strided_arrays(backend: Backend, kernel: str, dtype: str) -> None:
             for layout in LAYOUTS:
                 with about(f"{case.name}-{layout}"):
                     check_on(backend, in_layout(case, layout))
+                    assert findings(backend) == []
 
 
 def test_every_kernel_has_cases_and_a_formula() -> None:

@@ -269,7 +269,7 @@ def test_a_bfloat16_run_stores_half_the_bytes_and_learns(make_config):
 def test_clipping_limits_what_the_optimizer_sees(make_config, make_trainer):
     trainer = make_trainer(make_config(steps=1, clip=1e-3))
     seen = []
-    trainer.optimizer.step = lambda lr, grad_scale: seen.append(grad_scale)
+    trainer.update.optimizer.step = lambda lr, grad_scale: seen.append(grad_scale)
     trainer.fit()
     assert seen[0] * metrics(trainer.run.path)[0]["grad_norm"] == pytest.approx(1e-3, rel=1e-4)
 
@@ -336,7 +336,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where_it_began(make_co
 
 
 def test_no_update_is_made_of_a_gradient_that_is_not_finite(make_config, make_trainer, monkeypatch):
-    monkeypatch.setattr("nn.train.trainer.grad_norm", lambda parameters: math.inf)
+    monkeypatch.setattr("nn.train.update.grad_norm", lambda parameters: math.inf)
     trainer = make_trainer(make_config())
     before = {name: p.data.copy() for name, p in trainer.model.named_parameters().items()}
     message = r"step 1: the gradient norm is not finite; every single .*no checkpoint was written yet"
@@ -344,7 +344,7 @@ def test_no_update_is_made_of_a_gradient_that_is_not_finite(make_config, make_tr
         trainer.fit()
     for name, p in trainer.model.named_parameters().items():
         np.testing.assert_array_equal(p.data, before[name])
-    assert trainer.optimizer.steps == 0
+    assert trainer.update.optimizer.steps == 0
     assert not checkpoints(trainer.run.checkpoints)
 
 

@@ -1,0 +1,59 @@
+"""Activations on the device (csrc/kernels/elementwise): SiLU, GELU (exact and tanh form), SwiGLU."""
+
+from cuda.nn.array import DeviceArray
+from nn.backends.device.arrays import cast, dense, same_type
+
+
+def _forward(kernel: str, x: DeviceArray) -> DeviceArray:
+    (x,) = dense(x)
+    y = x.device.empty(x.shape, x.dtype)
+    x.device.call(f"{kernel}_forward", y, x, x.size, x.code)
+    return y
+
+
+def _backward(kernel: str, dy: DeviceArray, x: DeviceArray) -> DeviceArray:
+    dtype = x.dtype
+    x, dy = same_type(x, dy)
+    dx = x.device.empty(x.shape, x.dtype)
+    x.device.call(f"{kernel}_backward", dx, dy, x, x.size, x.code)
+    return cast(dx, dtype)
+
+
+def silu(x: DeviceArray) -> DeviceArray:
+    return _forward("silu", x)
+
+
+def silu_backward(dy: DeviceArray, x: DeviceArray) -> DeviceArray:
+    return _backward("silu", dy, x)
+
+
+def gelu(x: DeviceArray) -> DeviceArray:
+    return _forward("gelu", x)
+
+
+def gelu_backward(dy: DeviceArray, x: DeviceArray) -> DeviceArray:
+    return _backward("gelu", dy, x)
+
+
+def gelu_tanh(x: DeviceArray) -> DeviceArray:
+    return _forward("gelu_tanh", x)
+
+
+def gelu_tanh_backward(dy: DeviceArray, x: DeviceArray) -> DeviceArray:
+    return _backward("gelu_tanh", dy, x)
+
+
+def swiglu(gate: DeviceArray, up: DeviceArray) -> DeviceArray:
+    dtype = gate.dtype
+    gate, up = same_type(gate, up)
+    y = gate.device.empty(gate.shape, gate.dtype)
+    gate.device.call("swiglu_forward", y, gate, up, gate.size, gate.code)
+    return cast(y, dtype)
+
+
+def swiglu_backward(dy: DeviceArray, gate: DeviceArray, up: DeviceArray) -> tuple[DeviceArray, DeviceArray]:
+    dtypes = gate.dtype, up.dtype
+    gate, up, dy = same_type(gate, up, dy)
+    dgate, dup = (gate.device.empty(gate.shape, gate.dtype) for _ in range(2))
+    gate.device.call("swiglu_backward", dgate, dup, dy, gate, up, gate.size, gate.code)
+    return cast(dgate, dtypes[0]), cast(dup, dtypes[1])

@@ -1,0 +1,56 @@
+"""RMSNorm and LayerNorm over the last axis, on the device (csrc/kernels/norm)."""
+
+from cuda.nn.array import DeviceArray
+from nn.backends.device.arrays import FLOAT32, cast, dense, rows_of, same_type, scratch
+
+
+def _floats(x: DeviceArray, count: int, *shape: int) -> list[DeviceArray]:
+    return [x.device.empty(shape, FLOAT32) for _ in range(count)]
+
+
+def _statistics(x: DeviceArray, *arrays: DeviceArray) -> list[DeviceArray]:
+    return [cast(a, FLOAT32) for a in dense(x, *arrays)[1:]]
+
+
+def rms_norm(x: DeviceArray, weight: DeviceArray, eps: float) -> tuple[DeviceArray, DeviceArray]:
+    dtype = x.dtype
+    x, weight = same_type(x, weight)
+    rows, cols = rows_of(x)
+    y, (rstd,) = x.device.empty(x.shape, x.dtype), _floats(x, 1, x.shape[0], 1)
+    x.device.call("rms_norm_forward", y, rstd, x, weight, rows, cols, eps, x.code)
+    return cast(y, dtype), rstd
+
+
+def rms_norm_backward(dy: DeviceArray, x: DeviceArray, weight: DeviceArray,
+                      rstd: DeviceArray) -> tuple[DeviceArray, DeviceArray]:
+    dtype = x.dtype
+    (rstd,) = _statistics(x, rstd)
+    x, dy, weight = same_type(x, dy, weight)
+    rows, cols = rows_of(x)
+    dx, (dweight,) = x.device.empty(x.shape, x.dtype), _floats(x, 1, cols)
+    workspace = scratch(x, x.device.library.nn_rms_norm_workspace_size(rows, cols))
+    x.device.call("rms_norm_backward", dx, dweight, dy, x, weight, rstd, None, rows, cols, x.code, *workspace)
+    return cast(dx, dtype), dweight
+
+
+def layer_norm(x: DeviceArray, weight: DeviceArray, bias: DeviceArray,
+               eps: float) -> tuple[DeviceArray, DeviceArray, DeviceArray]:
+    dtype = x.dtype
+    x, weight, bias = same_type(x, weight, bias)
+    rows, cols = rows_of(x)
+    y, (mean, rstd) = x.device.empty(x.shape, x.dtype), _floats(x, 2, x.shape[0], 1)
+    x.device.call("layer_norm_forward", y, mean, rstd, x, weight, bias, rows, cols, eps, x.code)
+    return cast(y, dtype), mean, rstd
+
+
+def layer_norm_backward(dy: DeviceArray, x: DeviceArray, weight: DeviceArray, mean: DeviceArray,
+                        rstd: DeviceArray) -> tuple[DeviceArray, DeviceArray, DeviceArray]:
+    dtype = x.dtype
+    mean, rstd = _statistics(x, mean, rstd)
+    x, dy, weight = same_type(x, dy, weight)
+    rows, cols = rows_of(x)
+    dx, (dweight, dbias) = x.device.empty(x.shape, x.dtype), _floats(x, 2, cols)
+    workspace = scratch(x, x.device.library.nn_layer_norm_workspace_size(rows, cols))
+    x.device.call("layer_norm_backward", dx, dweight, dbias, dy, x, weight, mean, rstd, rows, cols, x.code,
+                  *workspace)
+    return cast(dx, dtype), dweight, dbias

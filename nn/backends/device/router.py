@@ -1,0 +1,26 @@
+"""The router's softmax and top-k on the device (csrc/kernels/router)."""
+
+import numpy as np
+
+from cuda.nn.array import DeviceArray
+from nn.backends.device.arrays import FLOAT32, cast, dense
+
+
+def router_topk(logits: DeviceArray, k: int, *,
+                renormalize: bool = True) -> tuple[DeviceArray, DeviceArray, DeviceArray]:
+    (logits,) = dense(logits)
+    (tokens, num_experts), device = logits.shape, logits.device
+    weights, experts = device.empty((tokens, k), FLOAT32), device.empty((tokens, k), np.int64)
+    probs = device.empty(logits.shape, FLOAT32)
+    device.call("router_topk_forward", weights, experts, probs, logits, tokens, num_experts, k, int(renormalize),
+                experts.code, logits.code)
+    return weights, experts, probs
+
+
+def router_topk_backward(dweights: DeviceArray, weights: DeviceArray, experts: DeviceArray, probs: DeviceArray, *,
+                         renormalize: bool = True) -> DeviceArray:
+    probs, experts, dweights, weights = dense(probs, experts, dweights, weights)
+    dlogits = probs.device.empty(probs.shape, FLOAT32)
+    probs.device.call("router_topk_backward", dlogits, cast(dweights, FLOAT32), cast(weights, FLOAT32), experts,
+                      cast(probs, FLOAT32), *probs.shape, experts.shape[1], int(renormalize), experts.code)
+    return dlogits

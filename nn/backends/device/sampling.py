@@ -1,0 +1,77 @@
+"""Choosing the next tokens on the device: the tokens that nn.generate.sampling draws, without reading logits back.
+
+    key = sampling_key(device, config.seed)                      # once
+    tokens = sample(logits, history, lengths, config, key, step)         # int64[B] on the device, -1: none
+"""
+
+from ctypes import byref, sizeof
+from typing import Any
+
+import numpy as np
+
+from cuda.nn.array import DeviceArray
+from cuda.nn.device import Device
+from cuda.nn.errors import DeviceArgumentError
+from cuda.nn.prototypes.sampling import Sample
+from nn import random
+from nn.backends.device.arrays import scratch
+
+INT64 = np.dtype(np.int64)
+
+
+def sampling_key(device: Device, seed: int | list[int]) -> DeviceArray:
+    """int64[1], or [B] of a seed per row: the keys of the random numbers, as `sample` takes them."""
+    seeds = [seed] if isinstance(seed, int) else seed
+    return device.asarray(np.array([random.derive(s, "sampling") for s in seeds], np.uint64).view(np.int64))
+
+
+def sample(logits: DeviceArray, history: DeviceArray | None, lengths: DeviceArray | None, config: Any,
+           keys: DeviceArray, steps: DeviceArray, *, rows: DeviceArray | None = None,
+           flags: DeviceArray | None = None, out: DeviceArray | None = None) -> DeviceArray:
+    """tokens[B] int64 from logits[B,V]; config is a nn.generate.SamplingConfig.
+
+    history[B,L] int64 with lengths[B] int64 (None: all L) is what the repetition penalty is for; steps[1] or [B]
+    int64 and rows[B] int64 (None: 0 ... B - 1) are the words of the random numbers, keys[1] or [B] their keys.
+    All are read on the device.  A row of NaN, +inf or nothing above -inf gives -1, and 1 in flags[B] int32."""
+    if logits.ndim != 2:
+        raise DeviceArgumentError(f"logits: shape {logits.shape} is not [batch, vocabulary]")
+    if logits.strides[1] != 1 or logits.strides[0] < logits.shape[1]:
+        logits = logits.contiguous()
+    device, (batch, vocabulary) = logits.device, logits.shape
+    tokens = device.empty((batch,), np.int64) if out is None else out
+    _expect("out", tokens, INT64, (batch,))
+    _expect("lengths", lengths, INT64, (batch,))
+    _expect("rows", rows, INT64, (batch,))
+    _expect("flags", flags, np.dtype(np.int32), (batch,))
+    for name, words in (("keys", keys), ("steps", steps)):
+        _expect(name, words, INT64, (batch,) if words.size != 1 else words.shape)
+    call = Sample(size=sizeof(Sample), tokens=tokens.pointer, logits=logits.pointer, keys=keys.pointer,
+                  steps=steps.pointer, batch=batch, vocabulary=vocabulary, stride=logits.strides[0],
+                  key_stride=int(keys.size > 1), step_stride=int(steps.size > 1), top_k=config.top_k,
+                  temperature=config.temperature, top_p=config.top_p, min_p=config.min_p,
+                  repetition_penalty=config.repetition_penalty, dtype=logits.code)
+    if history is not None:
+        if history.ndim != 2 or history.shape[0] != batch or history.dtype != INT64 or history.strides[1] != 1:
+            raise DeviceArgumentError(f"history: {history.dtype} {history.shape}; expected int64 [{batch}, length]")
+        call.history, call.history_stride = history.pointer, history.shape[1]
+        if history.strides[0] != history.shape[1] and batch > 1:
+            raise DeviceArgumentError("history: its rows are not next to each other")
+    for name, array in (("lengths", lengths), ("rows", rows), ("flags", flags)):
+        if array is not None:
+            setattr(call, name, array.pointer)
+    workspace, size = scratch(logits, device.library.nn_sample_workspace_size(batch, vocabulary, config.temperature))
+    device.call("sample_forward", byref(call), workspace, size)
+    return tokens
+
+
+def random_bits(key: DeviceArray, words: DeviceArray, count: int) -> DeviceArray:
+    """uint32[count]: nn.random.bits(key, *words, shape=(count,)) for key[1] and words[3] int64 on the device."""
+    _expect("key", key, INT64, (1,)), _expect("words", words, INT64, (3,))
+    out = key.device.empty((count,), np.uint32)
+    key.device.call("random_bits", out, key, words, count)
+    return out
+
+
+def _expect(name: str, array: DeviceArray | None, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+    if array is not None and (array.dtype != dtype or array.shape != shape or not array.is_contiguous):
+        raise DeviceArgumentError(f"{name}: {array.dtype} {array.shape}; expected dense {dtype} {shape}")

@@ -1,0 +1,51 @@
+"""One optimizer step: gradients of all micro-batches, their norm, clipping, AdamW.
+
+    update = HostUpdate(model, optimizer, clip=1.0, seed=0)
+    metrics, norm = update([(inputs, targets)], step=1, lr=1e-3)"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from nn.optim import AdamW, clip_scale, create_optimizer, grad_norm
+from nn.train.config import TrainConfig
+from nn.train.gpu_trainer import GpuTrainer
+from nn.train.gradients import Batch, accumulate
+
+
+class Update(Protocol):
+    """What the training loop needs of a step, on the CPU or on a device."""
+
+    @property
+    def optimizer(self) -> Any:
+        """With state_dict() and load_state_dict() for the checkpoints"""
+
+    def __call__(self, batches: Sequence[Batch], *, step: int, lr: float) -> tuple[dict[str, Any], float]:
+        """(metrics, gradient norm) of the step, "loss" among the former.  Unless both are finite, no
+        parameter was changed."""
+
+
+class HostUpdate:
+    def __init__(self, model: Any, optimizer: AdamW, *, clip: float | None, seed: int) -> None:
+        self.model, self.optimizer, self.clip, self.seed = model, optimizer, clip, seed
+
+    def __call__(self, batches: Sequence[Batch], *, step: int, lr: float) -> tuple[dict[str, Any], float]:
+        metrics = accumulate(self.model, batches, seed=self.seed, step=step)
+        norm = grad_norm(self.model.parameters()) if math.isfinite(metrics["loss"]) else math.nan
+        if math.isfinite(norm):
+            with np.errstate(all="ignore"):             # what NumPy warns of makes weights not finite
+                self.optimizer.step(lr=lr, grad_scale=clip_scale(norm, self.clip))
+            self.model.zero_grad()
+        return metrics, norm
+
+
+def create_update(model: Any, config: TrainConfig) -> Update:
+    """The step of a run, where the model is."""
+    settings: dict[str, Any] = {"lr": config.lr, "betas": (config.beta1, config.beta2),
+                                "weight_decay": config.weight_decay}
+    if model.device is not None:
+        return GpuTrainer(model, clip=config.clip, seed=config.seed, **settings)
+    optimizer = create_optimizer(config.optimizer, model.named_parameters(), **settings)
+    return HostUpdate(model, optimizer, clip=config.clip, seed=config.seed)
