@@ -8,7 +8,7 @@ any token.
 Try: python -c "from nn import MoETransformer; from nn.generate import *;
 print(list(generate(MoETransformer.tiny(), [1, 2, 3], SamplingConfig(max_tokens=8))))" """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ import numpy as np
 
 from nn.errors import InputError
 from nn.generate.config import SamplingConfig
+from nn.generate.device import DeviceTexts
 from nn.generate.sampling import sample
 from nn.generate.stream import TextStream, TokenBytes, text_pieces
 from nn.tensor import no_grad
@@ -112,15 +113,15 @@ def _texts(
     context: "_Context", prompts: np.ndarray, config: SamplingConfig, rows: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Prompts [B,T] -> per step the ids [B] and which rows have not met EOS [B]; ends when none is left."""
-    history, new = prompts, prompts.shape[1]  # [B,T]
+    draw = context.drawing(prompts, config, rows)
     live = np.ones(len(prompts), dtype=bool)
     for step in range(config.max_tokens):
-        ids = sample(context.logits(history, new), history, config, step, rows=rows)
+        with context.evaluating():
+            ids = draw(step)
         live = live & ~np.isin(ids, config.eos_ids or ())
         if not live.any():
             return
         yield ids, live
-        history, new = np.concatenate([history, ids[:, None]], axis=1), 1
 
 
 class _Context:
@@ -131,6 +132,36 @@ class _Context:
         self._use_cache = use_cache
         self._cache: Any = None
         self._length = 0
+
+    def drawing(
+        self, prompts: np.ndarray, config: SamplingConfig, rows: np.ndarray
+    ) -> Callable[[int], np.ndarray]:
+        """What gives the ids [B] of step 0, 1, ... after prompts [B,T]."""
+        if getattr(self._model, "device", None) is not None and self._use_cache:
+            texts = DeviceTexts(self._model, prompts, config, rows, self._vocab_size)
+            return lambda step: texts.next()
+        history, new = prompts, prompts.shape[1]  # [B,T]
+
+        def draw(step: int) -> np.ndarray:
+            nonlocal history, new
+            ids = sample(self.logits(history, new), history, config, step, rows=rows)
+            history, new = np.concatenate([history, ids[:, None]], axis=1), 1
+            return ids
+
+        return draw
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Evaluation mode and no tape inside; a model that was training trains again afterwards."""
+        training = self._model.training
+        if training:
+            self._model.train(False)
+        try:
+            with no_grad():
+                yield
+        finally:
+            if training:
+                self._model.train(True)
 
     def logits(self, history: np.ndarray, new: int) -> np.ndarray:
         """Logits [B,V] after the history, whose last `new` tokens the model has not seen."""
@@ -143,21 +174,7 @@ class _Context:
                 self._cache.trim(keep=self._length)
         self._length += new
         ids = history[:, -(self._length if self._cache is None else new) :]
-        with _evaluating(self._model), no_grad():
-            return self._model(ids, cache=self._cache, last_only=True).numpy()[:, -1, : self._vocab_size]
-
-
-@contextmanager
-def _evaluating(model: LanguageModel) -> Iterator[None]:
-    """Evaluation mode inside; a model that was training trains again afterwards."""
-    training = model.training
-    if training:
-        model.train(False)
-    try:
-        yield
-    finally:
-        if training:
-            model.train(True)
+        return self._model(ids, cache=self._cache, last_only=True).numpy()[:, -1, : self._vocab_size]
 
 
 def _prompt(ids: Sequence[int], limit: int, start_id: int | None, truncate: bool) -> np.ndarray:

@@ -64,11 +64,12 @@ class AdamW:
     def __init__(self, named_parameters: Mapping[str, Any], *, lr: float,
                  betas: tuple[float, float] = (0.9, 0.95), eps: float = 1e-8, weight_decay: float = 0.1,
                  master_weights: bool = True, groups: Sequence[ParamGroup] = ()) -> None:
-        _check_settings(lr, betas, eps, weight_decay)
-        _check_groups(groups, named_parameters)
+        check_settings(lr, betas, eps, weight_decay)
+        check_groups(groups, named_parameters)
         self.lr, self.betas, self.eps, self.master_weights = lr, betas, eps, master_weights
         self.steps = 0                   # optimizer steps taken
-        self._slots = {name: _slot(name, p, weight_decay, groups) for name, p in named_parameters.items()}
+        self._slots = {name: _Slot(p, *settings_of(name, p, weight_decay, groups))
+                       for name, p in named_parameters.items()}
 
     def step(self, lr: float | None = None, grad_scale: float = 1.0) -> None:
         """One update of every parameter that has a gradient.  Gradients are read as `grad · grad_scale` (see
@@ -133,15 +134,16 @@ class AdamW:
                 raise InputError(f"optimizer state: {key} has shape {list(found)}, not {list(shape)}")
 
 
-def _slot(name: str, param: Any, weight_decay: float, groups: Sequence[ParamGroup]) -> _Slot:
+def settings_of(name: str, param: Any, weight_decay: float, groups: Sequence[ParamGroup]) -> tuple[float, float]:
+    """(factor of the learning rate, weight decay) of one parameter"""
     decay = weight_decay if param.decay else 0.0
     group = next((group for group in groups if fnmatchcase(name, group.match)), None)
     if group is None:
-        return _Slot(param, 1.0, decay)
-    return _Slot(param, group.lr_scale, decay if group.weight_decay is None else group.weight_decay)
+        return 1.0, decay
+    return group.lr_scale, decay if group.weight_decay is None else group.weight_decay
 
 
-def _check_settings(lr: float, betas: tuple[float, float], eps: float, weight_decay: float) -> None:
+def check_settings(lr: float, betas: tuple[float, float], eps: float, weight_decay: float) -> None:
     for name, value, good in [("lr", lr, lr >= 0), ("betas[0]", betas[0], 0 <= betas[0] < 1),
                               ("betas[1]", betas[1], 0 <= betas[1] < 1), ("eps", eps, eps > 0),
                               ("weight_decay", weight_decay, weight_decay >= 0)]:
@@ -150,7 +152,7 @@ def _check_settings(lr: float, betas: tuple[float, float], eps: float, weight_de
             raise InputError(f"{name}: {value} must be {limits}")
 
 
-def _check_groups(groups: Sequence[ParamGroup], names: Mapping[str, Any]) -> None:
+def check_groups(groups: Sequence[ParamGroup], names: Mapping[str, Any]) -> None:
     for group in groups:
         if not any(fnmatchcase(name, group.match) for name in names):
             near = ", ".join(get_close_matches(group.match.replace("*", ""), names, n=3, cutoff=0.0))

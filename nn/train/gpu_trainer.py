@@ -77,11 +77,11 @@ class GpuTrainer:
         _check(batches, shape, self.model.vocab_size)
         if shape not in self._steps:
             self._steps[shape] = _Step(self, shape, self._graph)
-        self.optimizer.set(lr=lr)
+        self.optimizer.lr = lr
         found = self._steps[shape].run(batches, step)
         norm = float(found.pop("grad_norm"))
         if math.isfinite(norm):
-            self.optimizer.steps += 1
+            self.optimizer.taken()
         self.metrics = found
         return found, norm
 

@@ -57,3 +57,20 @@ def swiglu_backward(dy: DeviceArray, gate: DeviceArray, up: DeviceArray) -> tupl
     dgate, dup = (gate.device.empty(gate.shape, gate.dtype) for _ in range(2))
     gate.device.call("swiglu_backward", dgate, dup, dy, gate, up, gate.size, gate.code)
     return cast(dgate, dtypes[0]), cast(dup, dtypes[1])
+
+
+def swiglu_packed(x: DeviceArray) -> DeviceArray:
+    """y[R,F] of x[R,2F], whose rows hold gate, then up"""
+    (x,) = same_type(x)
+    rows, half = x.shape[0], x.shape[1] // 2
+    y = x.device.empty((rows, half), x.dtype)
+    x.device.call("swiglu_packed_forward", y, x, rows, half, x.code)
+    return y
+
+
+def swiglu_packed_backward(dy: DeviceArray, x: DeviceArray) -> DeviceArray:
+    """[dgate, dup] side by side"""
+    x, dy = same_type(x, dy)
+    dx = x.device.empty(x.shape, x.dtype)
+    x.device.call("swiglu_packed_backward", dx, dy, x, x.shape[0], x.shape[1] // 2, x.code)
+    return dx

@@ -30,14 +30,14 @@ def rows_dense(x: DeviceArray) -> DeviceArray:
 
 
 def launch(do: DeviceArray, q: DeviceArray, k: DeviceArray, v: DeviceArray, o: DeviceArray, lse: DeviceArray,
-           dq: DeviceArray, dk: DeviceArray, dv: DeviceArray, *, scale: float, causal: bool = True, window: int = 0,
-           mask: Any = None, **options: Any) -> None:
-    """Into dq, dk, dv.  options: fields of nn_attention (softcap, cu_queries, cu_keys, key_lengths; with packed
-    sequences the arrays have one batch row and batch, queries, keys are given)."""
+           dq: DeviceArray, dk: DeviceArray, dv: DeviceArray, *, scale: float, causal: bool = True,
+           window: int = 0, mask: Any = None, **options: Any) -> None:
+    """Into dq, dk, dv.  options: fields of nn_attention (softcap, cu_queries, cu_keys, key_lengths; with
+    packed sequences the arrays have one batch row, and batch, queries, keys are given)."""
     device = q.device
     if mask is not None:
         mask = device.asarray(mask)
-        mask = (mask if mask.dtype == np.bool_ else mask.astype(np.bool_)).broadcast_to((*q.shape[:3], k.shape[2]))
+        mask = mask.astype(np.bool_, copy=False).broadcast_to((*q.shape[:3], k.shape[2]))
     arrays = {"o": o, "q": q, "k": k, "v": v}
     sizes = {"batch": q.shape[0], "heads": q.shape[1], "groups": k.shape[1], "queries": q.shape[2],
              "keys": k.shape[2], "width": q.shape[3], "value_width": v.shape[3]}

@@ -13,9 +13,10 @@ from nn.backends.device.arrays import FLOAT32, dense, scratch
 BUDGET = 256 << 20          # bytes of logits and their gradients that linear_cross_entropy holds at a time
 
 
-def cross_entropy(logits: DeviceArray, targets: Any, *, ignore_index: int = -100, label_smoothing: float = 0.0,
+def cross_entropy(logits: DeviceArray, targets: Any, *, ignore_index: int = -100,
+                  label_smoothing: float = 0.0,
                   z_loss: float = 0.0, softcap: float = 0.0) -> tuple[DeviceArray, DeviceArray]:
-    """(loss[R], lse[R]) in nats from logits[R,V] and integer targets[R]; NaN for a target outside 0 ... V - 1."""
+    """(loss[R], lse[R]) in nats from logits[R,V] and integer targets[R]; NaN for one outside 0 ... V - 1."""
     logits, targets = dense(logits, targets)
     device, rows = logits.device, logits.shape[0]
     loss, lse = device.empty((rows,), np.float32), device.empty((rows,), np.float32)
@@ -45,21 +46,20 @@ def cross_entropy_backward_in_place(dloss: Any, logits: DeviceArray, targets: An
 
 
 def linear_cross_entropy(x: DeviceArray, weight: Any, targets: Any, *, gradient: bool = True,
-                         ignore_index: int = -100, label_smoothing: float = 0.0, z_loss: float = 0.0,
-                         softcap: float = 0.0) -> tuple[DeviceArray, DeviceArray | None, DeviceArray | None]:
-    """(loss[R], dx[R,D], dweight[V,D]): cross-entropy of x weightᵀ and the gradients of Σ loss."""
-    return linear_cross_entropy_scaled(x, weight, targets, None, gradient=gradient, ignore_index=ignore_index,
-                                       label_smoothing=label_smoothing, z_loss=z_loss, softcap=softcap)
+                         **options: Any) -> tuple[DeviceArray, DeviceArray | None, DeviceArray | None]:
+    """(loss[R], dx[R,D], dweight[V,D]): cross-entropy of x weightᵀ and the gradients of Σ loss; options are
+    those of cross_entropy."""
+    return linear_cross_entropy_scaled(x, weight, targets, None, gradient=gradient, **options)
 
 
 def linear_cross_entropy_scaled(
-        x: DeviceArray, weight: Any, targets: Any, dloss: Any, *, gradient: bool = True, ignore_index: int = -100,
-        label_smoothing: float = 0.0, z_loss: float = 0.0, softcap: float = 0.0, budget: int = BUDGET,
-        dweight: DeviceArray | None = None, tf32: bool = False,
+        x: DeviceArray, weight: Any, targets: Any, dloss: Any, *, gradient: bool = True,
+        ignore_index: int = -100, label_smoothing: float = 0.0, z_loss: float = 0.0, softcap: float = 0.0,
+        budget: int = BUDGET, dweight: DeviceArray | None = None, tf32: bool = False,
 ) -> tuple[DeviceArray, DeviceArray | None, DeviceArray | None]:
     """linear_cross_entropy with gradients of Σ dloss · loss, for dloss[R] or None (ones).
 
-    A given `dweight` in float32 is added to and returned.  `budget` bytes bound logits and their gradients."""
+    A given float32 `dweight` is added to and returned.  `budget` bytes bound logits and their gradients."""
     x, weight, targets = dense(x, weight, targets)
     device, (rows, width), vocabulary = x.device, x.shape, weight.shape[0]
     _check_targets(targets, rows)
@@ -76,7 +76,7 @@ def linear_cross_entropy_scaled(
     upstream = None if dloss is None else _float32(device.asarray(dloss), rows)
     call = LinearCrossEntropy(
         size=sizeof(LinearCrossEntropy), loss=loss.pointer, x=x.pointer, weight=weight.pointer,
-        targets=targets.pointer, dloss=upstream.pointer if upstream else None, rows=rows, width=width,
+        targets=targets.pointer, dloss=None if upstream is None else upstream.pointer, rows=rows, width=width,
         vocabulary=vocabulary, ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss,
         softcap=softcap, target_dtype=targets.code, dtype=x.code, accumulate=accumulate, compute=tf32)
     if dx is not None and dweight is not None:
@@ -90,12 +90,13 @@ def linear_cross_entropy_scaled(
 
 def mean_loss(loss: DeviceArray, targets: Any, *, tokens: DeviceArray | None = None,
               ignore_index: int = -100) -> tuple[DeviceArray, DeviceArray]:
-    """(mean[1], tokens[1]:int64) of loss[R]: its sum divided by `tokens`, or by the number of targets that are
-    not ignore_index; the mean over none is 0.  Everything stays on the device."""
+    """(mean[1], tokens[1]:int64) of loss[R]: its sum divided by `tokens`, or by the number of targets that
+    are not ignore_index; the mean over none is 0.  Everything stays on the device."""
     loss, targets = dense(loss, targets)
     device = loss.device
     mean, count = device.empty((1,), np.float32), device.empty((1,), np.int64)
-    device.call("mean_loss_forward", mean, None, count, loss, targets, tokens, loss.size, ignore_index, targets.code)
+    device.call("mean_loss_forward", mean, None, count, loss, targets, tokens, loss.size, ignore_index,
+                targets.code)
     return mean, count
 
 
@@ -104,7 +105,8 @@ def mean_loss_backward(dmean: DeviceArray, targets: Any, count: DeviceArray, *,
     """dloss[R] = dmean[1] / count[1] for rows that count"""
     dmean, targets = dense(dmean, targets)
     dloss = dmean.device.empty(targets.shape, np.float32)
-    dmean.device.call("mean_loss_backward", dloss, dmean, targets, count, targets.size, ignore_index, targets.code)
+    dmean.device.call("mean_loss_backward", dloss, dmean, targets, count, targets.size, ignore_index,
+                      targets.code)
     return dloss
 
 
@@ -127,7 +129,8 @@ def _call(logits: DeviceArray, targets: DeviceArray, ignore_index: int, label_sm
     return CrossEntropy(size=sizeof(CrossEntropy), logits=logits.pointer, targets=targets.pointer, rows=rows,
                         vocabulary=vocabulary, stride=vocabulary, gradient_stride=vocabulary,
                         ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss,
-                        softcap=softcap, target_dtype=targets.code, dtype=logits.code, gradient_dtype=logits.code)
+                        softcap=softcap, target_dtype=targets.code, dtype=logits.code,
+                        gradient_dtype=logits.code)
 
 
 def _check_targets(targets: DeviceArray, rows: int) -> None:

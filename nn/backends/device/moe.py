@@ -1,5 +1,5 @@
-"""Mixture of experts on the device: the plan, rows to experts and back, all experts' linear maps, the router's
-auxiliary losses.  Nothing here reads expert counts on the host: a captured step serves any routing."""
+"""Mixture of experts on the device: the plan, rows to experts and back, all experts' linear maps, and the
+router's auxiliary losses.  No expert count is read on the host: a captured step serves any routing."""
 
 from typing import Any
 
@@ -12,8 +12,8 @@ from cuda.nn.errors import DeviceArgumentError
 
 
 def expert_order(experts: DeviceArray, num_experts: int) -> tuple[DeviceArray, DeviceArray, DeviceArray]:
-    """(order[M], inverse[M], offsets[E+1]), int64, from experts[N,K] (int64 or int32): the pairs sorted by expert,
-    stable, the row of each pair, and where each expert's rows begin.  A pair whose expert is not in
+    """(order[M], inverse[M], offsets[E+1]), int64, from experts[N,K] (int64 or int32): the pairs sorted by
+    expert, stable, the row of each pair, and where each expert's rows begin.  A pair whose expert is not in
     0 ... E-1 is dropped: it comes after offsets[E]."""
     device, pairs = experts.device, experts.size
     order, inverse = (device.empty((pairs,), np.int64) for _ in range(2))
@@ -53,8 +53,7 @@ def moe_combine(ys: DeviceArray, weights: DeviceArray, inverse: DeviceArray) -> 
     _expect("inverse", inverse, (tokens * choices,), np.int64)
     y = ys.device.empty((tokens, width), ys.dtype)
     ys.device.call("moe_combine_forward", y, ys.contiguous(), weights.contiguous(), inverse, tokens, choices,
-                   width,
-                   ys.code)
+                   width, ys.code)
     return y
 
 
@@ -68,8 +67,7 @@ def moe_combine_backward(dy: DeviceArray, ys: DeviceArray, weights: DeviceArray,
     _expect("inverse", inverse, (tokens * choices,), np.int64)
     dys, dweights = ys.device.empty(ys.shape, ys.dtype), ys.device.empty((tokens, choices), np.float32)
     ys.device.call("moe_combine_backward", dys, dweights, dy.contiguous(), ys.contiguous(),
-                   weights.contiguous(),
-                   inverse, tokens, choices, width, ys.code)
+                   weights.contiguous(), inverse, tokens, choices, width, ys.code)
     return dys, dweights
 
 
@@ -86,7 +84,7 @@ def grouped_linear(x: DeviceArray, weight: DeviceArray, offsets: DeviceArray, *,
 
 def gathered_linear(x: DeviceArray, weight: DeviceArray, offsets: DeviceArray, order: DeviceArray | None,
                     choices: int) -> DeviceArray:
-    """grouped_linear(moe_dispatch(x, order, choices), weight, offsets), bit for bit, without the copies of rows"""
+    """grouped_linear(moe_dispatch(x, order, choices), weight, offsets), bit for bit, copying no rows"""
     (count, outputs, inputs), rows = weight.shape, x.shape[0] * choices
     _expect("x", x, (x.shape[0], inputs), weight.dtype)
     _expect("offsets", offsets, (count + 1,), np.int64)
@@ -94,15 +92,14 @@ def gathered_linear(x: DeviceArray, weight: DeviceArray, offsets: DeviceArray, o
         _expect("order", order, (rows,), np.int64)
     y = x.device.empty((rows, outputs), x.dtype)
     x.device.call("grouped_linear_forward", y, x.contiguous(), weight.contiguous(), offsets, order, choices,
-                  rows,
-                  count, inputs, outputs, x.code)
+                  rows, count, inputs, outputs, x.code)
     return y
 
 
 def gathered_swiglu(x: DeviceArray, weight: DeviceArray, offsets: DeviceArray, order: DeviceArray | None,
                     choices: int, *, keep: bool = True) -> tuple[DeviceArray, DeviceArray | None]:
-    """(y[M,F], hidden[M,2F]): swiglu_packed(gathered_linear(x, weight[E,2F,I], ...)) in one launch, bit for bit;
-    hidden, before the activation, is None unless it is to be kept for the backward."""
+    """(y[M,F], hidden[M,2F]): swiglu_packed(gathered_linear(x, weight[E,2F,I], ...)) in one launch, bit for
+    bit; hidden, before the activation, is None unless it is to be kept for the backward."""
     (count, outputs, inputs), rows, device = weight.shape, x.shape[0] * choices, x.device
     if outputs % 2:
         raise DeviceArgumentError(f"weight: {list(weight.shape)} has no two halves, gate and up")
@@ -136,24 +133,23 @@ def gathered_linear_backward(dy: DeviceArray, x: DeviceArray, weight: DeviceArra
     device.call("grouped_linear_backward_input", dx, dy, weight, offsets, rows, count, inputs, outputs,
                 x.code)
     device.call("grouped_linear_backward_weight", dweight, dy, x, offsets, order, choices, rows, count,
-                inputs,
-                outputs, x.code)
+                inputs, outputs, x.code)
     return dx, dweight
 
 
 # ---- auxiliary losses ----
 
 
-def moe_balance_loss(probs: DeviceArray, experts: DeviceArray, coefficient: float) -> tuple[DeviceArray, DeviceArray]:
-    """(loss[1], load[E]) from probs[N,E] in float32 and experts[N,K]: loss = α E Σ_e load_e mean_n probs[n,e]"""
+def moe_balance_loss(probs: DeviceArray, experts: DeviceArray,
+                     coefficient: float) -> tuple[DeviceArray, DeviceArray]:
+    """(loss[1], load[E]) from probs[N,E] in float32 and experts[N,K]: loss = α E Σ_e load_e mean probs_e"""
     (tokens, count), choices, device = probs.shape, experts.shape[1], probs.device
     _expect("probs", probs, (tokens, count), np.float32)
     _expect("experts", experts, (tokens, choices), experts.dtype)
     loss, load = device.empty((1,), np.float32), device.empty((count,), np.float32)
     size = device.library.nn_moe_balance_loss_workspace_size(tokens, count)
     device.call("moe_balance_loss_forward", loss, load, probs.contiguous(), experts.contiguous(), tokens,
-                choices,
-                count, coefficient, experts.code, _workspace(device, size), size)
+                choices, count, coefficient, experts.code, _workspace(device, size), size)
     return loss, load
 
 

@@ -6,8 +6,8 @@
     increment(step, skip=skip)
     adamw_step(plan, lr, step, scale=scale, skip=skip, betas=(0.9, 0.95), eps=1e-8)
 
-lr[1] float64, step[1] int64, scale[1] float32 and skip[1] int32 are read on the device, so that all of this can be
-captured in a graph and replayed with other values."""
+lr[1] float64, step[1] int64, scale[1] float32 and skip[1] int32 are read on the device, so that all of this
+can be captured in a graph and replayed with other values."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,8 @@ from cuda.nn.errors import DeviceArgumentError
 from nn.backends.device.arrays import FLOAT32, dense, scratch
 
 # nn_tensor and nn_chunk of nn/optimizer.h
-TENSOR = np.dtype([("param", "u8"), ("master", "u8"), ("grad", "u8"), ("m", "u8"), ("v", "u8"), ("count", "i8"),
+TENSOR = np.dtype([("param", "u8"), ("master", "u8"), ("grad", "u8"), ("m", "u8"), ("v", "u8"),
+                   ("count", "i8"),
                    ("lr_scale", "f8"), ("weight_decay", "f8"), ("param_dtype", "i4"), ("grad_dtype", "i4")])
 CHUNK = np.dtype([("tensor", "i4"), ("index", "i4")])
 
@@ -42,7 +43,7 @@ def adamw_plan(params: Sequence[DeviceArray], grads: Sequence[DeviceArray], m: S
                v: Sequence[DeviceArray], *, masters: Sequence[DeviceArray | None] | None = None,
                lr_scale: Sequence[float] | float = 1.0,
                weight_decay: Sequence[float] | float = 0.0) -> AdamWPlan:
-    """The plan for these tensors: params and grads in float32, float16 or bfloat16, moments in float32, all dense.
+    """The plan for tensors: params and grads in float32, float16 or bfloat16, moments in float32; all dense.
 
     With a master, a float32 copy, the step is made on it, and the param is its rounding.  lr_scale and
     weight_decay are one number or one per tensor."""
@@ -61,30 +62,36 @@ def adamw_plan(params: Sequence[DeviceArray], grads: Sequence[DeviceArray], m: S
     chunks = np.empty(int(pieces.sum()), CHUNK)
     chunks["tensor"] = np.repeat(np.arange(count), pieces)
     chunks["index"] = np.arange(len(chunks)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    return AdamWPlan(device, device.asarray(table.view(np.uint8)), device.asarray(chunks.view(np.uint8)), len(chunks),
+    return AdamWPlan(device, device.asarray(table.view(np.uint8)), device.asarray(chunks.view(np.uint8)),
+                     len(chunks),
                      (*params, *grads, *m, *v, *masters))
 
 
 def adamw_step(plan: AdamWPlan, lr: DeviceArray, step: DeviceArray, *, betas: tuple[float, float], eps: float,
                scale: DeviceArray | None = None, skip: DeviceArray | None = None) -> None:
-    """One AdamW step on the whole plan, in place: lr[1] float64; step[1] int64, from 1; scale[1] float32 multiplies
-    the gradients; nothing is changed where skip[1] int32 is not 0."""
-    _expect("lr", lr, np.float64), _expect("step", step, np.int64)
-    _expect("scale", scale, np.float32), _expect("skip", skip, np.int32)
-    plan.device.call("adamw_forward", plan.tensors, plan.chunks, plan.chunk_count, lr, step, scale, skip, *betas, eps)
+    """One AdamW step on the whole plan, in place: lr[1] float64; step[1] int64, from 1; scale[1] float32
+    multiplies the gradients; nothing is changed where skip[1] int32 is not 0."""
+    _expect("lr", lr, np.float64)
+    _expect("step", step, np.int64)
+    _expect("scale", scale, np.float32)
+    _expect("skip", skip, np.int32)
+    plan.device.call("adamw_forward", plan.tensors, plan.chunks, plan.chunk_count, lr, step, scale, skip,
+                     *betas, eps)
 
 
 def global_norm(plan: AdamWPlan, max_norm: float = 0.0, *, scale: DeviceArray | None = None,
                 skipped: DeviceArray | None = None) -> tuple[DeviceArray, DeviceArray, DeviceArray]:
-    """(norm[1], scale[1], skip[1]) of the plan's gradients times `scale`[1] (None: 1), all on the device: the new
-    scale clips to max_norm (0: no clipping); skip is 1 if the norm is not finite, and skipped[1] int64 is
+    """(norm[1], scale[1], skip[1]) of the plan's gradients times `scale`[1] (None: 1), all on the device: the
+    new scale clips to max_norm (0: no clipping); skip is 1 if the norm is not finite, and skipped[1] int64 is
     increased then."""
-    _expect("scale", scale, np.float32), _expect("skipped", skipped, np.int64)
+    _expect("scale", scale, np.float32)
+    _expect("skipped", skipped, np.int64)
     device = plan.device
     norm, clipped = device.empty((1,), np.float32), device.empty((1,), np.float32)
     skip = device.empty((1,), np.int32)
     workspace, size = scratch(norm, device.library.nn_gradient_norm_workspace_size(plan.chunk_count))
-    device.call("gradient_norm_forward", norm, clipped, skip, skipped, plan.tensors, plan.chunks, plan.chunk_count,
+    device.call("gradient_norm_forward", norm, clipped, skip, skipped, plan.tensors, plan.chunks,
+                plan.chunk_count,
                 scale, max_norm, workspace, size)
     return norm, clipped, skip
 
@@ -96,7 +103,8 @@ def zero_gradients(plan: AdamWPlan) -> None:
 
 def increment(counter: DeviceArray, *, skip: DeviceArray | None = None) -> None:
     """counter[1] int64 += 1, unless skip[1] int32 is not 0."""
-    _expect("counter", counter, np.int64), _expect("skip", skip, np.int32)
+    _expect("counter", counter, np.int64)
+    _expect("skip", skip, np.int32)
     counter.device.call("counter_increment", counter, skip)
 
 
@@ -125,10 +133,12 @@ def sum_of_squares(x: DeviceArray) -> float:
 
 def scatter_add(source: DeviceArray, index: Any, rows: int) -> DeviceArray:
     """out[rows,D] in float32: out[index[n]] += source[n], in increasing n (an embedding's gradient)."""
-    return scatter_add_into(source.device.empty((rows, *source.shape[1:]), np.float32), source, index, accumulate=False)
+    return scatter_add_into(source.device.empty((rows, *source.shape[1:]), np.float32), source, index,
+                            accumulate=False)
 
 
-def scatter_add_into(out: DeviceArray, source: DeviceArray, index: Any, *, accumulate: bool = True) -> DeviceArray:
+def scatter_add_into(out: DeviceArray, source: DeviceArray, index: Any, *,
+                     accumulate: bool = True) -> DeviceArray:
     """The same, added to a dense float32 out[rows,D], of which only named rows are touched; or over it."""
     source, index = dense(source, index)
     rows, width = out.shape[0], source.size // max(1, source.shape[0])
@@ -136,7 +146,8 @@ def scatter_add_into(out: DeviceArray, source: DeviceArray, index: Any, *, accum
         raise DeviceArgumentError(f"scatter_add: out {out.dtype} {out.shape}, source {source.shape}, index "
                                   f"{index.shape} do not fit together")
     workspace, size = scratch(source, source.device.library.nn_scatter_add_workspace_size(index.size, rows))
-    source.device.call("scatter_add_forward", out, source, index, index.size, rows, width if width else out.size // max(1, rows),
+    source.device.call("scatter_add_forward", out, source, index, index.size, rows,
+                       width if width else out.size // max(1, rows),
                        accumulate, source.code, index.code, workspace, size)
     return out
 
@@ -145,7 +156,8 @@ def embedding(table: DeviceArray, index: Any) -> DeviceArray:
     """table[V,D] by index[...]: [..., D]; NaN for an index outside 0 ... V - 1."""
     table, index = dense(table, index)
     out = table.device.empty((*index.shape, table.shape[1]), table.dtype)
-    table.device.call("embedding_forward", out, table, index, index.size, *table.shape, table.code, index.code)
+    table.device.call("embedding_forward", out, table, index, index.size, *table.shape, table.code,
+                      index.code)
     return out
 
 

@@ -13,9 +13,17 @@ from cuda.nn.prototypes.rope import Rope, RopeArray
 SCALINGS = {"none": 0, "linear": 1, "ntk": 2}
 
 
-def rope(x: DeviceArray, cos: Any, sin: Any, *, interleaved: bool = False, inverse: bool = False) -> DeviceArray:
+def rope(x: DeviceArray, cos: Any, sin: Any, *, interleaved: bool = False,
+         inverse: bool = False) -> DeviceArray:
     """The first r channels of x[B,H,T,D] turned by cos, sin [T,r/2] or [B,1,T,r/2]; the rest pass through."""
     turned = rope_qk(x, None, cos, sin, interleaved=interleaved, inverse=inverse)[0]
+    assert turned is not None
+    return turned
+
+
+def rope_at(x: DeviceArray, cos: Any, sin: Any, positions: Any, *, interleaved: bool = False) -> DeviceArray:
+    """rope of x[B,H,T,D], row b standing at positions[b] ... of cos, sin [P,r/2]; beyond them is NaN."""
+    turned = rope_qk(x, None, cos, sin, positions=positions, interleaved=interleaved)[0]
     assert turned is not None
     return turned
 
@@ -26,14 +34,15 @@ def rope_qk(q: DeviceArray | None, k: DeviceArray | None, cos: Any, sin: Any, *,
     """q[B,H,T,D] and k[B,G,T,D] in one launch; either may be None.  in_place: both are changed and returned.
 
     With `positions`, an int32 or int64 array of 1 or B starts on the device, row b at time t takes row
-    positions[b] + t of the tables cos, sin [rows, r/2], without the host knowing which; beyond them is NaN."""
+    positions[b] + t of the tables cos, sin [rows,
+                                             r/2], without the host knowing which; beyond them is NaN."""
     first = q if q is not None else k
     if first is None:
         return None, None
     device, (batch, _, length, width) = first.device, first.shape
     cos, sin = _table(device, cos), _table(device, sin)
-    if cos.shape != sin.shape or cos.ndim not in (2, 4) or cos.ndim == 4 and cos.shape[:2] != (batch, 1):
-        raise DeviceArgumentError(f"cos, sin: shapes {cos.shape}, {sin.shape}; expected [T,r/2] or [B,1,T,r/2]")
+    if cos.shape != sin.shape or cos.ndim not in (2, 4) or (cos.ndim == 4 and cos.shape[:2] != (batch, 1)):
+        raise DeviceArgumentError(f"cos, sin: shapes {cos.shape}, {sin.shape}, not [T,r/2] or [B,1,T,r/2]")
     if k is not None and q is not None and (k.dtype != q.dtype or q.shape[::2] != k.shape[::2]
                                             or q.shape[3] != k.shape[3]):
         raise DeviceArgumentError(f"q, k: {q.dtype} {q.shape}, {k.dtype} {k.shape} differ in more than heads")
@@ -46,7 +55,7 @@ def rope_qk(q: DeviceArray | None, k: DeviceArray | None, cos: Any, sin: Any, *,
     if positions is not None:
         positions = device.asarray(positions).contiguous()
         if positions.size not in (1, batch):
-            raise DeviceArgumentError(f"positions: {positions.shape} for {batch} sequences; expected 1 or {batch}")
+            raise DeviceArgumentError(f"positions: {positions.shape} for {batch} sequences")
         call.positions, call.position_dtype = positions.pointer, positions.code
         call.position_stride = int(positions.size == batch and batch > 1)
     turned = []
@@ -62,8 +71,8 @@ def rope_qk(q: DeviceArray | None, k: DeviceArray | None, cos: Any, sin: Any, *,
 
 def rope_table(device: Device, inverse: Any, positions: int, *, start: int = 0,
                factor: float = 1.0) -> tuple[DeviceArray, DeviceArray]:
-    """cos, sin [positions, len(inverse)] in float32 of the positions from `start` on, times `factor`; inverse in
-    float64, radians per position, such as nn.layers.rotary.inverse_frequencies gives."""
+    """cos, sin [positions, len(inverse)] in float32 of the positions from `start` on, times `factor`;
+    inverse in float64, radians per position, such as nn.layers.rotary.inverse_frequencies gives."""
     inverse = device.asarray(inverse if isinstance(inverse, DeviceArray) else np.asarray(inverse, np.float64))
     if inverse.dtype != np.float64:
         raise DeviceArgumentError(f"inverse: {inverse.dtype}; float64 is needed for far positions")

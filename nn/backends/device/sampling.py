@@ -1,4 +1,4 @@
-"""Choosing the next tokens on the device: the tokens that nn.generate.sampling draws, without reading logits back.
+"""Choosing the next tokens on the device: the tokens of nn.generate.sampling, and no logit is read back.
 
     key = sampling_key(device, config.seed)                      # once
     tokens = sample(logits, history, lengths, config, key, step)         # int64[B] on the device, -1: none
@@ -30,9 +30,10 @@ def sample(logits: DeviceArray, history: DeviceArray | None, lengths: DeviceArra
            flags: DeviceArray | None = None, out: DeviceArray | None = None) -> DeviceArray:
     """tokens[B] int64 from logits[B,V]; config is a nn.generate.SamplingConfig.
 
-    history[B,L] int64 with lengths[B] int64 (None: all L) is what the repetition penalty is for; steps[1] or [B]
-    int64 and rows[B] int64 (None: 0 ... B - 1) are the words of the random numbers, keys[1] or [B] their keys.
-    All are read on the device.  A row of NaN, +inf or nothing above -inf gives -1, and 1 in flags[B] int32."""
+    history[B,L] int64 with lengths[B] int64 (None: all L) is what the repetition penalty is for; steps[1] or
+    [B] int64 and rows[B] int64 (None: 0 ... B - 1) are the words of the random numbers, keys[1] or [B] their
+    keys.  All are read on the device.  A row of NaN, +inf or nothing above -inf gives -1, and 1 in flags[B]
+    int32."""
     if logits.ndim != 2:
         raise DeviceArgumentError(f"logits: shape {logits.shape} is not [batch, vocabulary]")
     if logits.strides[1] != 1 or logits.strides[0] < logits.shape[1]:
@@ -51,22 +52,23 @@ def sample(logits: DeviceArray, history: DeviceArray | None, lengths: DeviceArra
                   temperature=config.temperature, top_p=config.top_p, min_p=config.min_p,
                   repetition_penalty=config.repetition_penalty, dtype=logits.code)
     if history is not None:
-        if history.ndim != 2 or history.shape[0] != batch or history.dtype != INT64 or history.strides[1] != 1:
-            raise DeviceArgumentError(f"history: {history.dtype} {history.shape}; expected int64 [{batch}, length]")
+        if history.ndim != 2:
+            raise DeviceArgumentError(f"history: shape {history.shape} is not [batch, length]")
+        _expect("history", history, INT64, (batch, history.shape[1]))
         call.history, call.history_stride = history.pointer, history.shape[1]
-        if history.strides[0] != history.shape[1] and batch > 1:
-            raise DeviceArgumentError("history: its rows are not next to each other")
     for name, array in (("lengths", lengths), ("rows", rows), ("flags", flags)):
         if array is not None:
             setattr(call, name, array.pointer)
-    workspace, size = scratch(logits, device.library.nn_sample_workspace_size(batch, vocabulary, config.temperature))
+    workspace, size = scratch(logits, device.library.nn_sample_workspace_size(batch, vocabulary,
+                                                                              config.temperature))
     device.call("sample_forward", byref(call), workspace, size)
     return tokens
 
 
 def random_bits(key: DeviceArray, words: DeviceArray, count: int) -> DeviceArray:
-    """uint32[count]: nn.random.bits(key, *words, shape=(count,)) for key[1] and words[3] int64 on the device."""
-    _expect("key", key, INT64, (1,)), _expect("words", words, INT64, (3,))
+    """uint32[count]: nn.random.bits(key, *words, shape=(count,)) for key[1], words[3] int64 on the device."""
+    _expect("key", key, INT64, (1,))
+    _expect("words", words, INT64, (3,))
     out = key.device.empty((count,), np.uint32)
     key.device.call("random_bits", out, key, words, count)
     return out
