@@ -9,7 +9,7 @@ NVCC   := $(VENV)/.nvcc
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup train test lint bench clean
+.PHONY: help setup train test cuda lint bench clean
 
 help:      ## show this list
 	@echo "usage: make COMMAND [ARGS=\"...\"] [PYTHON=python3.12]"
@@ -22,6 +22,9 @@ train: setup      ## train on Python's own source, draw the loss, write a sample
 
 test: setup $(NVCC)      ## run the tests; ARGS="-k config" as for pytest
 	@$(BIN)/python -m pytest $(ARGS)
+
+cuda: setup $(NVCC)      ## build the CUDA kernels, for GPUs and for the emulated device; ARGS="--targets 80" for fewer
+	@$(BIN)/python -m cuda.nn.build $(ARGS)
 
 lint: setup      ## style and types
 	@$(BIN)/ruff check --quiet .

@@ -1,30 +1,87 @@
-"""Entry point of the build.  Everything declarative is in pyproject.toml.  There is nothing to compile:
-cuda-nn installs without a compiler or a CUDA toolkit.  The C++ sources of the emulator travel within the
-package, where they are compiled at first use."""
+"""Entry point of the build.  Everything declarative is in pyproject.toml.
 
+cuda-nn installs without a compiler or a CUDA toolkit: the C++ and CUDA sources travel within the package, and
+what needs them is compiled at first use.  With
+
+    CUDA_NN_BUILD_CUDA=1 pip install .
+
+the kernel library is compiled now and put into the package, which then fits this kind of machine only.  It
+takes nvcc and some minutes; ninja comes by itself.  (A variable, because pip hands no commands to setup.py.)
+CUDA_PATH="" leaves the library for GPUs out whatever else is said."""
+
+import os
 import shutil
+import sys
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Distribution, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
-SOURCES = Path(__file__).parent / "csrc" / "emulator"
-PLACE = Path("cuda", "nn", "emulator", "csrc")  # where cuda/nn/emulator/build.py looks
+ROOT = Path(__file__).resolve().parent
+COPIED = {                              # from csrc, to where the package looks
+    "emulator": Path("cuda", "nn", "emulator", "csrc"),             # cuda/nn/emulator/build.py
+    **{name: Path("cuda", "nn", "csrc", name) for name in ("include", "device", "library", "kernels")},
+}
+LIBRARIES = Path("cuda", "nn", "lib")                               # cuda/nn/build.py
+WITH_CUDA = os.environ.get("CUDA_NN_BUILD_CUDA", "0") not in ("", "0") and os.environ.get("CUDA_PATH") != ""
 
 
 class BuildWithSources(build_py):
-    """Copies csrc/emulator into the package."""
+    """Copies csrc into the package, and compiles it if that is asked for."""
 
     def run(self) -> None:
         super().run()
         if not self.editable_mode:
-            shutil.copytree(SOURCES, Path(self.build_lib) / PLACE, dirs_exist_ok=True)
+            for source, copy in copies(Path(self.build_lib)):
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(source, copy)
+        if WITH_CUDA:
+            libraries = build_libraries()
+            if not self.editable_mode:
+                place = Path(self.build_lib) / LIBRARIES
+                place.mkdir(parents=True, exist_ok=True)
+                for library in libraries:
+                    shutil.copy2(library, place)
 
     def get_outputs(self, include_bytecode: bool = True) -> list[str]:
-        copies = [] if self.editable_mode else sorted(SOURCES.rglob("*.*"))
-        return super().get_outputs(include_bytecode) + [
-            str(Path(self.build_lib) / PLACE / path.relative_to(SOURCES)) for path in copies
-        ]
+        made = [] if self.editable_mode else [str(copy) for _, copy in copies(Path(self.build_lib))]
+        libraries = [] if self.editable_mode else sorted((Path(self.build_lib) / LIBRARIES).glob("*.so"))
+        return [*super().get_outputs(include_bytecode), *made, *map(str, libraries)]
 
 
-setup(cmdclass={"build_py": BuildWithSources})
+class WheelForOneKindOfMachine(bdist_wheel):
+    """A wheel with a library in it fits any Python, but not any machine."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return ("py3", "none", super().get_tag()[2]) if WITH_CUDA else super().get_tag()
+
+
+class Project(Distribution):
+    def has_ext_modules(self) -> bool:
+        return WITH_CUDA or super().has_ext_modules()
+
+
+def copies(place: Path) -> list[tuple[Path, Path]]:
+    """Every source file, and where it goes."""
+    return [
+        (source, place / to / source.relative_to(ROOT / "csrc" / name))
+        for name, to in COPIED.items()
+        for source in sorted((ROOT / "csrc" / name).rglob("*.*"))
+        if source.is_file()
+    ]
+
+
+def build_libraries() -> list[Path]:
+    sys.path.insert(0, str(ROOT))
+    from cuda.nn import build
+
+    folder = build.build(build.Options(ROOT / "build" / "cuda"), progress=True)
+    return [folder / build.LIBRARY, folder / build.EMULATED]
+
+
+setup(
+    distclass=Project,
+    cmdclass={"build_py": BuildWithSources, "bdist_wheel": WheelForOneKindOfMachine},
+    setup_requires=["ninja"] if WITH_CUDA else [],
+)

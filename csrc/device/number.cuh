@@ -1,5 +1,5 @@
-// Number types: storage in float, half or bfloat16, arithmetic in float.  to_float is exact; from_float rounds
-// to nearest, ties to even.
+// Number types: storage in float, half or bfloat16, arithmetic in float.  to_float is exact; from_float
+// rounds to nearest, ties to even.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -20,7 +20,36 @@ __device__ __forceinline__ float to_float(bfloat16 x) { return __bfloat162float(
 template <class T> __device__ __forceinline__ T from_float(float x);
 template <> __device__ __forceinline__ float from_float<float>(float x) { return x; }
 template <> __device__ __forceinline__ half from_float<half>(float x) { return __float2half_rn(x); }
-template <> __device__ __forceinline__ bfloat16 from_float<bfloat16>(float x) { return __float2bfloat16_rn(x); }
+template <> __device__ __forceinline__ bfloat16 from_float<bfloat16>(float x) {
+    return __float2bfloat16_rn(x);
+}
+
+// Two at once: one instruction from sm_80 on.  The first is the low half.
+template <class T> __device__ __forceinline__ uint32_t pair_from_float(float a, float b);
+template <> __device__ __forceinline__ uint32_t pair_from_float<half>(float a, float b) {
+    __half2 pair = __floats2half2_rn(a, b);
+    return *reinterpret_cast<uint32_t*>(&pair);
+}
+template <> __device__ __forceinline__ uint32_t pair_from_float<bfloat16>(float a, float b) {
+    __nv_bfloat162 pair = __floats2bfloat162_rn(a, b);
+    return *reinterpret_cast<uint32_t*>(&pair);
+}
+
+// 2^x and e^x in one or two instructions.  Relative error 2^-22 (ex2.approx) plus that of x log2 e rounded,
+// 2^-24 |x|: for x <= 0, as in a softmax, an absolute error below 2^-22.  Results under 2^-126 become 0.
+__device__ __forceinline__ float exp2_fast(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+__device__ __forceinline__ float exp_fast(float x) { return exp2_fast(x * 1.4426950408889634f); }
+
+// 1 / x within a unit in the last place, for |x| in 2^-126 ... 2^126.
+__device__ __forceinline__ float reciprocal_fast(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
 
 template <class T> constexpr int32_t dtype_code();
 template <> constexpr int32_t dtype_code<float>() { return NN_FLOAT32; }

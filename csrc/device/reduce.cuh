@@ -24,8 +24,14 @@ template <class Op, int WIDTH = 32> __device__ __forceinline__ float warp_reduce
     return x;
 }
 
-// Every thread gets the result over the block, of whole warps.  `scratch` is one float per warp; the call ends
-// with all threads free to use it again.
+// The same over `width` neighbouring lanes, a power of two known only at run time.
+template <class Op> __device__ __forceinline__ float lanes_reduce(float x, int width, Op op = {}) {
+    for (int offset = width / 2; offset > 0; offset /= 2) x = op(x, __shfl_xor_sync(ALL_LANES, x, offset));
+    return x;
+}
+
+// Every thread gets the result over the block, of whole warps.  `scratch` is one float per warp; the call
+// ends with all threads free to use it again.
 template <class Op> __device__ __forceinline__ float block_reduce(float x, float* scratch, Op op = {}) {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
     x = warp_reduce<Op>(x, op);

@@ -41,7 +41,8 @@ int checked(cudaError_t error, const char* what) {
     int status = error == cudaErrorMemoryAllocation ? NN_ERROR_MEMORY
                : error == cudaErrorNoDevice || error == cudaErrorInsufficientDriver ? NN_ERROR_NO_DEVICE
                                                                                     : NN_ERROR_CUDA;
-    return fail(status, "%s: %s (%s)", what, cudaGetErrorString(error), cudaGetErrorName(error));
+    const char* more = status == NN_ERROR_NO_DEVICE ? "no CUDA driver or no device here: " : "";
+    return fail(status, "%s: %s%s (%s)", what, more, cudaGetErrorString(error), cudaGetErrorName(error));
 }
 
 const char* dtype_name(int32_t dtype) { return type_of(dtype) ? type_of(dtype)->name : "no type"; }

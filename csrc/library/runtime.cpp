@@ -21,12 +21,56 @@ Counters counters;
 cudaStream_t native(nn_stream stream) { return static_cast<cudaStream_t>(stream); }
 cudaEvent_t native_event(nn_event event) { return static_cast<cudaEvent_t>(event); }
 
-int copy(void* to, const void* from, int64_t bytes, cudaMemcpyKind kind, nn_stream stream, const char* what) {
-    NN_REQUIRE(bytes >= 0, "bytes: %lld is negative", (long long)bytes);
-    if (bytes == 0) return NN_OK;
-    NN_REQUIRE(to && from, "%s: a null pointer with %lld bytes", what, (long long)bytes);
-    return checked(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), kind, native(stream)), what);
+int capturing(bool* found, nn_stream stream) {
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    NN_TRY(checked(cudaStreamIsCapturing(native(stream), &status), "cudaStreamIsCapturing"));
+    *found = status != cudaStreamCaptureStatusNone;
+    return NN_OK;
 }
+
+bool page_locked(const void* host) {
+    cudaPointerAttributes found{};
+    bool known = cudaPointerGetAttributes(&found, host) == cudaSuccess;
+    if (!known) cudaGetLastError();
+    return known && found.type == cudaMemoryTypeHost;
+}
+
+// A graph would keep the address of memory that the caller reuses after the call.
+int check_host_memory(const void* host, nn_stream stream) {
+    bool captured = false;
+    NN_TRY(capturing(&captured, stream));
+    NN_REQUIRE(!captured || page_locked(host),
+               "the stream is being captured: a graph copies from and to page-locked host memory only");
+    return NN_OK;
+}
+
+struct Copy {
+    void* to;
+    const void* from;
+    int64_t bytes;
+    cudaMemcpyKind kind;
+    const char* name;
+};
+
+int queue(const Copy& copy, nn_stream stream, std::atomic<int64_t>& calls, std::atomic<int64_t>& bytes) {
+    NN_REQUIRE(copy.bytes >= 0, "bytes: %lld is negative", (long long)copy.bytes);
+    if (copy.bytes == 0) return NN_OK;
+    NN_REQUIRE(copy.to && copy.from, "%s: a null pointer with %lld bytes", copy.name, (long long)copy.bytes);
+    if (copy.kind != cudaMemcpyDeviceToDevice)
+        NN_TRY(check_host_memory(copy.kind == cudaMemcpyHostToDevice ? copy.from : copy.to, stream));
+    size_t size = static_cast<size_t>(copy.bytes);
+    NN_TRY(checked(cudaMemcpyAsync(copy.to, copy.from, size, copy.kind, native(stream)), copy.name));
+    calls += 1;
+    bytes += copy.bytes;
+    return NN_OK;
+}
+
+// Memory is had beside a capture, not as part of it: the caller keeps it as long as the graph.
+struct BesideCaptures {
+    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+    BesideCaptures() { cudaThreadExchangeStreamCaptureMode(&mode); }
+    ~BesideCaptures() { cudaThreadExchangeStreamCaptureMode(&mode); }
+};
 
 int attribute(int32_t* value, cudaDeviceAttr which, int device) {
     return checked(cudaDeviceGetAttribute(value, which, device), "cudaDeviceGetAttribute");
@@ -80,6 +124,7 @@ NN_API int nn_device_select(int32_t device) { return checked(cudaSetDevice(devic
 NN_API int nn_memory_allocate(void** pointer, int64_t bytes) {
     NN_REQUIRE(pointer, "pointer: null");
     NN_REQUIRE(bytes > 0, "bytes: %lld is not positive", (long long)bytes);
+    BesideCaptures beside;
     NN_TRY(checked(cudaMalloc(pointer, static_cast<size_t>(bytes)), "cudaMalloc"));
     counters.allocations += 1;
     counters.allocated_bytes += bytes;
@@ -87,34 +132,37 @@ NN_API int nn_memory_allocate(void** pointer, int64_t bytes) {
 }
 
 NN_API int nn_memory_free(void* pointer) {
-    counters.frees += 1;
-    return checked(cudaFree(pointer), "cudaFree");
+    BesideCaptures beside;
+    NN_TRY(checked(cudaFree(pointer), "cudaFree"));
+    counters.frees += pointer != nullptr;
+    return NN_OK;
 }
 
 NN_API int nn_memory_allocate_host(void** pointer, int64_t bytes) {
     NN_REQUIRE(pointer, "pointer: null");
     NN_REQUIRE(bytes > 0, "bytes: %lld is not positive", (long long)bytes);
+    BesideCaptures beside;
     return checked(cudaMallocHost(pointer, static_cast<size_t>(bytes)), "cudaMallocHost");
 }
 
-NN_API int nn_memory_free_host(void* pointer) { return checked(cudaFreeHost(pointer), "cudaFreeHost"); }
+NN_API int nn_memory_free_host(void* pointer) {
+    BesideCaptures beside;
+    return checked(cudaFreeHost(pointer), "cudaFreeHost");
+}
 
 NN_API int nn_memory_upload(void* device, const void* host, int64_t bytes, nn_stream stream) {
-    counters.uploads += 1;
-    counters.uploaded_bytes += bytes;
-    return copy(device, host, bytes, cudaMemcpyHostToDevice, stream, "upload");
+    return queue({device, host, bytes, cudaMemcpyHostToDevice, "upload"}, stream, counters.uploads,
+                 counters.uploaded_bytes);
 }
 
 NN_API int nn_memory_download(void* host, const void* device, int64_t bytes, nn_stream stream) {
-    counters.downloads += 1;
-    counters.downloaded_bytes += bytes;
-    return copy(host, device, bytes, cudaMemcpyDeviceToHost, stream, "download");
+    return queue({host, device, bytes, cudaMemcpyDeviceToHost, "download"}, stream, counters.downloads,
+                 counters.downloaded_bytes);
 }
 
 NN_API int nn_memory_copy(void* to, const void* from, int64_t bytes, nn_stream stream) {
-    counters.copies += 1;
-    counters.copied_bytes += bytes;
-    return copy(to, from, bytes, cudaMemcpyDeviceToDevice, stream, "copy");
+    return queue({to, from, bytes, cudaMemcpyDeviceToDevice, "copy"}, stream, counters.copies,
+                 counters.copied_bytes);
 }
 
 NN_API int nn_stream_create(nn_stream* stream) {
@@ -130,6 +178,9 @@ NN_API int nn_stream_destroy(nn_stream stream) {
 }
 
 NN_API int nn_stream_synchronize(nn_stream stream) {
+    bool captured = false;
+    NN_TRY(capturing(&captured, stream));
+    NN_REQUIRE(!captured, "the stream is being captured: nothing runs that could be waited for");
     counters.synchronizations += 1;
     return checked(cudaStreamSynchronize(native(stream)), "cudaStreamSynchronize");
 }
@@ -183,8 +234,10 @@ NN_API int nn_graph_end(nn_graph* graph, nn_stream stream) {
 }
 
 NN_API int nn_graph_launch(nn_graph graph, nn_stream stream) {
+    NN_REQUIRE(graph, "graph: null");
+    NN_TRY(checked(cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph), native(stream)), "cudaGraphLaunch"));
     counters.graph_launches += 1;
-    return checked(cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph), native(stream)), "cudaGraphLaunch");
+    return NN_OK;
 }
 
 NN_API int nn_graph_destroy(nn_graph graph) {

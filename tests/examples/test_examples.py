@@ -22,6 +22,13 @@ def test_training_learns_the_sentence(capsys: pytest.CaptureFixture[str]) -> Non
     assert "it writes: She sells" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("device", ["cpu", "emulated"])
+def test_the_trainer_learns_on_the_device_and_without_one(device: str, capsys: pytest.CaptureFixture[str]) -> None:
+    losses = runpy.run_path(str(FOLDER / "gpu_trainer.py"))["main"](device, 12)
+    assert losses[-1] < 0.8 * losses[0]
+    assert "it writes: She" in capsys.readouterr().out
+
+
 def test_the_new_operation_agrees_with_finite_differences() -> None:
     assert run("write_an_operation.py") < 1e-7
 

@@ -31,9 +31,12 @@ NN_API int nn_device_select(int32_t device);                     // for this thr
 
 // ---- memory ------------------------------------------------------------------------------------------------
 
+// Allocating and freeing are never part of a capture.
+
 NN_API int nn_memory_allocate(void** pointer, int64_t bytes);
 NN_API int nn_memory_free(void* pointer);
-// Host memory must be page-locked for a copy to run beside the host; any other is copied before returning.
+// Host memory must be page-locked for a copy to run beside the host, or to be part of a graph; any other is
+// copied before returning.
 NN_API int nn_memory_allocate_host(void** pointer, int64_t bytes);
 NN_API int nn_memory_free_host(void* pointer);
 NN_API int nn_memory_upload(void* device, const void* host, int64_t bytes, nn_stream stream);

@@ -43,12 +43,13 @@ class Entry:
 
     def text(self) -> str:
         """The PTX."""
-        data = self.payload
+        return self.image().rstrip(b"\0").decode(errors="replace")
+
+    def image(self) -> bytes:
+        """What was stored, unpacked."""
         if self.compression == LZ4:
-            data = unpack_lz4(data, self.size)
-        elif self.compression == ZSTD:
-            data = unpack_zstd(data, self.size)
-        return data.rstrip(b"\0").decode(errors="replace")
+            return unpack_lz4(self.payload, self.size)
+        return unpack_zstd(self.payload, self.size) if self.compression == ZSTD else self.payload
 
 
 def entries(data: bytes) -> list[Entry]:

@@ -10,6 +10,7 @@ A heuristic: take it as a hint, not a measurement."""
 
 import re
 import subprocess
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -108,10 +109,11 @@ def _sass(instructions: tuple[Instruction, ...]) -> Sass:
 
 
 def _loops(instructions: tuple[Instruction, ...]) -> Iterator[Loop]:
-    for last in instructions:
+    addresses = [one.address for one in instructions]
+    for at, last in enumerate(instructions):
         target = BRANCH.search(last.text)
         begin = int(target[1], 16) if target else last.address
-        body = [one for one in instructions if begin <= one.address <= last.address]
+        body = instructions[bisect_left(addresses, begin) : at + 1]
         if begin < last.address and len(body) >= SHORTEST_LOOP:
             mix = dict(Counter(one.opcode for one in body).most_common())
             yield Loop(

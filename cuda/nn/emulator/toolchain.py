@@ -104,4 +104,4 @@ def _folders() -> Iterator[Path]:
     yield from map(Path, os.get_exec_path())
     yield Path("/usr/local/cuda/bin")
     for place in sys.path:  # PyPI: nvidia-cuda-nvcc and its sisters
-        yield from sorted(Path(place or ".").glob("nvidia/cu*/bin"), reverse=True)
+        yield from sorted(Path(place or ".").glob("nvidia/cu[0-9]*/bin"), reverse=True)

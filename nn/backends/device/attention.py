@@ -15,7 +15,8 @@ from nn.backends.device.arrays import cast, scratch
 DECODE_QUERIES = 16        # at most, in nn_attention_decode
 
 
-def attention(q: DeviceArray, k: DeviceArray, v: DeviceArray, *, scale: float, causal: bool = True, window: int = 0,
+def attention(q: DeviceArray, k: DeviceArray, v: DeviceArray, *, scale: float, causal: bool = True,
+              window: int = 0,
               mask: Any = None) -> tuple[DeviceArray, DeviceArray]:
     """(o[B,H,T,Dv], lse[B,H,T]) from q[B,H,T,D], k[B,G,S,D], v[B,G,S,Dv]; as the reference's."""
     if mask is None and _few(q, k):
@@ -62,7 +63,8 @@ def attention_call(q: DeviceArray, k: DeviceArray, v: DeviceArray, o: DeviceArra
         groups=groups, queries=queries, keys=keys, width=width, value_width=v.shape[3], o_strides=o.strides[:3],
         q_strides=q.strides[:3], k_strides=k.strides[:3], v_strides=v.strides[:3], lse_strides=lse.strides[:2],
         key_lengths=_pointer(q, key_lengths, kept), cu_queries=_pointer(q, cu_queries, kept),
-        cu_keys=_pointer(q, cu_keys, kept), window=window, scale=scale, softcap=softcap, causal=causal, dtype=q.code)
+        cu_keys=_pointer(q, cu_keys,
+                         kept), window=window, scale=scale, softcap=softcap, causal=causal, dtype=q.code)
     if mask is not None:
         mask = q.device.asarray(mask)
         if mask.dtype != np.dtype(np.bool_):
@@ -73,7 +75,8 @@ def attention_call(q: DeviceArray, k: DeviceArray, v: DeviceArray, o: DeviceArra
     return call, kept
 
 
-def decode_attention(q: DeviceArray, k_cache: DeviceArray, v_cache: DeviceArray, lengths: Any, *, scale: float,
+def decode_attention(q: DeviceArray, k_cache: DeviceArray, v_cache: DeviceArray, lengths: Any, *,
+                     scale: float,
                      causal: bool = True, window: int = 0, softcap: float = 0.0,
                      block_table: Any = None) -> tuple[DeviceArray, DeviceArray]:
     """(o[B,H,T,Dv], lse[B,H,T]) of T <= 16 queries, the newest, against caches k[B,G,capacity,D],
@@ -83,22 +86,26 @@ def decode_attention(q: DeviceArray, k_cache: DeviceArray, v_cache: DeviceArray,
     o, lse = _like(q, v_cache.shape[-1]), q.device.empty(q.shape[:3], np.float32)
     kept: list[DeviceArray] = []
     cache = _cache(q.shape[0], *_rows(k_cache, v_cache), block_table, kept)
-    call = Decode(o=o.pointer, lse=lse.pointer, q=q.pointer, lengths=_pointer(q, lengths, kept), heads=q.shape[1],
+    call = Decode(o=o.pointer, lse=lse.pointer, q=q.pointer, lengths=_pointer(q, lengths, kept),
+                  heads=q.shape[1],
                   queries=q.shape[2], o_strides=o.strides[:3], q_strides=q.strides[:3], window=window, scale=scale,
                   softcap=softcap, causal=causal)
-    size = q.device.library.nn_attention_decode_workspace_size(*q.shape[:3], cache.capacity, cache.value_width)
+    size = q.device.library.nn_attention_decode_workspace_size(*q.shape[:3], cache.capacity,
+                                                               cache.value_width)
     q.device.call("attention_decode", byref(call), byref(cache), *scratch(q, size))
     return o, lse
 
 
-def cache_append(k_cache: DeviceArray, v_cache: DeviceArray, k: DeviceArray, v: DeviceArray, positions: Any, *,
+def cache_append(k_cache: DeviceArray, v_cache: DeviceArray, k: DeviceArray, v: DeviceArray, positions: Any,
+                 *,
                  block_table: Any = None) -> None:
     """cache[b, :, positions[b] + t] = k, v[b, :, t]; positions int32[B] on the device.  What lies outside the
     cache is not written."""
     kept: list[DeviceArray] = []
     k, v = _rows(k, v)
     cache = _cache(k.shape[0], k_cache, v_cache, block_table, kept)
-    k.device.call("cache_append", byref(cache), k, v, _pointer(k, positions, kept), k.shape[2], *k.strides[:3],
+    k.device.call("cache_append", byref(cache), k, v, _pointer(k, positions, kept), k.shape[2],
+                  *k.strides[:3],
                   *v.strides[:3])
 
 

@@ -169,8 +169,8 @@ def _check_tensor(i: int, param: DeviceArray, grad: DeviceArray, m: DeviceArray,
         allowed = FLOATING if name in ("param", "grad") else (FLOAT32,)
         if array.size != param.size or array.dtype not in allowed or not array.is_contiguous:
             names = ", ".join(dtype.name for dtype in allowed)
-            raise DeviceArgumentError(f"{name} of tensor {i}: {array.dtype} {array.shape}; expected dense {names} "
-                                      f"{param.shape}")
+            raise DeviceArgumentError(f"{name} of tensor {i}: {array.dtype} {array.shape}; expected "
+                                      f"dense {names} {param.shape}")
 
 
 def _expect(name: str, array: DeviceArray | None, dtype: Any) -> None:

@@ -12,15 +12,18 @@ def router_topk(logits: DeviceArray, k: int, *,
     (tokens, num_experts), device = logits.shape, logits.device
     weights, experts = device.empty((tokens, k), FLOAT32), device.empty((tokens, k), np.int64)
     probs = device.empty(logits.shape, FLOAT32)
-    device.call("router_topk_forward", weights, experts, probs, logits, tokens, num_experts, k, int(renormalize),
+    device.call("router_topk_forward", weights, experts, probs, logits, tokens, num_experts, k,
+                int(renormalize),
                 experts.code, logits.code)
     return weights, experts, probs
 
 
-def router_topk_backward(dweights: DeviceArray, weights: DeviceArray, experts: DeviceArray, probs: DeviceArray, *,
+def router_topk_backward(dweights: DeviceArray, weights: DeviceArray, experts: DeviceArray,
+                         probs: DeviceArray, *,
                          renormalize: bool = True) -> DeviceArray:
     probs, experts, dweights, weights = dense(probs, experts, dweights, weights)
     dlogits = probs.device.empty(probs.shape, FLOAT32)
-    probs.device.call("router_topk_backward", dlogits, cast(dweights, FLOAT32), cast(weights, FLOAT32), experts,
+    probs.device.call("router_topk_backward", dlogits, cast(dweights, FLOAT32), cast(weights, FLOAT32),
+                      experts,
                       cast(probs, FLOAT32), *probs.shape, experts.shape[1], int(renormalize), experts.code)
     return dlogits

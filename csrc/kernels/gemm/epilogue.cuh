@@ -1,0 +1,187 @@
+// The end of a matrix product: C = activation(alpha sums + beta C + bias), rounded once, in 16-byte stores.
+#pragma once
+
+#include "device/number.cuh"
+#include "device/pack.cuh"
+#include "mainloop.cuh"
+#include "nn/gemm.h"
+
+namespace nn {
+
+__device__ __forceinline__ float load_number(const void* from, int64_t at, int32_t dtype) {
+    if (dtype == NN_FLOAT32) return static_cast<const float*>(from)[at];
+    if (dtype == NN_FLOAT16) return to_float(static_cast<const half*>(from)[at]);
+    return to_float(static_cast<const bfloat16*>(from)[at]);
+}
+
+__device__ __forceinline__ void store_number(void* to, int64_t at, int32_t dtype, float x) {
+    if (dtype == NN_FLOAT32)
+        static_cast<float*>(to)[at] = x;
+    else if (dtype == NN_FLOAT16)
+        static_cast<half*>(to)[at] = from_float<half>(x);
+    else
+        static_cast<bfloat16*>(to)[at] = from_float<bfloat16>(x);
+}
+
+__device__ __forceinline__ float activate(float x, int32_t activation) {
+    switch (activation) {
+        case NN_ACTIVATION_SILU: return x / (1.0f + expf(-x));
+        case NN_ACTIVATION_GELU: return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
+        case NN_ACTIVATION_GELU_TANH: {
+            float u = 0.79788456080286536f * (x + 0.044715f * x * x * x);
+            return 0.5f * x * (1.0f + tanhf(u));
+        }
+        case NN_ACTIVATION_RELU: return x > 0.0f || x != x ? x : 0.0f;
+    }
+    return x;
+}
+
+// Of one problem: what is done with its sums.
+struct Epilogue {
+    void* c;
+    const void* bias;
+    const float *alpha_device, *beta_device;
+    int64_t m, n, ldc;
+    float alpha, beta;
+    int32_t c_dtype, bias_dtype, activation;
+    int32_t wide;                                      // rows of C start at multiples of 16 bytes
+
+    // Device scalars are read once, by every thread.
+    __device__ __forceinline__ void begin() {
+        if (alpha_device) alpha *= *alpha_device;
+        if (beta_device) beta *= *beta_device;
+    }
+
+    __device__ __forceinline__ bool plain() const {
+        return alpha == 1.0f && beta == 0.0f && !bias && activation == NN_ACTIVATION_NONE;
+    }
+
+    __device__ __forceinline__ float finish(float sum, int64_t row, int64_t column) const {
+        float x = alpha * sum;
+        if (beta != 0.0f) x += beta * load_number(c, row * ldc + column, c_dtype);
+        if (bias) x += load_number(bias, column, bias_dtype);
+        return activate(x, activation);
+    }
+
+    // Element by element: for tiles at an edge, rows that are not aligned, and kernels that are not in a
+    // hurry.
+    __device__ __forceinline__ void store(float sum, int64_t row, int64_t column) const {
+        store_number(c, row * ldc + column, c_dtype, finish(sum, row, column));
+    }
+};
+
+// Four neighbours of C from element `at` on (`count` exist) as floats, 8 or 16 bytes at once where possible.
+template <class T>
+__device__ __forceinline__ void load_four(float (&x)[4], const T* c, int64_t at, int count, bool wide) {
+    if (wide && count == 4) {
+        Pack<T, 4> four = load_pack<4>(c + at);
+#pragma unroll
+        for (int i = 0; i < 4; i++) x[i] = to_float(four[i]);
+    } else {
+#pragma unroll
+        for (int i = 0; i < 4; i++) x[i] = i < count ? to_float(c[at + i]) : 0.0f;
+    }
+}
+
+// Everything but the rounding, in shared memory: four neighbours per thread and round.
+template <class T>
+__device__ __forceinline__ void finish_part(const Part& part, const Epilogue& e, int64_t row0,
+                                            int64_t column0) {
+    const int across = part.columns / 4;
+#pragma unroll 1
+    for (int i = part.thread; i < part.rows * across; i += part.threads) {
+        const int r = i / across, q = i % across * 4;
+        const int64_t row = row0 + r, column = column0 + q;
+        const int count = row < e.m && column < e.n ? (e.n - column < 4 ? int(e.n - column) : 4) : 0;
+        if (count == 0) continue;
+        const float4 sums = *reinterpret_cast<const float4*>(part.at + r * part.stride + q);
+        float x[4] = {sums.x, sums.y, sums.z, sums.w}, before[4] = {};
+        if (e.beta != 0.0f && e.c_dtype == NN_FLOAT32)
+            load_four(before, static_cast<const float*>(e.c), row * e.ldc + column, count, e.wide);
+        else if (e.beta != 0.0f)
+            load_four(before, static_cast<const T*>(e.c), row * e.ldc + column, count, e.wide);
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            x[j] = e.alpha * x[j];
+            if (e.beta != 0.0f) x[j] += e.beta * before[j];
+            if (e.bias && j < count) x[j] += load_number(e.bias, column + j, e.bias_dtype);
+        }
+        if (e.activation != NN_ACTIVATION_NONE)
+#pragma unroll
+            for (int j = 0; j < 4; j++) x[j] = activate(x[j], e.activation);
+        store_shared(part.at + r * part.stride + q, x[0], x[1], x[2], x[3]);
+    }
+}
+
+// Rows of a part in shared memory -> global memory, 16 bytes per thread and round.  row0, column0: the part's
+// place.
+template <class T>
+__device__ __forceinline__ void store_part_wide(const Part& part, T* c, int64_t ldc, int64_t m, int64_t n,
+                                                int64_t row0, int64_t column0) {
+    constexpr int N = PACK<T>;
+    const int across = part.columns / N;
+#pragma unroll 1
+    for (int i = part.thread; i < part.rows * across; i += part.threads) {
+        const int r = i / across, q = i % across * N;
+        const int64_t row = row0 + r, column = column0 + q;
+        if (row >= m || column >= n) continue;
+        float x[N];
+        // of 8 neighbours, lanes 4-7 of 8 take the second four first: a pass of 8 lanes meets all banks once
+        const int first = N == 8 ? (part.thread >> 2 & 1) * 4 : 0;
+#pragma unroll
+        for (int j = 0; j < N; j += 4)
+            *reinterpret_cast<float4*>(x + j) =
+                *reinterpret_cast<const float4*>(part.at + r * part.stride + q + (first ^ j));
+        Pack<T, N> packed;
+#pragma unroll
+        for (int j = 0; j < N; j++)
+            packed[j] = from_float<T>(N == 8 ? (first ? x[j ^ 4] : x[j]) : x[j]);
+        if (column + N <= n) {
+            store_global(c + row * ldc + column, packed);
+        } else {
+#pragma unroll
+            for (int j = 0; j < N; j++)
+                if (column + j < n) c[row * ldc + column + j] = packed[j];
+        }
+    }
+}
+
+template <class T>
+__device__ __forceinline__ void store_part_narrow(const Part& part, T* c, int64_t ldc, int64_t m, int64_t n,
+                                                  int64_t row0, int64_t column0) {
+#pragma unroll 1
+    for (int i = part.thread; i < part.rows * part.columns; i += part.threads) {
+        const int r = i / part.columns, q = i % part.columns;
+        if (row0 + r < m && column0 + q < n)
+            c[(row0 + r) * ldc + column0 + q] = from_float<T>(part.at[r * part.stride + q]);
+    }
+}
+
+// A part of rows below m and columns below n to c; `wide`: rows of c start at multiples of 16 bytes.
+template <class T>
+__device__ __forceinline__ void store_part(const Part& part, T* c, int64_t ldc, int64_t m, int64_t n,
+                                           int64_t row0, int64_t column0, bool wide) {
+    if (wide)
+        store_part_wide(part, c, ldc, m, n, row0, column0);
+    else
+        store_part_narrow(part, c, ldc, m, n, row0, column0);
+}
+
+// The whole end for one part of the tile that begins at m0, n0; C is of type T or float.  `together` waits
+// for the part's threads.
+template <class T, class Together>
+__device__ __forceinline__ void write_part(const Part& part, const Epilogue& e, int64_t m0, int64_t n0,
+                                           const Together& together) {
+    const int64_t row0 = m0 + part.row, column0 = n0 + part.column;
+    if (row0 >= e.m || column0 >= e.n) return;         // the same for all of the part's threads
+    if (!e.plain()) {
+        finish_part<T>(part, e, row0, column0);
+        together();
+    }
+    if (e.c_dtype == NN_FLOAT32)
+        store_part(part, static_cast<float*>(e.c), e.ldc, e.m, e.n, row0, column0, e.wide);
+    else if constexpr (sizeof(T) == 2)
+        store_part(part, static_cast<T*>(e.c), e.ldc, e.m, e.n, row0, column0, e.wide);
+}
+
+}  // namespace nn
