@@ -28,7 +28,7 @@ def main(device: str = "auto", steps: int = 60) -> list[float]:
     print(f"training on {place.name if place else 'the CPU'}")
     update: Update
     if place:
-        update = GpuTrainer(model)                       # the first step is queued, the second recorded, the rest replayed
+        update = GpuTrainer(model)         # the first step is queued, the second recorded, the rest replayed
     else:
         update = HostUpdate(model, AdamW(model.named_parameters(), lr=2e-2), clip=1.0, seed=0)
     tokenizer = ByteTokenizer()

@@ -152,7 +152,7 @@ class StaticLayerCache:
         return self._owner.angles(rotary)
 
     def store(self, k: Array, v: Array) -> None:
-        """Write k[B,G,T,Dk] and v[B,G,T,Dv] behind what is held; `StaticKVCache.advance` makes it count."""
+        """Write k[B,G,T,Dk], v[B,G,T,Dv] behind what is held; `StaticKVCache.advance` makes it count."""
         if self.k is None:
             xp, capacity = namespace(k), self._owner.capacity
             self.k = xp.zeros((*k.shape[:2], capacity, k.shape[3]), dtype=k.dtype)
@@ -163,7 +163,7 @@ class StaticLayerCache:
 class StaticKVCache:
     """The caches of all layers, of fixed capacity; every row holds the same number of tokens.
 
-    `positions` may run ahead of `lengths`, when old entries were dropped.  `last_position`: how far they may."""
+    `positions` may run ahead of `lengths`, when old entries were dropped; `last_position` says how far."""
 
     def __init__(self, num_layers: int, batch_size: int, capacity: int, *, like: Array,
                  last_position: int | None = None) -> None:

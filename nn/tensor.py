@@ -145,8 +145,8 @@ class Op:
 
 
 def _accumulate(leaf: Tensor, gradient: Array) -> None:
-    """A leaf owns its gradient (a copy at first), in float32 if the leaf is stored in half precision.  One with a
-    `grad_buffer` has it there: a recorded step must find it in the same place."""
+    """A leaf owns its gradient (a copy at first), in float32 if the leaf is stored in half precision.  One
+    with a `grad_buffer` has it there: a recorded step must find it in the same place."""
     buffer = getattr(leaf, "grad_buffer", None)
     if leaf.grad is not None:
         leaf.grad += gradient

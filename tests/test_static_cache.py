@@ -9,12 +9,14 @@ from nn.errors import InputError
 from nn.models.presets import TINY
 
 
-def decoded(model: MoETransformer, cache: KVCache | StaticKVCache, ids: np.ndarray, cuts: list[int]) -> list[np.ndarray]:
+def decoded(model: MoETransformer, cache: KVCache | StaticKVCache, ids: np.ndarray,
+            cuts: list[int]) -> list[np.ndarray]:
     parts = np.split(ids, cuts, axis=1)
     return [model(part, cache=cache).data for part in parts]
 
 
-@pytest.mark.parametrize("changes", [{}, {"sliding_window": 5}, {"rope_interleaved": True}, {"qk_norm": True}])
+@pytest.mark.parametrize("changes",
+                         [{}, {"sliding_window": 5}, {"rope_interleaved": True}, {"qk_norm": True}])
 def test_equals_the_growing_cache(changes: dict) -> None:
     model = MoETransformer(TINY.replace(**changes), dtype="float64").eval()
     ids = np.random.default_rng(0).integers(1000, size=(2, 12))
@@ -22,19 +24,22 @@ def test_equals_the_growing_cache(changes: dict) -> None:
     expected = decoded(model, KVCache(2), ids, [5, 8, 9])
     for found, right in zip(decoded(model, static, ids, [5, 8, 9]), expected, strict=True):
         np.testing.assert_allclose(found, right, rtol=1e-10, atol=1e-12)
-    assert static.length == 12 and static.lengths.tolist() == [12, 12]
+    assert static.length == 12
+    assert static.lengths.tolist() == [12, 12]
 
 
 def test_positions_go_on_after_trim() -> None:
     model = MoETransformer(TINY, dtype="float64").eval()
     ids = np.random.default_rng(1).integers(1000, size=(1, 12))
-    growing, static = KVCache(2), StaticKVCache(2, 1, 10, like=model.embed_tokens.weight.data, last_position=32)
+    like = model.embed_tokens.weight.data
+    growing, static = KVCache(2), StaticKVCache(2, 1, 10, like=like, last_position=32)
     for cache in (growing, static):
         model(ids[:, :10], cache=cache)
         cache.trim(keep=5)
     np.testing.assert_allclose(model(ids[:, 10:], cache=static).data, model(ids[:, 10:], cache=growing).data,
                                rtol=1e-10, atol=1e-12)
-    assert static.positions.tolist() == [12] and static.lengths.tolist() == [7]
+    assert static.positions.tolist() == [12]
+    assert static.lengths.tolist() == [7]
 
 
 def test_refusals() -> None:

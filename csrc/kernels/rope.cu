@@ -150,7 +150,7 @@ template <class T, int N, bool INTERLEAVED> static int launch_rope(const nn_rope
     const int64_t units = packs + (in_place ? 0 : pass / Pairs<T, N, INTERLEAVED>::WIDTH);
     if (units == 0) return NN_OK;
     const int64_t heads = call.q.heads > call.k.heads ? call.q.heads : call.k.heads;
-    int64_t groups = device.multiprocessors * 128 / (rows * units) + 1;       // few rows: share the heads out
+    int64_t groups = device.multiprocessors * 64 / (rows * units) + 1;       // few rows: share the heads out
     if (groups > heads) groups = heads;
     const int64_t limit = int64_t(1) << 31;
     NN_SUPPORT(rows < limit && units < limit && rows * units < limit,

@@ -25,7 +25,7 @@ class Graph:
 
     def __init__(self, device: "Device") -> None:
         self.device = device
-        self.pool: "Pool | None" = None
+        self.pool: Pool | None = None
         self._handle = c_void_p()
 
     @classmethod

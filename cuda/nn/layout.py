@@ -82,8 +82,16 @@ def plan(shape: Shape, *operands: Shape) -> bytes:
 @lru_cache(KEPT)
 def plan_into(shape: Shape, strides: Shape, *operands: Shape) -> bytes:
     """The same for a destination that is there."""
+    check_writable(shape, strides)
     pairs = zip(operands[::2], operands[1::2], strict=True)
     return layout(shape, strides, *(broadcast_strides(s, t, shape) for s, t in pairs))
+
+
+def check_writable(shape: Shape, strides: Shape) -> None:
+    """Elements that repeat are one element of memory, which many would write at once."""
+    if any(s == 0 and n > 1 for n, s in zip(shape, strides, strict=True)) and 0 not in shape:
+        raise DeviceArgumentError(f"shape {list(shape)}, strides {list(strides)}: a broadcast view "
+                                  "cannot be written; copy() it first")
 
 
 def resolved_shape(size: int, old: Shape, shape: Sequence[int]) -> Shape:

@@ -27,6 +27,7 @@ from cuda.nn.layout import (
     Shape,
     broadcast_shapes,
     broadcast_strides,
+    check_writable,
     dense_strides,
     layout,
     normal_axes,
@@ -439,6 +440,7 @@ def take(x: "DeviceArray", index: "DeviceArray", axis: int) -> "DeviceArray":
 
 def put(x: "DeviceArray", index: "DeviceArray", axis: int, value: Any) -> None:
     """x at index along the axis = value; of equal indices the last wins."""
+    check_writable(x.shape, x.strides)
     device, index = x.device, _dense_index(x, index)
     wanted = (*x.shape[:axis], *index.shape, *x.shape[axis + 1:])
     source = other_operand(x, value)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cuda.nn.array import DeviceArray
-from cuda.nn.dtypes import FLOAT32, FLOATING
+from cuda.nn.dtypes import FLOAT32, FLOATING, HALVES
 from cuda.nn.errors import DeviceArgumentError
 from cuda.nn.layout import broadcast_shapes
 from cuda.nn.prototypes.gemm import Gemm, GemmChoice
@@ -113,6 +113,9 @@ def gemm(a: DeviceArray, b: DeviceArray, *, trans_a: bool = False, trans_b: bool
          bias: DeviceArray | None = None, activation: str | None = None, **options: Any) -> DeviceArray:
     """activation(alpha op(a) op(b) + beta out + bias), rounded once; a and b have 2 axes, or 3 (a batch).
     Options: path, splits, tf32 (False: float32 is multiplied exactly)."""
+    if out is None and a.dtype != b.dtype and out_dtype in HALVES:      # float32 gives float32
+        return gemm(a, b, trans_a=trans_a, trans_b=trans_b, alpha=alpha, bias=bias, activation=activation,
+                    **options).astype(out_dtype)
     made, y, kept = call(a, b, trans_a=trans_a, trans_b=trans_b, out=out, out_dtype=out_dtype, alpha=alpha,
                          beta=beta, bias=bias, activation=activation, **options)
     run(a.device, made)

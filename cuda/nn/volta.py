@@ -65,7 +65,7 @@ def _part(name: str) -> Path:
     for place in sys.path:
         if (found := Path(place or ".") / "nvidia" / name).is_dir():
             return found.absolute()
-    raise DeviceError(f"nvidia/{name} of CUDA 12 is in none of Python's folders: pip install 'cuda-nn[volta]'")
+    raise DeviceError(f"nvidia/{name} of CUDA 12 is no Python package here: pip install 'cuda-nn[volta]'")
 
 
 def clang() -> str:

@@ -21,7 +21,6 @@ from nn.backends.devices import open_device
 from nn.backends.protocol import KERNELS
 from nn.errors import InputError
 
-
 __all__ = ["BACKENDS", "PLANNED", "Backend", "choose", "describe", "find", "forced", "kernels", "open_device",
            "use_backend"]
 

@@ -11,12 +11,12 @@ from nn.errors import InputError
 from nn.names import check_name
 
 DEVICES = ("auto", "cpu", "cuda", "emulated")
-OPTIONS: dict[str, dict[str, Any]] = {"cuda": {}, "emulated": {}}      # with which each is opened, the first time
+OPTIONS: dict[str, dict[str, Any]] = {"cuda": {}, "emulated": {}}      # with which each is first opened
 
 
 def open_device(name: str) -> Any:
-    """The device of that name, the same object every time; None for "cpu", and for "auto" without a GPU (unless
-    NN_BACKEND names a device).
+    """The device of that name, the same object every time; None for "cpu", and for "auto" without a GPU
+    (unless NN_BACKEND names a device).
     InputError says what is missing and how to get it."""
     check_name("device", name, DEVICES)
     wanted = os.environ.get("NN_BACKEND")

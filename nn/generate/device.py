@@ -13,8 +13,8 @@ from nn.generate.config import SamplingConfig
 
 
 class DeviceTexts:
-    """The texts that follow prompts [B,T]; next() gives one id per row, the same that nn.generate.sampling draws
-    from these logits."""
+    """The texts that follow prompts [B,T]; next() gives one id per row, the same that nn.generate.sampling
+    draws from these logits."""
 
     def __init__(self, model: Any, prompts: np.ndarray, config: SamplingConfig, rows: np.ndarray,
                  vocab_size: int | None = None) -> None:
@@ -45,8 +45,8 @@ class DeviceTexts:
         self._drawn += 1
         ids = self._ids.numpy()
         if (ids < 0).any():
-            raise NonFiniteError(f"sample: the logits of row {int(np.argmin(ids))} hold NaN or infinity; no token can "
-                                 "be chosen")
+            raise NonFiniteError(f"sample: the logits of row {int(np.argmin(ids))} hold NaN or infinity; "
+                                 "no token can be chosen")
         return ids
 
     def _advance(self) -> None:

@@ -18,7 +18,6 @@ from nn.layers.module import Module
 from nn.tape import no_grad, state
 from nn.tensor import Array, Tensor
 
-
 Cache = KVCache | StaticKVCache
 
 
@@ -82,8 +81,8 @@ class Decoder(Module):
     def loss_terms(self, inputs: Any, targets: Any, *, valid_tokens: Any = None, aux_scale: float = 1.0,
                    ignore_index: int = -100) -> tuple[Tensor, dict[str, Array]]:
         """loss() with figures left as arrays: scalars [], or one entry per layer [layers, ...].  On a device
-        nothing is read back; inputs and targets may be there already, unchecked, and then valid_tokens, which may
-        be an array on the device, must be given."""
+        nothing is read back; inputs and targets may be there already, unchecked, and then valid_tokens, which
+        may be an array on the device, must be given."""
         ids, labels = self._checked(inputs, None), _as_labels(targets)
         if labels.shape != ids.shape or labels.dtype.kind not in "iu":
             raise InputError(f"targets: shape {list(labels.shape)} of {labels.dtype} does not match "

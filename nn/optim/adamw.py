@@ -134,7 +134,8 @@ class AdamW:
                 raise InputError(f"optimizer state: {key} has shape {list(found)}, not {list(shape)}")
 
 
-def settings_of(name: str, param: Any, weight_decay: float, groups: Sequence[ParamGroup]) -> tuple[float, float]:
+def settings_of(name: str, param: Any, weight_decay: float,
+                groups: Sequence[ParamGroup]) -> tuple[float, float]:
     """(factor of the learning rate, weight decay) of one parameter"""
     decay = weight_decay if param.decay else 0.0
     group = next((group for group in groups if fnmatchcase(name, group.match)), None)

@@ -1,6 +1,6 @@
 """AdamW of a model on a device: the norm of all gradients, then all parameters, in a few launches.
 
-The arithmetic is that of adamw.py.  What changes from step to step - learning rate, step number, clip factor -
+The arithmetic is that of adamw.py.  What changes from step to step (learning rate, step number, clip factor)
 lies in device memory, so that a recorded step can be replayed; a step whose gradient is not finite changes
 nothing and is not counted.
 
@@ -20,8 +20,8 @@ Array = Any
 
 
 class DeviceAdamW:
-    """Gradients get fixed places at once (`Parameter.grad_buffer`), moments and masters at the first step: for
-    the parameters that have a gradient then, and these have to have one in every later step."""
+    """Gradients get fixed places at once (`Parameter.grad_buffer`), moments and masters at the first step:
+    for the parameters that have a gradient then, and these have to have one in every later step."""
 
     def __init__(self, named_parameters: Mapping[str, Any], *, lr: float,
                  betas: tuple[float, float] = (0.9, 0.95), eps: float = 1e-8, weight_decay: float = 0.1,
@@ -29,7 +29,8 @@ class DeviceAdamW:
         check_settings(lr, betas, eps, weight_decay)
         check_groups(groups, named_parameters)
         self._parameters = dict(named_parameters)
-        self._settings = {name: settings_of(name, p, weight_decay, groups) for name, p in named_parameters.items()}
+        self._settings = {name: settings_of(name, p, weight_decay, groups)
+                          for name, p in named_parameters.items()}
         self.device = next(iter(self._parameters.values())).device
         if self.device is None:
             raise InputError("named_parameters: they are on the host; model.to(device) first, or use AdamW")
@@ -60,8 +61,8 @@ class DeviceAdamW:
             self._begin([name for name, p in self._parameters.items() if p.grad is not None])
         missing = [name for name in self._state if self._parameters[name].grad is None]
         if missing:
-            raise RuntimeError(f"step: {missing[0]} has no gradient, and had one in the first step; on a device the "
-                               "same parameters take part in every step")
+            raise RuntimeError(f"step: {missing[0]} has no gradient, and had one in the first step; on a "
+                               "device the same parameters take part in every step")
         self.norm, scale, skip = global_norm(self._plan, self.max_norm or 0.0, skipped=self._skipped)
         increment(self._step, skip=skip)
         adamw_step(self._plan, self._lr, self._step, betas=self.betas, eps=self.eps, scale=scale, skip=skip)
@@ -100,13 +101,14 @@ class DeviceAdamW:
         return state
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
-        """Take over a saved state, of this class or of AdamW if all its parameters took part in every step."""
+        """Take over a saved state: of this class, or of AdamW if all its parameters took part in every
+        step."""
         names = [name for name in self._parameters if f"{name}.m" in state]
         steps = int(state["steps"])
         for name in names:
             if int(state[f"{name}.steps"]) != steps:
-                raise InputError(f"optimizer state: {name} took part in {int(state[f'{name}.steps'])} of {steps} "
-                                 "steps; continue this run on the CPU")
+                raise InputError(f"optimizer state: {name} took part in {int(state[f'{name}.steps'])} of "
+                                 f"{steps} steps; continue this run on the CPU")
         self._state, self._plan = {}, None
         if names:
             self._begin(names)

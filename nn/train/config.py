@@ -46,7 +46,7 @@ class TrainConfig:
     # Numbers
     seed: int = 0                        # of the initial weights, the data's order and the router's noise
     dtype: Literal["float32", "bfloat16"] = "float32"   # storage of the weights (masters are float32)
-    device: Literal["auto", "cpu", "cuda", "emulated"] = "auto"     # auto: a GPU if there is one, else the CPU
+    device: Literal["auto", "cpu", "cuda", "emulated"] = "auto"   # auto: a GPU if there is one, or the CPU
     threads: int = 1                     # of matrix products; another number sums in another order, so it
                                          # belongs to the run.  More pays for wide models on idle machines
     gradient_checkpointing: bool = False   # recompute blocks in the backward pass: less memory, more time

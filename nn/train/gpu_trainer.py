@@ -1,7 +1,7 @@
 """GpuTrainer: whole training steps on a device.
 
-Parameters, gradients, moments and activations stay there.  A step uploads its tokens and three numbers, queues
-its work - recorded once as a graph, then replayed by one call - and copies back one small vector: the loss, the
+Parameters, gradients, moments and activations stay there.  A step uploads its tokens and two numbers, queues
+its work (recorded once as a graph, then replayed by one call) and copies back one small vector: the loss, the
 auxiliary losses, what the layers report, and the gradient's norm.
 
     trainer = GpuTrainer(MoETransformer.tiny(), device="emulated", lr=1e-3)
@@ -34,13 +34,14 @@ STRATEGIES: dict[str, dict[str, Any]] = {         # what each one sets, unless t
 class GpuTrainer:
     """graph: record the step and replay it; False queues every kernel of every step, to find a fault."""
 
-    def __init__(self, model: Any, *, device: Any = None, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.95),
-                 eps: float = 1e-8, weight_decay: float = 0.1, clip: float | None = 1.0, seed: int = 0,
-                 graph: bool = True) -> None:
+    def __init__(self, model: Any, *, device: Any = None, lr: float = 1e-3,
+                 betas: tuple[float, float] = (0.9, 0.95), eps: float = 1e-8, weight_decay: float = 0.1,
+                 clip: float | None = 1.0, seed: int = 0, graph: bool = True) -> None:
         if device is not None:
             device = open_device(device) if isinstance(device, str) else device
             if device is None:
-                raise InputError("device: there is no GPU here; choose 'emulated', or train with nn.train on the CPU")
+                raise InputError("device: there is no GPU here; choose 'emulated', or train on the CPU "
+                                 "(nn.train)")
             model.to(device)
         if model.device is None:
             raise InputError("model: it is on the host; give device='cuda' or 'emulated'")
@@ -87,7 +88,7 @@ class GpuTrainer:
 
 
 class _Step:
-    """The step for one shape of batches: where its tokens go, its recording, and what it leaves to be read."""
+    """The step for one shape of batches: where its tokens go, its recording, what it leaves to be read."""
 
     def __init__(self, trainer: GpuTrainer, shape: tuple[int, ...], graph: bool) -> None:
         self.trainer, self.graph_wanted = trainer, graph
@@ -141,7 +142,7 @@ class _Step:
         host, at = self.figures.numpy(), 0
         micro_batches = self.tokens.shape[1]
         found: dict[str, Any] = {}
-        for micro in range(micro_batches):
+        for _ in range(micro_batches):
             for name, shape in self.layout[:-1]:
                 count = math.prod(shape)
                 value = host[at : at + count].reshape(shape).astype(np.float64)
@@ -162,7 +163,8 @@ def _check(batches: Sequence[Batch], shape: tuple[int, ...], vocab_size: int) ->
     for inputs, targets in batches:
         for name, ids, ignored in (("inputs", inputs, None), ("targets", targets, IGNORED)):
             if np.shape(ids) != shape[1:] or len(shape) != 3:
-                raise InputError(f"{name}: shape {list(np.shape(ids))}; a step takes integers [B,T], of one shape")
+                raise InputError(f"{name}: shape {list(np.shape(ids))}; a step takes integers [B,T], "
+                                 "of one shape")
             bad = (ids < 0) | (ids >= vocab_size)
             if bad.any() and not (ids[bad] == ignored).all():
                 wrong = ids[bad][ids[bad] != ignored][0]

@@ -285,7 +285,8 @@ def attention(kernel: str) -> Table:
 
 @table("rope_at")
 def rotary_at(kernel: str) -> Table:
-    def build(draw: Draw, batch: int, heads: int, length: int, width: int, half: int, interleaved: bool) -> Any:
+    def build(draw: Draw, batch: int, heads: int, length: int, width: int, half: int,
+              interleaved: bool) -> Any:
         angles = draw.random.uniform(-7.0, 7.0, (20, half))
         tables = draw.statistic(np.cos(angles)), draw.statistic(np.sin(angles))
         positions = draw.integers(20 - length, batch).astype(np.int32)
@@ -307,8 +308,8 @@ DECODING = {"one": ((1,), 4, 1, 2, 1, 8, 0), "full": ((9, 9), 9, 1, 4, 2, 8, 0),
 
 @table("decode_attention")
 def decoding(kernel: str) -> Table:
-    def build(draw: Draw, lengths: tuple[int, ...], room: int, queries: int, heads: int, groups: int, width: int,
-              window: int) -> Any:
+    def build(draw: Draw, lengths: tuple[int, ...], room: int, queries: int, heads: int, groups: int,
+              width: int, window: int) -> Any:
         batch = len(lengths)
         k, v = draw(batch, groups, room, width), draw(batch, groups, room, width)
         for b, n in enumerate(lengths):

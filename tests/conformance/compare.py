@@ -20,7 +20,7 @@ from tests.conformance.cases import DTYPES, HALF, Case
 IN_PLACE = {"adamw": (0, 2, 3), "cache_append": (0, 1)}           # arguments that are the results
 SYMBOLS = {"k": "K", "num_experts": "E", "choices": "K"}  # plain integers that stand for an axis
 TERMS = {"attention_backward": 8.0,       # dP and its row mean are sums of products; they may cancel
-         "linear_cross_entropy": 4.0}     # dlogits may be rounded to the storage type before dweight sums them
+         "linear_cross_entropy": 4.0}     # dlogits may be rounded to the storage type before sums
 UNITS = {"float64": 64, "float32": 8, "bfloat16": 1, "float16": 1}
 Function = Callable[..., Any]
 devices.OPTIONS["emulated"] |= {"mode": "check"}          # every access of every kernel is checked
@@ -66,7 +66,8 @@ def on(device: Any) -> Function:
         if array.size == 0 or array.flags.c_contiguous:
             return device.asarray(array)
         low = sum(min(0, s * (n - 1)) for s, n in zip(array.strides, array.shape, strict=True))
-        high = sum(max(0, s * (n - 1)) for s, n in zip(array.strides, array.shape, strict=True)) + array.itemsize
+        high = sum(max(0, s * (n - 1)) for s, n in zip(array.strides, array.shape, strict=True))
+        high += array.itemsize
         memory = (ctypes.c_uint8 * (high - low)).from_address(array.ctypes.data + low)
         whole = device.asarray(np.frombuffer(memory, array.dtype))
         strides = tuple(s // array.itemsize for s in array.strides)

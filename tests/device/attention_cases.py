@@ -9,11 +9,12 @@ from cuda.nn.device import EmulatedDevice
 from tests.conformance.compare import compare
 from tests.device.accuracy import DTYPES, draw
 
-__all__ = ["DTYPES", "accurate", "draw", "formula", "heads_inside", "visible"]
+__all__ = ["DTYPES", "Triple", "accurate", "draw", "formula", "heads_inside", "up", "visible"]
+Triple = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def visible(queries: int, keys: int, causal: bool = True, window: int = 0, mask: np.ndarray | None =
-            None) -> np.ndarray:
+def visible(queries: int, keys: int, causal: bool = True, window: int = 0,
+            mask: np.ndarray | None = None) -> np.ndarray:
     """[T,S], or the mask's shape"""
     position, key = np.arange(queries)[:, None] + keys - queries, np.arange(keys)[None, :]
     see = np.ones((queries, keys), bool)
@@ -64,3 +65,8 @@ def accurate(dtype: str, o: np.ndarray, lse: np.ndarray, q: np.ndarray, k: np.nd
 def heads_inside(device: EmulatedDevice, x: np.ndarray) -> DeviceArray:
     """[B,H,T,D] as a view of memory laid out [B,T,H,D]"""
     return device.asarray(np.ascontiguousarray(x.transpose(0, 2, 1, 3))).permute((0, 2, 1, 3))
+
+
+def up(device: EmulatedDevice, arrays: Triple) -> tuple[DeviceArray, DeviceArray, DeviceArray]:
+    q, k, v = arrays
+    return device.asarray(q), device.asarray(k), device.asarray(v)

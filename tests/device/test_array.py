@@ -265,6 +265,17 @@ def test_nothing_reaches_the_host_by_accident(device: EmulatedDevice) -> None:
     assert (device.counts() - before).downloads == 3
 
 
+def test_broadcast_views_are_not_written(device: EmulatedDevice) -> None:
+    x = device.zeros((1, 4), np.float32).broadcast_to((3, 4))
+    for key in (np.s_[:], np.s_[1:], x > 0, device.asarray(np.array([0]))):
+        with pytest.raises(DeviceArgumentError, match="cannot be written; copy"):
+            x[key] = 1.0
+    with pytest.raises(DeviceArgumentError, match="cannot be written; copy"):
+        x += 1
+    x[1] = 3.0                                                     # one row: one element of memory each
+    assert (x.numpy() == 3).all()
+
+
 def test_wrong_indices_are_named(device: EmulatedDevice) -> None:
     x = device.asarray(sample((4, 6)))
     with pytest.raises(IndexError, match="index 4 is outside axis 0 of 4"):

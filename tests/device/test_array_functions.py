@@ -9,6 +9,7 @@ import pytest
 
 from cuda.nn.device import EmulatedDevice
 from cuda.nn.errors import DeviceArgumentError
+from cuda.nn.graph import Graph
 from tests.device.test_array import same, sample
 
 BF16 = ml_dtypes.bfloat16
@@ -224,6 +225,30 @@ def test_same_bits_under_every_schedule(device: EmulatedDevice, same_bits: SameB
         return [array.numpy() for array in found]
 
     same_bits(run)
+
+
+def test_generic_operations_can_be_recorded(device: EmulatedDevice) -> None:
+    """None of them allocates behind the pool's back, waits, or looks at what the device holds."""
+    xp, a = device.namespace, sample((6, 40))
+    x, index = device.asarray(a), device.asarray(np.array([4, 0]))
+    before = device.counts()
+    with Graph.capture(device) as graph:
+        y = xp.where(x > 0, x, 2.0).T[index] + x[:2].sum(axis=1)[0]
+        z = xp.cumulative_sum(xp.sort(x, axis=1), axis=1)
+        z[index] = 7.0
+        w = x @ x.T
+    done = device.counts() - before
+    assert (done.synchronizations, done.downloads, done.uploads) == (0, 0, 0)
+    for seed in (0, 1):
+        a = sample((6, 40), seed=seed)
+        x[...] = device.asarray(a)
+        graph.replay()
+        expected = np.where(a > 0, a, 2).T[[4, 0]] + a[0].sum()
+        np.testing.assert_allclose(y.numpy(), expected, rtol=1e-4, atol=1e-4)
+        expected = np.cumsum(np.sort(a, axis=1), axis=1)
+        expected[[4, 0]] = 7
+        np.testing.assert_allclose(z.numpy(), expected, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(w.numpy(), a @ a.T, rtol=1e-4, atol=1e-3)
 
 
 def test_making_and_joining(device: EmulatedDevice) -> None:

@@ -12,21 +12,31 @@ from cuda.nn.device import EmulatedDevice
 from cuda.nn.errors import DeviceArgumentError
 from nn.backends.device.attention import attention, attention_call, attention_forward, attention_varlen
 from tests.device.accuracy import at_odd_element
-from tests.device.attention_cases import DTYPES, accurate, draw, formula, heads_inside, visible
+from tests.device.attention_cases import (
+    DTYPES,
+    Triple,
+    accurate,
+    draw,
+    formula,
+    heads_inside,
+    up,
+    visible,
+)
 
 ALL = ("float32", "float16", "bfloat16")
 FLOAT, SM75, SM80 = 0, 1, 2
 
 
 def inputs(dtype: str, batch: int = 1, heads: int = 2, groups: int = 1, queries: int = 5, keys: int = 5,
-           width: int = 16, value_width: int | None = None, scale: float = 1.0) -> list[np.ndarray]:
+           width: int = 16, value_width: int | None = None, scale: float = 1.0) -> Triple:
     sizes = [(batch, heads, queries, width), (batch, groups, keys, width),
              (batch, groups, keys, value_width or width)]
-    return [draw(dtype, *shape, seed=i, scale=scale) for i, shape in enumerate(sizes)]
+    q, k, v = (draw(dtype, *shape, seed=i, scale=scale) for i, shape in enumerate(sizes))
+    return q, k, v
 
 
 def forward(device: EmulatedDevice, q: Any, k: Any, v: Any, **options: Any) -> tuple[np.ndarray, np.ndarray]:
-    o, lse = attention_forward(*(device.asarray(x) for x in (q, k, v)), **options)
+    o, lse = attention_forward(*up(device, (q, k, v)), **options)
     return o.numpy(), lse.numpy()
 
 
@@ -39,13 +49,13 @@ def path(q: DeviceArray, k: DeviceArray, v: DeviceArray, scale: float = 1.0) -> 
     return found.value
 
 
-def check(device: EmulatedDevice, dtype: str, arrays: list[np.ndarray], *, causal: bool = True, window: int =
-          0,
-          mask: np.ndarray | None = None, softcap: float = 0.0, expected: int | None = None) -> None:
+def check(device: EmulatedDevice, dtype: str, arrays: Triple, *, causal: bool = True,
+          window: int = 0, mask: np.ndarray | None = None, softcap: float = 0.0,
+          expected: int | None = None) -> None:
     q, k, v = arrays
     scale = q.shape[-1] ** -0.5
     if expected is not None:
-        assert path(*(device.asarray(x) for x in arrays)) == expected
+        assert path(*up(device, arrays)) == expected
     o, lse = forward(device, q, k, v, scale=scale, causal=causal, window=window, mask=mask, softcap=softcap)
     accurate(dtype, o, lse, q, k, v, visible(q.shape[2], k.shape[2], causal, window, mask), scale=scale,
              softcap=softcap)
@@ -63,9 +73,8 @@ def test_widths(device: EmulatedDevice, dtype: str, width: int) -> None:
 
 @pytest.mark.parametrize("dtype", ALL)
 @pytest.mark.parametrize(("queries", "keys"), [
-    (1, 1), (1, 64), (1, 65), (2, 1), (15, 16), (16, 15), (31, 31), (32, 32), (33, 33), (63, 64), (64,
-            63), (65, 65),
-    (5, 130), (127, 129), (130, 3)])
+    (1, 1), (1, 64), (1, 65), (2, 1), (15, 16), (16, 15), (31, 31), (32, 32), (33, 33), (63, 64),
+    (64, 63), (65, 65), (5, 130), (127, 129), (130, 3)])
 def test_lengths(device: EmulatedDevice, dtype: str, queries: int, keys: int) -> None:
     check(device, dtype, inputs(dtype, queries=queries, keys=keys, width=16))
     if queries < 64:
@@ -105,12 +114,17 @@ def test_groups(device: EmulatedDevice, dtype: str, heads: int, groups: int) -> 
 def test_rows_that_see_nothing(device: EmulatedDevice, dtype: str) -> None:
     q, k, v = inputs(dtype, batch=2, queries=6, keys=3)  # queries 0 ... 2 stand before key 0
     o, lse = forward(device, q, k, v, scale=0.25)
-    assert (o[:, :, :3] == 0).all() and np.isneginf(lse[:, :, :3]).all()
-    assert np.isfinite(lse[:, :, 3:]).all() and np.isfinite(o.astype(np.float32)).all()
+    assert (o[:, :, :3] == 0).all()
+    assert np.isneginf(lse[:, :, :3]).all()
+    assert np.isfinite(lse[:, :, 3:]).all()
+    assert np.isfinite(o.astype(np.float32)).all()
     o, lse = forward(device, q, k, v, scale=0.25, causal=False, mask=np.zeros((1, 1, 1, 1), bool))
-    assert (o == 0).all() and np.isneginf(lse).all()
+    assert (o == 0).all()
+    assert np.isneginf(lse).all()
     o, lse = forward(device, *inputs(dtype, queries=3, keys=0), scale=0.25)
-    assert o.shape == (1, 2, 3, 16) and (o == 0).all() and np.isneginf(lse).all()
+    assert o.shape == (1, 2, 3, 16)
+    assert (o == 0).all()
+    assert np.isneginf(lse).all()
 
 
 @pytest.mark.parametrize("dtype", ALL)
@@ -126,16 +140,18 @@ def test_views_are_not_copied(device: EmulatedDevice, dtype: str) -> None:
     views = [heads_inside(device, x) for x in (q, k, v)]
     before = device.counts().copies
     o, lse = attention_forward(*views, scale=0.2)
-    assert device.counts().copies == before and o.strides[1] < o.strides[2]
+    assert device.counts().copies == before
+    assert o.strides[1] < o.strides[2]
     dense, dense_lse = forward(device, q, k, v, scale=0.2)
     inside = o.permute((0, 2, 1, 3)).numpy().transpose(0, 2, 1, 3)
-    assert np.array_equal(inside, dense) and np.array_equal(lse.numpy(), dense_lse)
+    assert np.array_equal(inside, dense)
+    assert np.array_equal(lse.numpy(), dense_lse)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_any_alignment(device: EmulatedDevice, dtype: str) -> None:
     q, k, v = inputs(dtype, queries=9, keys=40, width=16)
-    odd = [at_odd_element(device, x) for x in (q, k, v)]
+    odd = at_odd_element(device, q), at_odd_element(device, k), at_odd_element(device, v)
     assert path(*odd) == FLOAT
     o, lse = attention_forward(*odd, scale=0.25)
     accurate(dtype, o.numpy(), lse.numpy(), q, k, v, visible(9, 40), scale=0.25)
@@ -155,16 +171,16 @@ def test_negative_and_zero_scale(device: EmulatedDevice) -> None:
 def test_packed_sequences(device: EmulatedDevice, dtype: str) -> None:
     queries, keys = [3, 0, 40, 1, 5, 2], [3, 4, 70, 1, 0, 9]
     cu_q, cu_k = (np.cumsum([0, *x]).astype(np.int32) for x in (queries, keys))
-    q, k, v = (draw(dtype, n, h, 16, seed=i) for i, (n, h) in enumerate([(cu_q[-1], 4), (cu_k[-1], 2),
-                                                                         (cu_k[-1], 2)]))
-    o, lse = attention_varlen(*(device.asarray(x) for x in (q, k, v)), cu_q, cu_k, queries=40, keys=70,
+    q, k, v = (draw(dtype, n, h, 16, seed=i) for i, (n, h) in enumerate(
+        [(cu_q[-1], 4), (cu_k[-1], 2), (cu_k[-1], 2)]))
+    o_device, lse_device = attention_varlen(*up(device, (q, k, v)), cu_q, cu_k, queries=40, keys=70,
                               scale=0.25, window=30)
-    o, lse = o.numpy(), lse.numpy()
+    o, lse = o_device.numpy(), lse_device.numpy()
     for b, (t, s) in enumerate(zip(queries, keys, strict=True)):
         rows, cols = slice(cu_q[b], cu_q[b + 1]), slice(cu_k[b], cu_k[b + 1])
-        one = [x.transpose(1, 0, 2)[None] for x in (q[rows], k[cols], v[cols])]
-        accurate(dtype, o[rows].transpose(1, 0, 2)[None], lse[None, :, rows], *one, visible(t, s, window=30),
-                 scale=0.25)
+        one = tuple(x.transpose(1, 0, 2)[None] for x in (q[rows], k[cols], v[cols]))
+        accurate(dtype, o[rows].transpose(1, 0, 2)[None], lse[None, :, rows], one[0], one[1], one[2],
+                 visible(t, s, window=30), scale=0.25)
         if t:
             alone = forward(device, *one, scale=0.25, window=30)
             if dtype != "float32":                       # a packed sequence's bits are those it has alone
@@ -192,7 +208,8 @@ def test_nan_in_nan_out(device: EmulatedDevice, dtype: str) -> None:
         right, _ = formula(np.float64, *arrays, visible(40, 40), scale=0.25)
         seen = {0: [20], 1: range(20, 40), 2: range(20, 40)}[which]
         assert np.isnan(o[0, 1, seen, 3].astype(np.float32)).all()
-        assert not np.isnan(o[0, 0].astype(np.float32)).any() and np.isnan(lse).any() == (which < 2)
+        assert not np.isnan(o[0, 0].astype(np.float32)).any()
+        assert np.isnan(lse).any() == (which < 2)
         if which < 2:
             assert np.array_equal(np.isnan(o.astype(np.float32)).any(-1), np.isnan(right).any(-1))
 
@@ -212,8 +229,7 @@ def test_huge_scores(device: EmulatedDevice, dtype: str) -> None:
 def test_sm75(device: EmulatedDevice, width: int) -> None:
     check(device, "float16", inputs("float16", queries=33, keys=70, width=width), expected=SM75)
     check(device, "float16", inputs("float16", batch=2, heads=6, groups=2, queries=70, keys=130, width=width),
-          window=50,
-          expected=SM75)
+          window=50, expected=SM75)
     mask = np.random.default_rng(5).random((1, 2, 20, 70)) < 0.6
     check(device, "float16", inputs("float16", queries=20, keys=70, width=width), mask=mask, softcap=2.0)
 
@@ -221,7 +237,7 @@ def test_sm75(device: EmulatedDevice, width: int) -> None:
 @pytest.mark.parametrize("arch", ["sm_75"])
 def test_what_sm75_leaves_to_float_arithmetic(device: EmulatedDevice) -> None:
     for dtype, width in (("bfloat16", 64), ("float16", 192), ("float32", 64)):
-        assert path(*(device.asarray(x) for x in inputs(dtype, width=width))) == FLOAT
+        assert path(*up(device, inputs(dtype, width=width))) == FLOAT
 
 
 @pytest.mark.parametrize("dtype", ALL)
@@ -236,13 +252,14 @@ def test_bits_do_not_depend_on_the_batch(device: EmulatedDevice, dtype: str) -> 
     together = forward(device, *arrays, scale=0.25)
     for b in range(3):
         alone = forward(device, *(x[b : b + 1] for x in arrays), scale=0.25)
-        assert np.array_equal(alone[0][0], together[0][b]) and np.array_equal(alone[1][0], together[1][b])
+        assert np.array_equal(alone[0][0], together[0][b])
+        assert np.array_equal(alone[1][0], together[1][b])
 
 
 @pytest.mark.parametrize("dtype", ALL)
 @pytest.mark.parametrize("width", [16, 64, 128])
 def test_counts(device: EmulatedDevice, dtype: str, width: int) -> None:
-    """No bank conflicts in the loop; tensor cores do the products; K and V are read once by each row of blocks."""
+    """No bank conflicts; tensor cores do the products; each row of blocks reads K and V once."""
     queries, keys = 256, 128
     q, k, v = (device.asarray(x) for x in inputs(dtype, heads=1, queries=queries, keys=keys, width=width))
     device.configure(count=1)
@@ -270,17 +287,18 @@ def test_causal_skips_what_is_masked(device: EmulatedDevice) -> None:
         attention_forward(q, k, v, scale=0.1, **options)
         (counts,) = device.counters().values()
         found.append(counts.flops["tensor_f16"])
-    assert found[1] <= 0.65 * found[0] and found[2] <= 0.5 * found[0]
+    assert found[1] <= 0.65 * found[0]
+    assert found[2] <= 0.5 * found[0]
 
 
 BAD: list[tuple[str, dict[str, Any]]] = [
-    ("heads", {"heads": -1}), ("groups", {"groups": 0}), ("groups", {"groups": 3}), ("queries",
-                                                                                     {"queries": -1}),
-    ("keys", {"keys": 1 << 40}), ("width", {"width": 0}), ("width", {"width": 257}), ("value_width",
-                                                                                      {"value_width": 300}),
+    ("heads", {"heads": -1}), ("groups", {"groups": 0}), ("groups", {"groups": 3}),
+    ("queries", {"queries": -1}),
+    ("keys", {"keys": 1 << 40}), ("width", {"width": 0}), ("width", {"width": 257}),
+    ("value_width", {"value_width": 300}),
     ("batch", {"batch": -2}), ("dtype", {"dtype": 8}), ("dtype", {"dtype": 99}), ("window", {"window": -1}),
-    ("softcap", {"softcap": -1.0}), ("scale", {"scale": float("nan")}), ("lse", {"lse": None}), ("q",
-                                                                                                 {"q": None}),
+    ("softcap", {"softcap": -1.0}), ("scale", {"scale": float("nan")}), ("lse", {"lse": None}),
+    ("q", {"q": None}),
     ("k or v", {"v": None}), ("size", {"size": 0}), ("cu_queries", {"cu_queries": 4096})]
 
 
@@ -301,11 +319,11 @@ def test_protocol_function(device: EmulatedDevice) -> None:
     """attention() decides between forward and decode; masks of other types are refused."""
     for queries, keys in ((1, 5), (4, 40), (16, 600), (20, 20)):
         q, k, v = inputs("float32", heads=2, queries=queries, keys=keys)
-        o, lse = attention(*(device.asarray(x) for x in (q, k, v)), scale=0.25)
+        o, lse = attention(*up(device, (q, k, v)), scale=0.25)
         accurate("float32", o.numpy(), lse.numpy(), q, k, v, visible(queries, keys), scale=0.25)
     with pytest.raises(TypeError, match="booleans"):
-        attention(*(device.asarray(x) for x in (q, k, v)), scale=1.0, mask=np.zeros((1, 1, 1, 20),
-                                                                                    np.float32))
+        attention(*up(device, (q, k, v)), scale=1.0,
+                  mask=np.zeros((1, 1, 1, 20), np.float32))
 
 
 def test_types_are_known() -> None:

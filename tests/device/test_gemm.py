@@ -407,6 +407,12 @@ def test_linear_and_its_gradients(device: EmulatedDevice, dtype: str, rows: int)
     judge(dw.numpy(), dy.T, x, "float32")
 
 
+def test_linear_of_two_types_gives_the_first(device: EmulatedDevice) -> None:
+    rng = np.random.default_rng(20)
+    x, w = draw(rng, (9, 16), "bfloat16"), draw(rng, (11, 16), "float32")
+    judge(linear(device.asarray(x), device.asarray(w)).numpy(), x, w.T, "bfloat16")
+
+
 def test_no_rows_give_zero_gradients(device: EmulatedDevice) -> None:
     x, w, dy = (device.empty(shape, np.float16) for shape in ((0, 8), (5, 8), (0, 5)))
     dx, dw = linear_backward(dy, x, w)

@@ -17,7 +17,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0}, "sample": {"temperature": 1.0}, "cold": {"temperature": 0.3},
     "top-k": {"temperature": 1.0, "top_k": 7}, "top-p": {"temperature": 1.0, "top_p": 0.7},
     "min-p": {"temperature": 1.0, "min_p": 0.2}, "penalty": {"temperature": 0.0, "repetition_penalty": 1.7},
-    "all": {"temperature": 0.9, "top_k": 50, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.2, "seed": 5},
+    "all": {"temperature": 0.9, "top_k": 50, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.2,
+            "seed": 5},
 }
 
 

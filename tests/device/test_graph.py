@@ -59,7 +59,7 @@ def test_a_replay_gives_the_bits_of_the_eager_call(device: EmulatedDevice, weigh
         assert y.numpy().tobytes() == eager[seed].tobytes()
 
 
-def test_capturing_runs_nothing_and_a_replay_is_one_launch(device: EmulatedDevice, weight: DeviceArray) -> None:
+def test_a_capture_runs_nothing_a_replay_is_one_launch(device: EmulatedDevice, weight: DeviceArray) -> None:
     x = device.asarray(values(0))
     y = device.asarray(np.zeros((ROWS, COLS), np.float32))
     rstd = device.asarray(np.zeros(ROWS, np.float32))

@@ -128,6 +128,7 @@ def test_in_place(device: EmulatedDevice, cols: int) -> None:
     assert gradient.numpy().tobytes() == dx.numpy().tobytes()
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")      # of the formula in NumPy
 @pytest.mark.parametrize("cols", [7, 64, 600, 17000])
 def test_extremes(device: EmulatedDevice, cols: int) -> None:
     x = draw("float32", 4, cols)

@@ -9,12 +9,12 @@ from nn.cli.main import main
 from nn.config import load
 from nn.train import TrainConfig, latest_valid
 
-SMALL = ["--preset", "smoke", "--device", "emulated", "--batch-size", "2", "--seq-len", "16", "--eval-tokens", "64",
-         "--eval-every", "2", "--checkpoint-every", "2", "--sample-tokens", "4"]
+SMALL = ["--preset", "smoke", "--device", "emulated", "--batch-size", "2", "--seq-len", "16",
+         "--eval-tokens", "64", "--eval-every", "2", "--checkpoint-every", "2", "--sample-tokens", "4"]
 
 
 def train(folder: Path, *more: str) -> Path:
-    assert main(["train", *SMALL, "--runs", str(folder), "--run", "one", *more]) == 0
+    assert main(["train", *SMALL, "--run", str(folder / "one"), *more]) == 0
     return folder / "one"
 
 
@@ -25,10 +25,12 @@ def losses(run: Path) -> list[float]:
 def test_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = train(tmp_path, "--steps", "4")
     found = losses(run)
-    assert len(found) == 4 and found[-1] < found[0]
+    assert len(found) == 4
+    assert found[-1] < found[0]
     assert load(run / "config.yaml", TrainConfig).device == "emulated"
     checkpoint = latest_valid(run / "checkpoints")
-    assert checkpoint is not None and checkpoint.step == 4
+    assert checkpoint is not None
+    assert checkpoint.step == 4
     assert any(name.endswith(".m") for name in checkpoint.tensors["optimizer"])
     assert "final: bits_per_byte=" in capsys.readouterr().out
 

@@ -56,11 +56,11 @@ def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
 @pytest.mark.slow
 def test_200_steps_follow_the_cpu_and_repeat_bit_for_bit(fast: EmulatedDevice) -> None:
     ids = text(200)
-    right = losses(on_the_cpu(MoETransformer.tiny()), ids)
+    right = losses(on_the_cpu(MoETransformer.tiny()), ids, lr=1e-3)
     runs = []
     for _ in range(2):
         model = MoETransformer.tiny()
-        runs.append((losses(GpuTrainer(model, device=fast), ids), parameters(model)))
+        runs.append((losses(GpuTrainer(model, device=fast), ids, lr=1e-3), parameters(model)))
     np.testing.assert_allclose(runs[0][0], right, rtol=1e-3)
     assert right[-1] < 0.5 * right[0]
     assert runs[0][0] == runs[1][0]
@@ -78,7 +78,8 @@ def test_no_kernel_of_a_step_does_anything_wrong(device: EmulatedDevice) -> None
 def test_a_replayed_step_gives_the_queued_steps_bits(fast: EmulatedDevice) -> None:
     ids = text(5)
     queued, recorded = MoETransformer.tiny(), MoETransformer.tiny()
-    assert losses(GpuTrainer(queued, device=fast, graph=False), ids) == losses(GpuTrainer(recorded, device=fast), ids)
+    right = losses(GpuTrainer(queued, device=fast, graph=False), ids)
+    assert losses(GpuTrainer(recorded, device=fast), ids) == right
     assert same(parameters(queued), parameters(recorded))
 
 
@@ -92,7 +93,7 @@ def test_only_the_figures_come_back(fast: EmulatedDevice) -> None:
     assert after.downloads - before.downloads == 1
     # loss, two auxiliary losses, load of 4 experts and entropy in 2 layers, gradient norm: float32
     assert after.downloaded_bytes - before.downloaded_bytes == 4 * (1 + 2 + 2 * (4 + 1) + 1)
-    assert after.uploaded_bytes - before.uploaded_bytes == 2 * 8 * 2 * 16 + 4          # tokens, and their number
+    assert after.uploaded_bytes - before.uploaded_bytes == 2 * 8 * 2 * 16 + 4      # tokens, their number
     assert after.graph_launches - before.graph_launches == 1
     assert after.synchronizations - before.synchronizations == 1
     assert after.allocations == before.allocations
@@ -108,16 +109,19 @@ def test_bfloat16(fast: EmulatedDevice) -> None:
 
 
 VARIANTS = {"dense": {"num_experts": 0}, "layer norm": {"norm": "layernorm"}, "QK norm": {"qk_norm": True},
-            "window": {"sliding_window": 5}, "tied": {"tie_embeddings": True}, "biases": {"attention_bias": True},
+            "window": {"sliding_window": 5}, "tied": {"tie_embeddings": True},
+            "biases": {"attention_bias": True},
             "interleaved": {"rope_interleaved": True}, "raw weights": {"renormalize": False},
             "capacity": {"capacity_factor": 1.0}, "jitter": {"router_jitter": 0.1},
             "gelu": {"num_experts": 0, "ffn": "gelu"}, "relu": {"num_experts": 0, "ffn": "relu"},
-            "multi-head": {"num_kv_heads": 4}, "odd widths": {"hidden_size": 36, "num_heads": 3, "intermediate_size": 50}}
+            "multi-head": {"num_kv_heads": 4},
+            "odd widths": {"hidden_size": 36, "num_heads": 3, "intermediate_size": 50}}
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_variants(fast: EmulatedDevice, name: str) -> None:
-    config = TINY.replace(**{"vocab_size": 101, "hidden_size": 32, "intermediate_size": 48} | VARIANTS[name])
+    small = {"vocab_size": 101, "hidden_size": 32, "intermediate_size": 48}
+    config = TINY.replace(**small | VARIANTS[name])
     ids = text(4, (2, 9), vocabulary=101)
     found = losses(GpuTrainer(MoETransformer(config), device=fast), ids)
     np.testing.assert_allclose(found, losses(on_the_cpu(MoETransformer(config)), ids), rtol=2e-5)
@@ -140,7 +144,8 @@ def test_gradient_checkpointing(fast: EmulatedDevice) -> None:
     model = MoETransformer.tiny()
     model.gradient_checkpointing = True
     ids = text(3)
-    assert losses(GpuTrainer(model, device=fast), ids) == losses(GpuTrainer(MoETransformer.tiny(), device=fast), ids)
+    right = losses(GpuTrainer(MoETransformer.tiny(), device=fast), ids)
+    assert losses(GpuTrainer(model, device=fast), ids) == right
 
 
 def test_the_learning_rate_is_read_at_every_replay(fast: EmulatedDevice) -> None:
@@ -152,7 +157,7 @@ def test_the_learning_rate_is_read_at_every_replay(fast: EmulatedDevice) -> None
     trainer.set_learning_rate(0.0)
     metrics = trainer.step(ids[3][:, :-1], ids[3][:, 1:])
     assert same(parameters(trainer.model), before)
-    assert metrics["loss"] > 0 and metrics["aux_loss"] > 0 and metrics["grad_norm"] > 0
+    assert min(metrics["loss"], metrics["aux_loss"], metrics["grad_norm"]) > 0
     with pytest.raises(InputError, match="lr: -1"):
         trainer.set_learning_rate(-1.0)
 

@@ -23,7 +23,7 @@ def test_training_learns_the_sentence(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.mark.parametrize("device", ["cpu", "emulated"])
-def test_the_trainer_learns_on_the_device_and_without_one(device: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_trainer_learns_anywhere(device: str, capsys: pytest.CaptureFixture[str]) -> None:
     losses = runpy.run_path(str(FOLDER / "gpu_trainer.py"))["main"](device, 12)
     assert losses[-1] < 0.8 * losses[0]
     assert "it writes: She" in capsys.readouterr().out

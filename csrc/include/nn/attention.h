@@ -78,8 +78,8 @@ NN_API int64_t nn_attention_decode_workspace_size(int64_t batch, int64_t heads, 
                                                   int64_t capacity, int64_t value_width);
 
 // cache[b, :, positions[b] + t] = k, v[b, :, t] for t < queries; what lies outside
-// 0 ... capacity - 1 (or on a page that does not exist) is not written.  k[B,G,T,D] and v[B,G,T,Dv] with strides
-// for batch, head, position.
+// 0 ... capacity - 1 (or on a page that does not exist) is not written.  k[B,G,T,D] and v[B,G,T,Dv] have
+// strides for batch, head, position.
 NN_API int nn_cache_append(const nn_cache* cache, const void* k, const void* v, const int32_t* positions,
                            int64_t queries, int64_t k_batch_stride, int64_t k_head_stride,
                            int64_t k_position_stride, int64_t v_batch_stride, int64_t v_head_stride,

@@ -127,8 +127,9 @@ __device__ __forceinline__ A share(const Reduce& r, int64_t from, int64_t base, 
     return sum;
 }
 
+// Two blocks at least: left alone, ptxas aims at four, and spills for sm_75 and sm_90a.
 template <class C, bool PLACE>
-__global__ void __launch_bounds__(THREADS) array_reduce(const __grid_constant__ Reduce r) {
+__global__ void __launch_bounds__(THREADS, 2) array_reduce(const __grid_constant__ Reduce r) {
     using A = std::conditional_t<PLACE, Found<C>, C>;
     __shared__ A scratch[THREADS];
     const int groups = THREADS / r.lanes;            // results per block
@@ -153,7 +154,7 @@ __global__ void __launch_bounds__(THREADS) array_reduce(const __grid_constant__ 
 
 // The chunks of each result, in order.
 template <class C, bool PLACE>
-__global__ void __launch_bounds__(THREADS) array_reduce_chunks(const __grid_constant__ Reduce r) {
+__global__ void __launch_bounds__(THREADS, 2) array_reduce_chunks(const __grid_constant__ Reduce r) {
     using A = std::conditional_t<PLACE, Found<C>, C>;
     __shared__ A scratch[THREADS];
     const int groups = THREADS / r.lanes, lane = threadIdx.x / groups;

@@ -21,7 +21,7 @@ __device__ void widen_rows(float* tile, int stride, const T* from, int64_t step,
 }
 
 // tile[rows][width] = rows of a head in whatever type they have, zeros from `valid` on
-__device__ void load_rows(float* tile, int stride, const View& view, int dtype, int b, int h, int start,
+__device__ inline void load_rows(float* tile, int stride, const View& view, int dtype, int b, int h, int start,
                           int rows, int valid, int width) {
     if (dtype == NN_FLOAT32)
         widen_rows(tile, stride, head_of<const float>(view, b, h, start), view.row, rows, valid, width);
@@ -43,7 +43,7 @@ __device__ void narrow_rows(T* out, int64_t step, int valid, int width, const fl
         }
 }
 
-__device__ void store_rows(const View& view, int dtype, int b, int h, int start, int valid, int width,
+__device__ inline void store_rows(const View& view, int dtype, int b, int h, int start, int valid, int width,
                            const float (&x)[4][MAX_WIDTH / 32], float scale) {
     if (dtype == NN_FLOAT32)
         narrow_rows(head_of<float>(view, b, h, start), view.row, valid, width, x, scale);

@@ -7,7 +7,8 @@
 namespace nn {
 
 // The grid is split, then rows, then group, then batch.  A group's query heads lie side by side: row r is
-// head r % pack of query r / pack.  With one split the kernels write o and lse; else each its own sum and weight.
+// head r % pack of query r / pack.  With one split the kernels write o and lse; else each its own
+// sum and weight.
 struct DecodeGrid {
     int splits, chunks, chunk_rows, pack;        // chunks of rows; heads of a group
     int pitch;                                   // numbers in a row of `partial`

@@ -10,7 +10,12 @@ template <class T, int D>
 __global__ void __launch_bounds__(32 * FLASH_WARPS) attention_decode_mma(nn_decode d, nn_cache c,
                                                                          DecodeGrid grid,
                                                                          FlashScale scale) {
-    if constexpr (tensor_cores<T>) {
+#if __CUDA_ARCH__ >= 800
+    constexpr bool HERE = true;
+#else
+    constexpr bool HERE = false;             // before, the float kernel serves
+#endif
+    if constexpr (HERE) {
         using Tile = Flash<T, D, 1, false, true, NoMask>;
         extern __shared__ __align__(128) char shared[];
         const DecodeBlock at(d, c, grid);

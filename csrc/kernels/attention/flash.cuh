@@ -90,7 +90,8 @@ template <class T, int D, int KEYS, bool STAGED, bool PAGED> struct Copier {
                 bool inside = first + row < end && chunk < from.chunks;
                 const T* source = from.base;
                 if (inside)
-                    source = (PAGED ? from.paged(first + row) : from.contiguous(first + row)) + chunk * PACK<T>;
+                    source =
+                        (PAGED ? from.paged(first + row) : from.contiguous(first + row)) + chunk * PACK<T>;
                 copy_async<16>(tile + swizzle<D * sizeof(T)>(row, chunk) / sizeof(T), source,
                                inside ? 16 : 0);
             }
@@ -155,7 +156,7 @@ template <int ROW_BYTES> struct Operands {
 
 template <class T, int D, int MT, bool STAGED, bool PAGED, class Mask> struct Flash {
     // in a tile, so that the registers suffice
-    static constexpr int KEYS = MT * D >= 256 && MT > 1 ? 32 : 64;
+    static constexpr int KEYS = MT * D >= 192 && MT > 1 ? 32 : 64;
     static constexpr int ROW_BYTES = D * sizeof(T), TILES = KEYS / 8;
     static constexpr bool KEEP_Q = D <= 64;      // in registers, as A operands
     using Copy = Copier<T, D, KEYS, STAGED, PAGED>;

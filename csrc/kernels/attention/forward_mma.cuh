@@ -29,7 +29,7 @@ template <int D, bool STAGED> constexpr int forward_pieces = STAGED || D > 128 |
 
 // STAGED: for sm_75, empty elsewhere; the other one is for sm_80 on.
 template <class T, int D, bool STAGED>
-__global__ void __launch_bounds__(32 * FLASH_WARPS) attention_forward_mma(nn_attention a, int pack, int tiles,
+__global__ void __launch_bounds__(32 * FLASH_WARPS, 1) attention_forward_mma(nn_attention a, int pack, int tiles,
                                                                           FlashScale scale) {
 #if __CUDA_ARCH__ >= 800
     constexpr bool HERE = !STAGED;

@@ -113,10 +113,16 @@ struct Row {
     }
 };
 
+// Read by one lane of a warp for all.
 __device__ __forceinline__ Row row_of(const nn_cross_entropy& call, int64_t r) {
-    const float lse = call.lse[r];
-    float up = call.dloss ? call.dloss[r] : 1.0f;
-    const int64_t target = target_of(call, r);
+    float lse = 0.0f, up = 1.0f;
+    long long target = 0;
+    if (threadIdx.x % 32 == 0) {
+        lse = call.lse[r], target = target_of(call, r);
+        if (call.dloss) up = call.dloss[r];
+    }
+    lse = __shfl_sync(ALL_LANES, lse, 0), up = __shfl_sync(ALL_LANES, up, 0);
+    target = __shfl_sync(ALL_LANES, target, 0);
     if (target < 0 || target >= call.vocabulary) up = NOT_A_NUMBER;
     return {lse, up * (1.0f + 2.0f * call.z_loss * lse), up * (call.label_smoothing / call.vocabulary),
             up * (call.label_smoothing - 1.0f), call.softcap, target};
@@ -142,7 +148,8 @@ __global__ void __launch_bounds__(LOSS_THREADS) cross_entropy_backward(const nn_
     split<N>(head, packs, in, count);
     if (reinterpret_cast<uintptr_t>(out + head) % (sizeof(G) * N)) head = count, packs = 0;
     const int64_t single = count - packs * N;
-    if (target_of(call, r) == call.ignore_index) {
+    const Row row = row_of(call, r);
+    if (row.target == call.ignore_index) {
         Pack<G, N> zero;
 #pragma unroll
         for (int i = 0; i < N; ++i) zero[i] = from_float<G>(0.0f);
@@ -150,7 +157,6 @@ __global__ void __launch_bounds__(LOSS_THREADS) cross_entropy_backward(const nn_
         for (int64_t i = threadIdx.x; i < single; i += step) out[i < head ? i : i + packs * N] = zero[0];
         return;
     }
-    const Row row = row_of(call, r);
     int64_t p = threadIdx.x;
     for (; p + step < packs; p += 2 * step) {                    // two packs on their way at a time
         const Pack<T, N> first = load_whole<N>(in + head + p * N);

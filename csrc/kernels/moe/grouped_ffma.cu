@@ -11,7 +11,7 @@
 
 namespace nn {
 
-constexpr int FFMA_THREADS = 128;    // 3 blocks per multiprocessor: without that promise ptxas takes 128 registers, and spills
+constexpr int FFMA_THREADS = 128;  // 3 blocks per multiprocessor: unasked, ptxas makes room for 4 and spills
 constexpr int FFMA_M = 64, FFMA_N = 128, FFMA_K = 16;
 constexpr int FFMA_PAD = 4;          // of 4 modulo 8: a warp's scattered stores of quads hit 32 banks
 

@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(MOVE_THREADS) moe_dispatch(T* xs, const T* x, 
 
 // y[n] = sum over k of weights[n,k] ys[inverse[n,k]]; without weights, all are 1.
 template <class T, int N>
-__global__ void __launch_bounds__(MOVE_THREADS) moe_combine(T* y, const T* ys, const float* weights,
+__global__ void __launch_bounds__(MOVE_THREADS, 2) moe_combine(T* y, const T* ys, const float* weights,
                                                             const int64_t* inverse, int64_t tokens,
                                                             int choices, int64_t packs, int lanes) {
     const int lane = threadIdx.x % lanes, per_block = blockDim.x / lanes;

@@ -145,7 +145,7 @@ __device__ __forceinline__ Candidate block_best(Candidate mine, Candidate* scrat
 
 // A block per token, any number of experts, any k; weights holds exponentials until their sum is known
 template <class T>
-__global__ void __launch_bounds__(ROUTER_THREADS) router_topk_general(Router a, const T* logits) {
+__global__ void __launch_bounds__(ROUTER_THREADS, 2) router_topk_general(Router a, const T* logits) {
     __shared__ float scratch[32];
     __shared__ Candidate candidates[ROUTER_THREADS / 32];
     for (int64_t token = blockIdx.x; token < a.tokens; token += gridDim.x) {

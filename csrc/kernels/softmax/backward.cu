@@ -31,7 +31,7 @@ __device__ __forceinline__ void store_gradient(T* dx, const Pack<T, N>& dy, cons
 }
 
 template <class T, int N, int P>
-__global__ void __launch_bounds__(ROWS_THREADS)
+__global__ void __launch_bounds__(ROWS_THREADS, 2)
     softmax_backward_rows(T* dx, const T* dy, const T* y, int64_t rows, int cols, int width, bool log) {
     const int lane = threadIdx.x % width, group = threadIdx.x / width, groups = ROWS_THREADS / width;
     const int step = width * N;

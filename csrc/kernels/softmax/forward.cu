@@ -65,7 +65,7 @@ __device__ __forceinline__ void load_visible(float (&v)[N], const T* from, int l
 
 // `width` lanes per row, P packs of N per lane
 template <class T, int N, int P>
-__global__ void __launch_bounds__(ROWS_THREADS)
+__global__ void __launch_bounds__(ROWS_THREADS, 2)
     softmax_rows(T* y, const T* x, int64_t rows, int cols, int width, Visible visible, bool log) {
     const int lane = threadIdx.x % width, group = threadIdx.x / width, groups = ROWS_THREADS / width;
     const int step = width * N;

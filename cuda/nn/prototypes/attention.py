@@ -10,7 +10,8 @@ FUNCTIONS = {
     "nn_attention_decode_workspace_size": "batch:i64 heads:i64 queries:i64 capacity:i64 "
                                           "value_width:i64 -> i64",
     "nn_cache_append": "cache* k* v* positions* queries:i64 k_batch_stride:i64 k_head_stride:i64 "
-                       "k_position_stride:i64 v_batch_stride:i64 v_head_stride:i64 v_position_stride:i64 stream*",
+                       "k_position_stride:i64 v_batch_stride:i64 v_head_stride:i64 "
+                       "v_position_stride:i64 stream*",
 }
 
 DECODE_SPLIT = 256
@@ -27,15 +28,15 @@ class Attention(Sized):
     """nn_attention"""
 
     _fields_ = [
-        ("size", c_int64), ("o", c_void_p), ("lse", c_void_p), ("q", c_void_p), ("k", c_void_p), ("v",
-                                                                                                  c_void_p),
+        ("size", c_int64), ("o", c_void_p), ("lse", c_void_p), ("q", c_void_p), ("k", c_void_p),
+        ("v", c_void_p),
         *((name, c_int64) for name in ("batch", "heads", "groups", "queries", "keys", "width",
                                        "value_width")),
         *((name, c_int64 * 3) for name in ("o_strides", "q_strides", "k_strides", "v_strides")),
         ("lse_strides", c_int64 * 2), ("mask", c_void_p), ("mask_strides", c_int64 * 4),
         ("cu_queries", c_void_p), ("cu_keys", c_void_p), ("key_lengths", c_void_p),
-        ("window", c_int64), ("scale", c_float), ("softcap", c_float), ("causal", c_int32), ("dtype",
-                                                                                             c_int32),
+        ("window", c_int64), ("scale", c_float), ("softcap", c_float), ("causal", c_int32),
+        ("dtype", c_int32),
     ]
 
 

@@ -1,9 +1,8 @@
-"""The kernel library as a backend: the protocol's functions on DeviceArrays, on a GPU and on the emulated device.
+"""The kernel library as a backend: the protocol's functions on DeviceArrays, on a GPU and emulated.
 
 Beside them, what steps that are recorded need and the protocol has no name for: many tensors' AdamW and norm,
 sampling."""
 
-from cuda.nn.products import matmul
 from nn.backends.device.activation import (
     gelu,
     gelu_backward,
@@ -20,7 +19,7 @@ from nn.backends.device.attention import attention
 from nn.backends.device.attention_backward import attention_backward
 from nn.backends.device.decoding import cache_append, decode_attention, rope_at
 from nn.backends.device.loss import cross_entropy, cross_entropy_backward, linear_cross_entropy
-from nn.backends.device.matmul import linear, linear_backward
+from nn.backends.device.matmul import linear, linear_backward, matmul
 from nn.backends.device.moe import (
     expert_order,
     grouped_linear,
@@ -46,12 +45,13 @@ from nn.backends.device.sampling import sample, sampling_key
 from nn.backends.device.softmax import log_softmax, log_softmax_backward, softmax, softmax_backward
 
 __all__ = [
-    "adamw", "adamw_plan", "adamw_step", "attention", "attention_backward", "cache_append", "cross_entropy",
-    "cross_entropy_backward", "decode_attention", "expert_order", "gelu", "gelu_backward", "gelu_tanh",
-    "gelu_tanh_backward", "global_norm", "grouped_linear", "grouped_linear_backward", "increment", "layer_norm",
-    "layer_norm_backward", "linear", "linear_backward", "linear_cross_entropy", "log_softmax",
-    "log_softmax_backward", "matmul", "moe_combine", "moe_combine_backward", "moe_dispatch",
-    "moe_dispatch_backward", "rms_norm", "rms_norm_backward", "rope", "rope_at", "router_topk",
-    "router_topk_backward", "sample", "sampling_key", "scatter_add", "silu", "silu_backward", "softmax",
-    "softmax_backward", "sum_of_squares", "swiglu", "swiglu_backward", "swiglu_packed", "swiglu_packed_backward",
+    "adamw", "adamw_plan", "adamw_step", "attention", "attention_backward", "cache_append",
+    "cross_entropy", "cross_entropy_backward", "decode_attention", "expert_order", "gelu",
+    "gelu_backward", "gelu_tanh", "gelu_tanh_backward", "global_norm", "grouped_linear",
+    "grouped_linear_backward", "increment", "layer_norm", "layer_norm_backward", "linear",
+    "linear_backward", "linear_cross_entropy", "log_softmax", "log_softmax_backward", "matmul",
+    "moe_combine", "moe_combine_backward", "moe_dispatch", "moe_dispatch_backward", "rms_norm",
+    "rms_norm_backward", "rope", "rope_at", "router_topk", "router_topk_backward", "sample",
+    "sampling_key", "scatter_add", "silu", "silu_backward", "softmax", "softmax_backward",
+    "sum_of_squares", "swiglu", "swiglu_backward", "swiglu_packed", "swiglu_packed_backward",
 ]

@@ -1,7 +1,7 @@
 """Attention on the device (csrc/kernels/attention): forward, decoding from a cache, and the cache's append.
 
-Views are passed as they lie as long as their last axis is dense: q of [B,T,H,D] seen as [B,H,T,D] is not copied,
-and o then lies like q."""
+Views are passed as they lie as long as their last axis is dense: q of [B,T,H,D] seen as [B,H,T,D] is not
+copied, and o then lies like q."""
 
 from ctypes import byref
 from typing import Any
@@ -16,9 +16,9 @@ DECODE_QUERIES = 16        # at most, in nn_attention_decode
 
 
 def attention(q: DeviceArray, k: DeviceArray, v: DeviceArray, *, scale: float, causal: bool = True,
-              window: int = 0,
-              mask: Any = None) -> tuple[DeviceArray, DeviceArray]:
+              window: int = 0, mask: Any = None) -> tuple[DeviceArray, DeviceArray]:
     """(o[B,H,T,Dv], lse[B,H,T]) from q[B,H,T,D], k[B,G,S,D], v[B,G,S,Dv]; as the reference's."""
+    q, k, v = _rows(q, k, v)
     if mask is None and _few(q, k):
         return decode_attention(q, k, v, None, scale=scale, causal=causal, window=window)
     return attention_forward(q, k, v, scale=scale, causal=causal, window=window, mask=mask)
@@ -60,11 +60,11 @@ def attention_call(q: DeviceArray, k: DeviceArray, v: DeviceArray, o: DeviceArra
     kept: list[DeviceArray] = []
     call = Attention(
         o=o.pointer, lse=lse.pointer, q=q.pointer, k=k.pointer, v=v.pointer, batch=batch, heads=heads,
-        groups=groups, queries=queries, keys=keys, width=width, value_width=v.shape[3], o_strides=o.strides[:3],
-        q_strides=q.strides[:3], k_strides=k.strides[:3], v_strides=v.strides[:3], lse_strides=lse.strides[:2],
-        key_lengths=_pointer(q, key_lengths, kept), cu_queries=_pointer(q, cu_queries, kept),
-        cu_keys=_pointer(q, cu_keys,
-                         kept), window=window, scale=scale, softcap=softcap, causal=causal, dtype=q.code)
+        groups=groups, queries=queries, keys=keys, width=width, value_width=v.shape[3],
+        o_strides=o.strides[:3], q_strides=q.strides[:3], k_strides=k.strides[:3], v_strides=v.strides[:3],
+        lse_strides=lse.strides[:2], key_lengths=_pointer(q, key_lengths, kept),
+        cu_queries=_pointer(q, cu_queries, kept), cu_keys=_pointer(q, cu_keys, kept), window=window,
+        scale=scale, softcap=softcap, causal=causal, dtype=q.code)
     if mask is not None:
         mask = q.device.asarray(mask)
         if mask.dtype != np.dtype(np.bool_):
@@ -76,20 +76,20 @@ def attention_call(q: DeviceArray, k: DeviceArray, v: DeviceArray, o: DeviceArra
 
 
 def decode_attention(q: DeviceArray, k_cache: DeviceArray, v_cache: DeviceArray, lengths: Any, *,
-                     scale: float,
-                     causal: bool = True, window: int = 0, softcap: float = 0.0,
+                     scale: float, causal: bool = True, window: int = 0, softcap: float = 0.0,
                      block_table: Any = None) -> tuple[DeviceArray, DeviceArray]:
     """(o[B,H,T,Dv], lse[B,H,T]) of T <= 16 queries, the newest, against caches k[B,G,capacity,D],
     v[B,G,capacity,Dv] that hold lengths[B] (int32 on the device; None: all of it) keys each.  With
     block_table[B,max_pages] (int32) the caches are pools [pages,G,page,D]."""
     (q,) = _rows(q)
+    _same_types(q, k_cache, v_cache)
     o, lse = _like(q, v_cache.shape[-1]), q.device.empty(q.shape[:3], np.float32)
     kept: list[DeviceArray] = []
-    cache = _cache(q.shape[0], *_rows(k_cache, v_cache), block_table, kept)
+    k_cache, v_cache = _rows(k_cache, v_cache)
+    cache = _cache(q.shape[0], k_cache, v_cache, block_table, kept)
     call = Decode(o=o.pointer, lse=lse.pointer, q=q.pointer, lengths=_pointer(q, lengths, kept),
-                  heads=q.shape[1],
-                  queries=q.shape[2], o_strides=o.strides[:3], q_strides=q.strides[:3], window=window, scale=scale,
-                  softcap=softcap, causal=causal)
+                  heads=q.shape[1], queries=q.shape[2], o_strides=o.strides[:3], q_strides=q.strides[:3],
+                  window=window, scale=scale, softcap=softcap, causal=causal)
     size = q.device.library.nn_attention_decode_workspace_size(*q.shape[:3], cache.capacity,
                                                                cache.value_width)
     q.device.call("attention_decode", byref(call), byref(cache), *scratch(q, size))
@@ -97,16 +97,20 @@ def decode_attention(q: DeviceArray, k_cache: DeviceArray, v_cache: DeviceArray,
 
 
 def cache_append(k_cache: DeviceArray, v_cache: DeviceArray, k: DeviceArray, v: DeviceArray, positions: Any,
-                 *,
-                 block_table: Any = None) -> None:
+                 *, block_table: Any = None) -> None:
     """cache[b, :, positions[b] + t] = k, v[b, :, t]; positions int32[B] on the device.  What lies outside the
     cache is not written."""
     kept: list[DeviceArray] = []
     k, v = _rows(k, v)
+    _same_types(k, k_cache, v_cache)
     cache = _cache(k.shape[0], k_cache, v_cache, block_table, kept)
     k.device.call("cache_append", byref(cache), k, v, _pointer(k, positions, kept), k.shape[2],
-                  *k.strides[:3],
-                  *v.strides[:3])
+                  *k.strides[:3], *v.strides[:3])
+
+
+def _same_types(x: DeviceArray, *others: DeviceArray) -> None:
+    if any(y.dtype != x.dtype for y in others):
+        raise TypeError(f"attention: {x.dtype} beside a cache of {', '.join(str(y.dtype) for y in others)}")
 
 
 def _few(q: DeviceArray, k: DeviceArray) -> bool:

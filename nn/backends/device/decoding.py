@@ -24,6 +24,11 @@ def decode_attention(q: DeviceArray, k: DeviceArray, v: DeviceArray, lengths: An
     return attention_forward(q, k, v, scale=scale, window=window, key_lengths=lengths)[0]
 
 
-def cache_append(k_cache: DeviceArray, v_cache: DeviceArray, k: DeviceArray, v: DeviceArray, lengths: Any) -> None:
+def cache_append(k_cache: DeviceArray, v_cache: DeviceArray, k: DeviceArray, v: DeviceArray,
+                 lengths: Any) -> None:
     """cache[b, :, lengths[b] + t] = new[b, :, t], as far as there is room."""
-    append(k_cache, v_cache, k, v, lengths)
+    dense = [x if x.strides[-1] == 1 else x.contiguous() for x in (k_cache, v_cache)]
+    append(*dense, k, v, lengths)
+    for given, changed in zip((k_cache, v_cache), dense, strict=True):
+        if changed is not given:
+            given[...] = changed

@@ -1,8 +1,14 @@
 """Matrix products on the device (csrc/kernels/gemm).  Transposed views are passed as they lie, not copied."""
 
+from cuda.nn import products
 from cuda.nn.array import DeviceArray
 from cuda.nn.dtypes import FLOAT32
-from cuda.nn.products import gemm, matmul
+from cuda.nn.products import gemm
+
+
+def matmul(a: DeviceArray, b: DeviceArray) -> DeviceArray:
+    """y[...,I,O] = a[...,I,J] b[...,J,O]"""
+    return products.matmul(a, b)
 
 
 def linear(x: DeviceArray, weight: DeviceArray, *, bias: DeviceArray | None = None) -> DeviceArray:

@@ -29,7 +29,8 @@ def moe_dispatch(x: DeviceArray, order: DeviceArray, choices: int) -> DeviceArra
     (tokens, width), rows = x.shape, order.shape[0]
     _expect("order", order, (tokens * choices,), np.int64)
     xs = x.device.empty((rows, width), x.dtype)
-    x.device.call("moe_dispatch_forward", xs, x.contiguous(), order, tokens, choices, width, x.code)
+    x.device.call("moe_dispatch_forward", xs, x.contiguous(), order.contiguous(), tokens, choices,
+                  width, x.code)
     return xs
 
 
@@ -40,8 +41,8 @@ def moe_dispatch_backward(dxs: DeviceArray, inverse: DeviceArray, choices: int) 
     if choices < 1 or rows % choices:
         raise DeviceArgumentError(f"choices: {choices} does not divide {rows} rows")
     dx = dxs.device.empty((rows // choices, width), dxs.dtype)
-    dxs.device.call("moe_dispatch_backward", dx, dxs.contiguous(), inverse, rows // choices, choices, width,
-                    dxs.code)
+    dxs.device.call("moe_dispatch_backward", dx, dxs.contiguous(), inverse.contiguous(), rows // choices,
+                    choices, width, dxs.code)
     return dx
 
 
@@ -52,8 +53,8 @@ def moe_combine(ys: DeviceArray, weights: DeviceArray, inverse: DeviceArray) -> 
     _expect("weights", weights, (tokens, choices), np.float32)
     _expect("inverse", inverse, (tokens * choices,), np.int64)
     y = ys.device.empty((tokens, width), ys.dtype)
-    ys.device.call("moe_combine_forward", y, ys.contiguous(), weights.contiguous(), inverse, tokens, choices,
-                   width, ys.code)
+    ys.device.call("moe_combine_forward", y, ys.contiguous(), weights.contiguous(),
+                   inverse.contiguous(), tokens, choices, width, ys.code)
     return y
 
 
@@ -67,7 +68,7 @@ def moe_combine_backward(dy: DeviceArray, ys: DeviceArray, weights: DeviceArray,
     _expect("inverse", inverse, (tokens * choices,), np.int64)
     dys, dweights = ys.device.empty(ys.shape, ys.dtype), ys.device.empty((tokens, choices), np.float32)
     ys.device.call("moe_combine_backward", dys, dweights, dy.contiguous(), ys.contiguous(),
-                   weights.contiguous(), inverse, tokens, choices, width, ys.code)
+                   weights.contiguous(), inverse.contiguous(), tokens, choices, width, ys.code)
     return dys, dweights
 
 
@@ -91,8 +92,8 @@ def gathered_linear(x: DeviceArray, weight: DeviceArray, offsets: DeviceArray, o
     if order is not None:
         _expect("order", order, (rows,), np.int64)
     y = x.device.empty((rows, outputs), x.dtype)
-    x.device.call("grouped_linear_forward", y, x.contiguous(), weight.contiguous(), offsets, order, choices,
-                  rows, count, inputs, outputs, x.code)
+    x.device.call("grouped_linear_forward", y, x.contiguous(), weight.contiguous(),
+                  offsets.contiguous(), _dense(order), choices, rows, count, inputs, outputs, x.code)
     return y
 
 
@@ -109,9 +110,8 @@ def gathered_swiglu(x: DeviceArray, weight: DeviceArray, offsets: DeviceArray, o
         _expect("order", order, (rows,), np.int64)
     y = device.empty((rows, outputs // 2), x.dtype)
     hidden = device.empty((rows, outputs), x.dtype) if keep else None
-    device.call("grouped_swiglu_forward", y, hidden, x.contiguous(), weight.contiguous(), offsets, order,
-                choices,
-                rows, count, inputs, outputs // 2, x.code)
+    device.call("grouped_swiglu_forward", y, hidden, x.contiguous(), weight.contiguous(),
+                offsets.contiguous(), _dense(order), choices, rows, count, inputs, outputs // 2, x.code)
     return y, hidden
 
 
@@ -128,12 +128,12 @@ def gathered_linear_backward(dy: DeviceArray, x: DeviceArray, weight: DeviceArra
     _expect("dy", dy, (x.shape[0] * choices, outputs), weight.dtype)
     _expect("x", x, (x.shape[0], inputs), weight.dtype)
     _expect("offsets", offsets, (count + 1,), np.int64)
-    dy, x, weight = dy.contiguous(), x.contiguous(), weight.contiguous()
+    dy, x, weight, offsets = (array.contiguous() for array in (dy, x, weight, offsets))
     dx, dweight = device.empty((rows, inputs), x.dtype), device.empty(weight.shape, np.float32)
     device.call("grouped_linear_backward_input", dx, dy, weight, offsets, rows, count, inputs, outputs,
                 x.code)
-    device.call("grouped_linear_backward_weight", dweight, dy, x, offsets, order, choices, rows, count,
-                inputs, outputs, x.code)
+    device.call("grouped_linear_backward_weight", dweight, dy, x, offsets, _dense(order), choices, rows,
+                count, inputs, outputs, x.code)
     return dx, dweight
 
 
@@ -183,6 +183,10 @@ def moe_z_loss_backward(dloss: DeviceArray, logits: DeviceArray, lse: DeviceArra
 
 def _workspace(device: Device, size: int) -> DeviceArray | None:
     return device.workspace(size) if size else None
+
+
+def _dense(array: DeviceArray | None) -> DeviceArray | None:
+    return None if array is None else array.contiguous()
 
 
 def _expect(name: str, array: DeviceArray, shape: tuple[int, ...], dtype: Any) -> None:
