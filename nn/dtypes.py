@@ -69,6 +69,17 @@ def narrow(array: Any, dtype: Any) -> Any:
     return array if array.dtype == dtype else _cast(array, dtype)
 
 
+def owned(leaf: Any, gradient: Any) -> Any:
+    """A leaf's first gradient: a copy, in float32 if the leaf is stored in half precision.  One with a
+    `grad_buffer` has it there: a recorded step must find it in the same place."""
+    buffer = getattr(leaf, "grad_buffer", None)
+    if buffer is None:
+        dtype = np.float32 if is_half(leaf.dtype) else leaf.dtype
+        return namespace(gradient).asarray(gradient, dtype=dtype, copy=True)
+    buffer[...] = gradient
+    return buffer
+
+
 def _cast(array: Any, dtype: Any) -> Any:
     xp = namespace(array)
     return xp.astype(xp.asarray(array), dtype)      # asarray: NumPy's sum over all axes is no array

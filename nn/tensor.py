@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from nn.backends.array_api import namespace
-from nn.dtypes import Shape, is_floating, is_half, narrow, widen
+from nn.dtypes import Shape, is_floating, narrow, owned, widen
 from nn.operators import Operators
 from nn.tape import check_finite, check_floating, check_shapes, enable_grad, find_nonfinite, no_grad, state
 
@@ -145,17 +145,10 @@ class Op:
 
 
 def _accumulate(leaf: Tensor, gradient: Array) -> None:
-    """A leaf owns its gradient (a copy at first), in float32 if the leaf is stored in half precision.  One
-    with a `grad_buffer` has it there: a recorded step must find it in the same place."""
-    buffer = getattr(leaf, "grad_buffer", None)
-    if leaf.grad is not None:
-        leaf.grad += gradient
-    elif buffer is not None:
-        buffer[...] = gradient
-        leaf.grad = buffer
+    if leaf.grad is None:
+        leaf.grad = owned(leaf, gradient)
     else:
-        dtype = np.float32 if is_half(leaf.dtype) else leaf.dtype
-        leaf.grad = namespace(gradient).asarray(gradient, dtype=dtype, copy=True)
+        leaf.grad += gradient
 
 
 def run_backward(root: Op, gradients: dict[int, Array]) -> None:

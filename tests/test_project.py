@@ -155,7 +155,7 @@ def make(*words: str) -> "subprocess.CompletedProcess[str]":
 
 def test_make_lists_its_commands() -> None:
     done = make()
-    for command in ("setup", "train", "test", "lint", "bench", "clean"):
+    for command in ("setup", "train", "test", "cuda", "lint", "bench", "clean"):
         assert re.search(rf"^  make {command} +\S", done.stdout, re.MULTILINE)
 
 

@@ -27,8 +27,8 @@ def decode_attention(q: DeviceArray, k: DeviceArray, v: DeviceArray, lengths: An
 def cache_append(k_cache: DeviceArray, v_cache: DeviceArray, k: DeviceArray, v: DeviceArray,
                  lengths: Any) -> None:
     """cache[b, :, lengths[b] + t] = new[b, :, t], as far as there is room."""
-    dense = [x if x.strides[-1] == 1 else x.contiguous() for x in (k_cache, v_cache)]
-    append(*dense, k, v, lengths)
-    for given, changed in zip((k_cache, v_cache), dense, strict=True):
+    keys, values = (x if x.strides[-1] == 1 else x.contiguous() for x in (k_cache, v_cache))
+    append(keys, values, k, v, lengths)
+    for given, changed in ((k_cache, keys), (v_cache, values)):
         if changed is not given:
             given[...] = changed

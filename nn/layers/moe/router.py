@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from nn import ops
-from nn.backends.array_api import namespace
+from nn.backends.array_api import beside, namespace
 from nn.errors import InputError
 from nn.layers.auxiliary import collecting, emit_figure, emit_loss
 from nn.layers.module import Module, Parameter
@@ -65,7 +65,7 @@ class Router(Module):
         """U(1 − ε, 1 + ε), counter-based: a recomputation in backward draws the same numbers"""
         seed, *stream = self.noise
         u = uniform(derive(seed, "router_jitter"), *stream, shape=x.shape, dtype=x.dtype)
-        return 1.0 - self.jitter + 2.0 * self.jitter * u
+        return beside(1.0 - self.jitter + 2.0 * self.jitter * u, x.data)
 
     def _emit(self, logits: Tensor, probs: Tensor, experts: Array) -> None:
         xp, tokens = namespace(experts), max(1, logits.shape[0])
