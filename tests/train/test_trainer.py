@@ -290,7 +290,15 @@ def test_a_signal_in_the_last_step_is_a_finished_run(make_config):
     assert train(make_config(), callbacks=[At(12, send(signal.SIGINT))]).interrupted is None
 
 
-def test_a_second_ctrl_c_stops_at_once(make_config):
+@pytest.fixture
+def interruptible():
+    """SIGINT as a program has it that somebody started; a test runner may have other plans."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_ctrl_c_stops_at_once(make_config, interruptible):
     def twice():
         send(signal.SIGINT)()
         send(signal.SIGINT)()
