@@ -118,6 +118,7 @@ CASES = {
     "gelu": Case(ops.gelu, F.gelu, ((3, 4),)),
     "gelu tanh": Case(lambda x: ops.gelu(x, True), lambda x: F.gelu(x, approximate="tanh"), ((3, 4),)),
     "swiglu": Case(ops.swiglu, lambda a, b: F.silu(a) * b, ((3, 4), (3, 4))),
+    "swiglu_packed": Case(ops.swiglu_packed, lambda x: F.silu(x[:, :4]) * x[:, 4:], ((3, 8),)),
     "sum": Case(lambda x: ops.sum(x, (0, 2)), lambda x: x.sum((0, 2)), ((3, 4, 5),)),
     "mean": Case(lambda x: ops.mean(x, 1, keepdims=True), lambda x: x.mean(1, keepdim=True), ((3, 4, 5),)),
     "max": Case(lambda x: ops.max(x, -1), lambda x: x.amax(-1), ((3, 4, 9),), coarse),
