@@ -86,16 +86,22 @@ class Announcement(Callback):
     """Says, before the first step, what was derived from the text and the settings."""
 
     def on_start(self, trainer: Trainer) -> None:
-        corpus, config, backends = trainer.corpus, trainer.config, Counter(describe()["kernels"].values())
-        served = ", ".join(f"{name} runs {count} kernels" for name, count in backends.items())
+        corpus, config = trainer.corpus, trainer.config
         facts([
             ("text", _text(config.data, corpus.info)),
             ("tokenizer", _tokenizer(config, corpus)),
             ("model", _model(trainer.model, config)),
             ("training", _amount(config, corpus.info["train"]["tokens"])),
-            ("backend", f"{served} (cuda-nn info lists them), {_threads(config.threads)}"),
+            ("backend", _backend(trainer.model.device, config.threads)),
             ("run", f"{trainer.run.path} (Ctrl-C saves; cuda-nn train --resume goes on)"),
         ])
+
+
+def _backend(device: Any, threads: int) -> str:
+    served = Counter(describe()["device kernels" if device else "kernels"].values())
+    kernels = ", ".join(f"{name} runs {count} kernels" for name, count in served.items())
+    place = f"on the device {device.name}" if device else _threads(threads)
+    return f"{kernels} (cuda-nn info lists them), {place}"
 
 
 def _threads(count: int) -> str:

@@ -8,6 +8,7 @@ auxiliary losses, what the layers report, and the gradient's norm.
     trainer.step(inputs, targets)                      # {"loss": 6.93, "grad_norm": 0.61, ...}
     trainer.decode([1, 2, 3], "top_p", top_p=0.9)      # ids"""
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from nn.names import check_name
 from nn.optim.device_adamw import DeviceAdamW
 from nn.train.gradients import Batch, scored_tokens
 
+log = logging.getLogger("nn.train")
 IGNORED = -100
 STRATEGIES: dict[str, dict[str, Any]] = {         # what each one sets, unless the caller does
     "greedy": {"temperature": 0.0},
@@ -50,6 +52,8 @@ class GpuTrainer:
                                      weight_decay=weight_decay, max_norm=clip)
         self.metrics: dict[str, Any] = {}              # of the last step
         self._graph = graph and not _draws_on_host(model)
+        if graph and not self._graph:
+            log.warning("router_jitter: drawn on the host, steps are queued kernel by kernel, not replayed")
         self._steps: dict[tuple[int, ...], _Step] = {}     # by [micro-batches, B, T]
 
     def step(self, inputs: Any, targets: Any) -> dict[str, Any]:

@@ -127,6 +127,12 @@ def test_variants(fast: EmulatedDevice, name: str) -> None:
     np.testing.assert_allclose(found, losses(on_the_cpu(MoETransformer(config)), ids), rtol=2e-5)
 
 
+def test_a_step_that_cannot_be_recorded_says_so(fast: EmulatedDevice,
+                                                caplog: pytest.LogCaptureFixture) -> None:
+    GpuTrainer(MoETransformer(TINY.replace(router_jitter=0.1)), device=fast)
+    assert "router_jitter: drawn on the host" in caplog.text
+
+
 def test_micro_batches(fast: EmulatedDevice) -> None:
     ids = text(4)
     batches = [(x[:, :-1], np.where(x[:, 1:] % 5 == 0, -100, x[:, 1:])) for x in ids]
