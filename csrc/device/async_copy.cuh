@@ -10,6 +10,8 @@
 
 #include <stdint.h>
 
+#include "pack.cuh"
+
 namespace nn {
 
 // `to` and `from` are aligned to BYTES.  Only the first `valid` bytes are read, the rest of `to` becomes
@@ -18,19 +20,15 @@ template <int BYTES>
 __device__ __forceinline__ void copy_async(void* to, const void* from, int valid = BYTES) {
     static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "cp.async moves 4, 8 or 16 bytes");
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-    uint32_t words[BYTES / 4] = {};
+    Pack<uint32_t, BYTES / 4> words{};
     if (valid == BYTES) {
-        if constexpr (BYTES == 16) *reinterpret_cast<uint4*>(words) = *static_cast<const uint4*>(from);
-        if constexpr (BYTES == 8) *reinterpret_cast<uint2*>(words) = *static_cast<const uint2*>(from);
-        if constexpr (BYTES == 4) words[0] = *static_cast<const uint32_t*>(from);
+        words = load_pack<BYTES / 4>(static_cast<const uint32_t*>(from));
     } else {
 #pragma unroll
         for (int i = 0; i < BYTES; i++)
             if (i < valid) words[i / 4] |= uint32_t(static_cast<const uint8_t*>(from)[i]) << 8 * (i % 4);
     }
-    if constexpr (BYTES == 16) *static_cast<uint4*>(to) = *reinterpret_cast<uint4*>(words);
-    if constexpr (BYTES == 8) *static_cast<uint2*>(to) = *reinterpret_cast<uint2*>(words);
-    if constexpr (BYTES == 4) *static_cast<uint32_t*>(to) = words[0];
+    store_shared(static_cast<uint32_t*>(to), words);
 #else
     uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
     if constexpr (BYTES == 16)               // .cg: not kept in L1

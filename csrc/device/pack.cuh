@@ -1,4 +1,14 @@
-// Pack<T, N>: N neighbouring elements moved as one; of 16 bytes, a single instruction of the memory system.
+// Pack<T, N>: N neighbouring elements, 2 to 16 bytes, moved by one instruction.
+//
+//     load_pack<N>(from)         from any memory, in the open: the compiler may move it and choose the cache
+//     load_global<N>(from)       as it is written, from global memory
+//     store_global(to, pack)     to global memory
+//     store_shared(to, pack)     to shared memory
+//
+// The last three name their instruction.  nvcc takes the copy of a pack apart where it knows the elements and
+// joins the pieces again only where it still sees the alignment.  Often it does not: up to eight requests for
+// one, sectors touched twice, bank conflicts.  They also say which memory is meant where a pointer was itself
+// read from memory.  A single element is a plain store.
 #pragma once
 
 #include "number.cuh"
@@ -13,7 +23,7 @@ template <class T, int N> struct alignas(sizeof(T) * N) Pack {
 
 template <class T> constexpr int PACK = 16 / sizeof(T);          // elements in 16 bytes
 
-// The machine's word of so many bytes: what makes the copy of a pack one instruction for every T.
+// The machine's word of so many bytes.
 template <int BYTES> struct Word;
 template <> struct Word<1> { using type = uint8_t; };
 template <> struct Word<2> { using type = uint16_t; };
@@ -21,36 +31,38 @@ template <> struct Word<4> { using type = uint32_t; };
 template <> struct Word<8> { using type = uint2; };
 template <> struct Word<16> { using type = uint4; };
 
+template <class T, int N> using WordOf = typename Word<sizeof(T) * N>::type;
+
 template <int N, class T> __device__ __forceinline__ Pack<T, N> load_pack(const T* from) {
-    using W = typename Word<sizeof(T) * N>::type;
     Pack<T, N> pack;
-    *reinterpret_cast<W*>(&pack) = *reinterpret_cast<const W*>(from);
+    *reinterpret_cast<WordOf<T, N>*>(&pack) = *reinterpret_cast<const WordOf<T, N>*>(from);
     return pack;
 }
 
-template <int N, class T> __device__ __forceinline__ void store_pack(T* to, const Pack<T, N>& pack) {
-    using W = typename Word<sizeof(T) * N>::type;
-    *reinterpret_cast<W*>(to) = *reinterpret_cast<const W*>(&pack);
+template <int N, class T> __device__ __forceinline__ Pack<T, N> load_global(const T* from) {
+    Pack<T, N> pack;
+    *reinterpret_cast<WordOf<T, N>*>(&pack) = __ldca(reinterpret_cast<const WordOf<T, N>*>(from));
+    return pack;
 }
 
-// The same to an address known to be global, or shared, memory: nvcc splits the copy of a struct into its
-// words, and does not always join them again.
 template <int N, class T> __device__ __forceinline__ void store_global(T* to, const Pack<T, N>& pack) {
-    const uint32_t* words = reinterpret_cast<const uint32_t*>(&pack);
-    if constexpr (sizeof(T) * N == 16)
-        asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
-                     "r"(words[0]),
-                     "r"(words[1]), "r"(words[2]), "r"(words[3]) : "memory");
-    else store_pack(to, pack);
+    if constexpr (N == 1) *to = pack[0];                         // in the open: loops of them are unrolled
+    else __stwb(reinterpret_cast<WordOf<T, N>*>(to), *reinterpret_cast<const WordOf<T, N>*>(&pack));
 }
 
 template <int N, class T> __device__ __forceinline__ void store_shared(T* to, const Pack<T, N>& pack) {
-    const uint32_t* words = reinterpret_cast<const uint32_t*>(&pack);
-    if constexpr (sizeof(T) * N == 16)
-        asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(
-                         static_cast<uint32_t>(__cvta_generic_to_shared(to))), "r"(words[0]), "r"(words[1]),
-                     "r"(words[2]), "r"(words[3]) : "memory");
-    else store_pack(to, pack);
+    const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+    const auto word = *reinterpret_cast<const WordOf<T, N>*>(&pack);
+    static_assert(N == 1 || sizeof(word) >= 4, "a pack in shared memory has 4, 8 or 16 bytes");
+    if constexpr (N == 1)
+        *to = pack[0];
+    else if constexpr (sizeof(word) == 16)
+        asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};"
+                     :: "r"(address), "r"(word.x), "r"(word.y), "r"(word.z), "r"(word.w) : "memory");
+    else if constexpr (sizeof(word) == 8)
+        asm volatile("st.shared.v2.b32 [%0], {%1, %2};" :: "r"(address), "r"(word.x), "r"(word.y) : "memory");
+    else
+        asm volatile("st.shared.b32 [%0], %1;" :: "r"(address), "r"(word) : "memory");
 }
 
 // The elements as floats, and back, rounded to nearest.
@@ -74,6 +86,17 @@ template <class T, int N> __device__ __forceinline__ Pack<T, N> packed(const flo
 
 template <int N, class T> __device__ __forceinline__ void load_floats(float (&to)[N], const T* from) {
     unpack<N>(to, load_pack<N>(from));
+}
+
+// The first `left` of N elements, zeros beyond; `at_once`: all are there, and aligned as a pack.
+template <int N, class T, class Count>
+__device__ __forceinline__ void load_floats(float (&to)[N], const T* from, Count left, bool at_once) {
+    if (at_once) {
+        load_floats(to, from);
+    } else {
+#pragma unroll
+        for (int i = 0; i < N; ++i) to[i] = i < left ? to_float(from[i]) : 0.0f;
+    }
 }
 
 // To global memory

@@ -7,7 +7,7 @@
 //            of a position, q and k in one launch (used)
 #include "device/launch.h"
 #include "device/number.cuh"
-#include "device/whole.cuh"
+#include "device/pack.cuh"
 #include "nn/rope.h"
 
 namespace nn {
@@ -54,11 +54,11 @@ template <class T, int N, bool INTERLEAVED> struct Pairs {
     }
     __device__ __forceinline__ void load(const T* x, int64_t pair, int64_t half) {
 #pragma unroll
-        for (int i = 0; i < PACKS; ++i) pack[i] = load_whole<WIDTH>(x + at(i, pair, half));
+        for (int i = 0; i < PACKS; ++i) pack[i] = load_global<WIDTH>(x + at(i, pair, half));
     }
     __device__ __forceinline__ void store(T* y, int64_t pair, int64_t half) const {
 #pragma unroll
-        for (int i = 0; i < PACKS; ++i) store_whole(y + at(i, pair, half), pack[i]);
+        for (int i = 0; i < PACKS; ++i) store_global(y + at(i, pair, half), pack[i]);
     }
     __device__ __forceinline__ void turn(const float* c, const float* s) {
 #pragma unroll
@@ -89,7 +89,7 @@ template <int N> __device__ __forceinline__ void load_angles(float* c, float* s,
         Pack<float, W> cs, sn;
 #pragma unroll
         for (int j = 0; j < W; ++j) cs[j] = sn[j] = __int_as_float(0x7fc00000);
-        if (inside) cs = load_whole<W>(call.cos + from + i), sn = load_whole<W>(call.sin + from + i);
+        if (inside) cs = load_global<W>(call.cos + from + i), sn = load_global<W>(call.sin + from + i);
 #pragma unroll
         for (int j = 0; j < W; ++j) c[i + j] = cs[j], s[i + j] = call.inverse ? -sn[j] : sn[j];
     }
@@ -116,7 +116,7 @@ rope_forward(const nn_rope call, uint32_t packs, uint32_t units, uint32_t groups
         if (unit >= packs) {
             const int64_t at = 2 * call.half + int64_t(unit - packs) * PASS;
             for (int64_t h = group; h < array.heads; h += groups)
-                store_whole(y + h * array.y_head + at, load_whole<PASS>(x + h * array.x_head + at));
+                store_global(y + h * array.y_head + at, load_global<PASS>(x + h * array.x_head + at));
             continue;
         }
         for (int64_t h = group; h < array.heads; h += int64_t(groups) * HEADS) {

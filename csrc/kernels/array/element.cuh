@@ -94,7 +94,7 @@ template <class S, int N, class C> __device__ __forceinline__ void store_stored(
         Pack<S, n> pack;
 #pragma unroll
         for (int k = 0; k < n; ++k) pack[k] = Stored<S>::from(x[j + k]);
-        store_pack(to + j, pack);
+        store_global(to + j, pack);
     }
 }
 

@@ -62,13 +62,13 @@ template <class T> __global__ void __launch_bounds__(256) attention_backward_sum
     if (j >= sequence.key_rows) return;
     float sums[4] = {};
     for (int split = 0; split < call.splits; split++) {
-        float4 x = *reinterpret_cast<const float4*>(call.partial + split * all + n);
-        sums[0] += x.x, sums[1] += x.y, sums[2] += x.z, sums[3] += x.w;
+        const Pack<float, 4> x = load_pack<4>(call.partial + split * all + n);
+#pragma unroll
+        for (int i = 0; i < 4; i++) sums[i] += x[i];
     }
     const View& view = c < call.width ? call.dk : call.dv;
     T* to = head_of<T>(view, b, h, sequence.key_start + j) + (c < call.width ? c : c - call.width);
-    const Pack<T, 4> y = packed<T, 4>(sums);
-    __stcg(reinterpret_cast<uint2*>(to), *reinterpret_cast<const uint2*>(&y));   // not split in two by nvcc
+    store_global(to, packed<T, 4>(sums));
 }
 
 // A few keys of many query heads (or rows) leave most of the device idle: then several blocks share the

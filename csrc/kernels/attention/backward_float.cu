@@ -3,6 +3,7 @@
 // one thread per score, sums in shared memory -> results in registers, P and dS once through shared memory,
 // four scores and 4 x 8 results to a thread, rows read as float4 (used)
 #include "backward.cuh"
+#include "device/pack.cuh"
 
 namespace nn::backward {
 
@@ -61,11 +62,12 @@ __device__ __forceinline__ void dot_products(float (&sums)[N], const float* owne
     for (int i = 0; i < N; i++) sums[i] = 0.0f;
 #pragma unroll 2
     for (int c = 0; c < width; c += 4) {
-        float4 a = *reinterpret_cast<const float4*>(owned + c);
+        const Pack<float, 4> a = load_pack<4>(owned + c);
 #pragma unroll
         for (int i = 0; i < N; i++) {
-            float4 b = *reinterpret_cast<const float4*>(streamed + 8 * i * stride + c);
-            sums[i] = fmaf(a.w, b.w, fmaf(a.z, b.z, fmaf(a.y, b.y, fmaf(a.x, b.x, sums[i]))));
+            const Pack<float, 4> b = load_pack<4>(streamed + 8 * i * stride + c);
+#pragma unroll
+            for (int e = 0; e < 4; e++) sums[i] = fmaf(a[e], b[e], sums[i]);
         }
     }
 }
@@ -82,13 +84,12 @@ __device__ __forceinline__ void add_rows(float (&out)[4][MAX_WIDTH / 32], const 
         float sums[4][2] = {};
 #pragma unroll 4
         for (int row = 0; row < rows; row++) {
-            const float4 a = *reinterpret_cast<const float4*>(weights + row * weights_stride);
+            const Pack<float, 4> a = load_pack<4>(weights + row * weights_stride);
             const float x = one < width ? streamed[row * stride + one] : 0.0f;
             const float y = two < width ? streamed[row * stride + two] : 0.0f;
-            sums[0][0] = fmaf(a.x, x, sums[0][0]), sums[0][1] = fmaf(a.x, y, sums[0][1]);
-            sums[1][0] = fmaf(a.y, x, sums[1][0]), sums[1][1] = fmaf(a.y, y, sums[1][1]);
-            sums[2][0] = fmaf(a.z, x, sums[2][0]), sums[2][1] = fmaf(a.z, y, sums[2][1]);
-            sums[3][0] = fmaf(a.w, x, sums[3][0]), sums[3][1] = fmaf(a.w, y, sums[3][1]);
+#pragma unroll
+            for (int r = 0; r < 4; r++)
+                sums[r][0] = fmaf(a[r], x, sums[r][0]), sums[r][1] = fmaf(a[r], y, sums[r][1]);
         }
 #pragma unroll
         for (int r = 0; r < 4; r++) out[r][i] += sums[r][0], out[r][i + 1] += sums[r][1];

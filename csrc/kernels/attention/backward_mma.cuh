@@ -108,14 +108,14 @@ __device__ __forceinline__ void differentiate(float (&s)[M][N][4], float (&dp)[M
                                               const Exponent& exponent) {
 #pragma unroll
     for (int n = 0; n < N; n++) {
-        const float2* pair = columns + 8 * n + threadIdx.x % 4 * 2;
-        const float4 two = KEYS ? *reinterpret_cast<const float4*>(pair) : float4{};
+        Pack<float2, 2> two{};
+        if (KEYS) two = load_pack<2>(columns + 8 * n + threadIdx.x % 4 * 2);
 #pragma unroll
         for (int m = 0; m < M; m++)
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                float lse = !KEYS ? rows[m][i / 2].x : i % 2 ? two.z : two.x;
-                float delta = !KEYS ? rows[m][i / 2].y : i % 2 ? two.w : two.y;
+                float lse = !KEYS ? rows[m][i / 2].x : two[i % 2].x;
+                float delta = !KEYS ? rows[m][i / 2].y : two[i % 2].y;
                 float x = CAPPED ? tanhf(s[m][n][i] * exponent.inner) : s[m][n][i];
                 float p = exp2_flushed(fmaf(x, exponent.factor, -lse)), ds = p * (dp[m][n][i] - delta);
                 s[m][n][i] = p;
@@ -159,7 +159,7 @@ __device__ __forceinline__ void store_rows(T* out, int64_t stride, int valid, in
     for (int i = lane; i < 16 * M * COLUMNS; i += 32) {
         int row = i / COLUMNS, chunk = i % COLUMNS;
         if (row < valid && 8 * chunk < width)
-            store_pack(out + row * stride + 8 * chunk, load_pack<8>(chunk_of<T, D>(staging, row, chunk)));
+            store_global(out + row * stride + 8 * chunk, load_pack<8>(chunk_of<T, D>(staging, row, chunk)));
     }
 }
 
@@ -175,9 +175,9 @@ __device__ __forceinline__ void store_partial(float* out, int stride, int valid,
 #pragma unroll
             for (int i = 0; i < 4; i += 2) {
                 int r = row + 16 * m + 4 * i, c = column + 8 * n;
-                if (r < valid && c < width)                              // nvcc splits a plain store in two
-                    __stcg(reinterpret_cast<float2*>(out + int64_t(r) * stride + c),
-                           float2{x[m][n][i] * scale, x[m][n][i + 1] * scale});
+                if (r < valid && c < width)
+                    store_global(out + int64_t(r) * stride + c,
+                                 Pack<float, 2>{x[m][n][i] * scale, x[m][n][i + 1] * scale});
             }
 }
 

@@ -7,25 +7,11 @@
 #include "decode.h"
 #include "device/pack.cuh"
 #include "device/reduce.cuh"
-#include "device/vector.cuh"
 
 namespace nn {
 
 constexpr int DECODE_THREADS = 128, LANES_PER_KEY = 4;
 constexpr int MERGE_WARPS = 8;
-
-// PACK<T> numbers as floats, as one access where `packs`, else those below `left`.
-template <class T>
-__device__ __forceinline__ void load_floats(float (&x)[PACK<T>], const T* from, int left, bool packs) {
-    if (packs) {
-        const Pack<T, PACK<T>> found = load_pack<PACK<T>>(from);
-#pragma unroll
-        for (int e = 0; e < PACK<T>; e++) x[e] = to_float(found[e]);
-    } else {
-#pragma unroll
-        for (int e = 0; e < PACK<T>; e++) x[e] = e < left ? to_float(from[e]) : 0.0f;
-    }
-}
 
 // One of the two halves of a cache, for a row of the batch and a group.
 template <class T> struct CacheRows {
@@ -199,7 +185,7 @@ __global__ void __launch_bounds__(32 * MERGE_WARPS) attention_decode_merge(nn_de
             for (int e = 0; e < 4; e++)
                 if (column + e < width) sum[e] = fmaf(weight, x[e], sum[e]);
         }
-        store_shared(&sums[warp][column], sum[0], sum[1], sum[2], sum[3]);
+        store_shared(&sums[warp][column], sum);
     }
     if (lane == 0) totals[warp] = total;
     __syncthreads();

@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(32 * FLASH_WARPS) attention_decode_mma(nn_deco
                 const int column = 8 * n + lane % 4 * 2;
                 if (column >= width) break;
                 const float x = t.o[0][n][2 * side] * inverse, y = t.o[0][n][2 * side + 1] * inverse;
-                if (grid.splits > 1) __stcg(reinterpret_cast<float2*>(partial + column), make_float2(x, y));
+                if (grid.splits > 1) store_global(partial + column, Pack<float, 2>{x, y});
                 else *reinterpret_cast<uint32_t*>(o + column) = pack_halves<T>(x, y);
             }
         }

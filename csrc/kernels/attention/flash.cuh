@@ -70,7 +70,7 @@ template <class T, int D, int KEYS, bool STAGED, bool PAGED> struct Copier {
     static constexpr int CHUNKS = D / PACK<T>;
     static constexpr int SLOTS = CHUNKS <= 4 ? 4 : CHUNKS <= 8 ? 8 : CHUNKS <= 16 ? 16 : 32;
     static constexpr int STAGES = STAGED ? KEYS * SLOTS / (32 * FLASH_WARPS) : 1;
-    uint4 stage[STAGES];
+    Pack<T, PACK<T>> stage[STAGES];
 
     __device__ __forceinline__ void issue(T* tile, const RowsOf<T>& from, int first, int end) {
         const int chunk = threadIdx.x % SLOTS, step = blockDim.x / SLOTS;
@@ -79,9 +79,9 @@ template <class T, int D, int KEYS, bool STAGED, bool PAGED> struct Copier {
             for (int i = 0; i < STAGES; i++) {
                 int row = first + threadIdx.x / SLOTS + i * (32 * FLASH_WARPS / SLOTS);
                 bool inside = row < end && chunk < from.chunks;
-                stage[i] = make_uint4(0, 0, 0, 0);
+                stage[i] = {};
                 if (!inside) continue;
-                stage[i] = *reinterpret_cast<const uint4*>(from.contiguous(row) + chunk * PACK<T>);
+                stage[i] = load_pack<PACK<T>>(from.contiguous(row) + chunk * PACK<T>);
             }
         } else {
             if (CHUNKS < SLOTS && chunk >= CHUNKS) return;
@@ -107,7 +107,7 @@ template <class T, int D, int KEYS, bool STAGED, bool PAGED> struct Copier {
 #pragma unroll
             for (int i = 0; i < STAGES; i++) {
                 int row = threadIdx.x / SLOTS + i * (32 * FLASH_WARPS / SLOTS);
-                *reinterpret_cast<uint4*>(tile + swizzle<D * sizeof(T)>(row, chunk) / sizeof(T)) = stage[i];
+                store_shared(tile + swizzle<D * sizeof(T)>(row, chunk) / sizeof(T), stage[i]);
             }
         } else {
             copy_async_wait<0>();

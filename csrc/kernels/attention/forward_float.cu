@@ -5,7 +5,6 @@
 
 #include "device/pack.cuh"
 #include "device/reduce.cuh"
-#include "device/vector.cuh"
 #include "forward.h"
 #include "problem.cuh"
 
@@ -42,17 +41,9 @@ __device__ __forceinline__ int spread(int group, const FloatTile& tile) {
 // Four neighbouring numbers into shared memory; zeros for those beyond the width, and for a row outside.
 template <class T>
 __device__ __forceinline__ void load_chunk(float* to, const T* from, bool inside, int left, bool packs) {
-    float x[4] = {};
-    if (inside && packs) {
-        const Pack<T, 4> found = load_pack<4>(from);
-#pragma unroll
-        for (int e = 0; e < 4; e++) x[e] = to_float(found[e]);
-    } else if (inside) {
-#pragma unroll
-        for (int e = 0; e < 4; e++)
-            if (e < left) x[e] = to_float(from[e]);
-    }
-    store_shared(to, x[0], x[1], x[2], x[3]);
+    float x[4];
+    load_floats(x, from, inside ? left : 0, inside && packs);
+    store_shared(to, packed<float>(x));
 }
 
 // `rows` rows of a tile, of which the first `inside` are there.
@@ -66,12 +57,6 @@ __device__ __forceinline__ void load_rows(float* to, const FloatTile& tile, cons
         load_chunk(to + row * tile.pitch + 4 * chunk, from + row * stride + 4 * chunk, row < inside,
                    width - 4 * chunk, packs);
     }
-}
-
-// Four numbers as one access: the compiler takes a plain store of known values apart.
-__device__ __forceinline__ void store_whole(float* to, const Pack<float, 4>& x) { store_global(to, x); }
-template <class T> __device__ __forceinline__ void store_whole(T* to, const Pack<T, 4>& x) {
-    __stcg(reinterpret_cast<uint2*>(to), *reinterpret_cast<const uint2*>(&x));
 }
 
 // WIDE: how many times 64 columns of V a thread's registers hold, four neighbours of each.
@@ -231,7 +216,7 @@ __global__ void __launch_bounds__(FLOAT_THREADS, WIDE == 1 ? 3 : 2)
 #pragma unroll
             for (int e = 0; e < 4; e++) x[e] = from_float<T>(o[r][w][e] * inverse);
             if (layout.packs && column < value_width) {
-                store_whole(line + column, x);
+                store_global(line + column, x);
             } else {
 #pragma unroll
                 for (int e = 0; e < 4; e++)

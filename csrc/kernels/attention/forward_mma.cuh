@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(32 * FLASH_WARPS, 1) attention_forward_mma(nn_
             if (row + r >= rows || chunk >= block.v.chunks) continue;
             T* to = o + (row + r) / pack * a.o_strides[2] + (row + r) % pack * a.o_strides[1] +
                     chunk * PACK<T>;
-            *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(Tile::at(shared_q, r, chunk));
+            store_global(to, load_pack<PACK<T>>(Tile::at(shared_q, r, chunk)));
         }
     }
 }

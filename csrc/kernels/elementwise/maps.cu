@@ -113,8 +113,8 @@ __global__ void __launch_bounds__(TILE_THREADS) fill(void* y, int64_t n, unsigne
     const int64_t threads = int64_t{gridDim.x} * TILE_THREADS;
     const int64_t me = int64_t{blockIdx.x} * TILE_THREADS + threadIdx.x;
     const int64_t packs = vector ? n / (16 / bytes) : 0;
-    const uint4 pack = make_uint4(word, word, word, word);
-    for (int64_t i = me; i < packs; i += threads) static_cast<uint4*>(y)[i] = pack;
+    const Pack<unsigned, 4> pack{word, word, word, word};
+    for (int64_t i = me; i < packs; i += threads) store_global(static_cast<unsigned*>(y) + 4 * i, pack);
     for (int64_t i = packs * (16 / bytes) + me; i < n; i += threads) {
         if (bytes == 4) static_cast<unsigned*>(y)[i] = word;
         else static_cast<unsigned short*>(y)[i] = static_cast<unsigned short>(word);

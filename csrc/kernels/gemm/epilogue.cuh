@@ -70,19 +70,6 @@ struct Epilogue {
     }
 };
 
-// Four neighbours of C from element `at` on (`count` exist) as floats, 8 or 16 bytes at once where possible.
-template <class T>
-__device__ __forceinline__ void load_four(float (&x)[4], const T* c, int64_t at, int count, bool wide) {
-    if (wide && count == 4) {
-        Pack<T, 4> four = load_pack<4>(c + at);
-#pragma unroll
-        for (int i = 0; i < 4; i++) x[i] = to_float(four[i]);
-    } else {
-#pragma unroll
-        for (int i = 0; i < 4; i++) x[i] = i < count ? to_float(c[at + i]) : 0.0f;
-    }
-}
-
 // Everything but the rounding, in shared memory: four neighbours per thread and round.
 template <class T>
 __device__ __forceinline__ void finish_part(const Part& part, const Epilogue& e, int64_t row0,
@@ -94,12 +81,13 @@ __device__ __forceinline__ void finish_part(const Part& part, const Epilogue& e,
         const int64_t row = row0 + r, column = column0 + q;
         const int count = row < e.m && column < e.n ? (e.n - column < 4 ? int(e.n - column) : 4) : 0;
         if (count == 0) continue;
-        const float4 sums = *reinterpret_cast<const float4*>(part.at + r * part.stride + q);
-        float x[4] = {sums.x, sums.y, sums.z, sums.w}, before[4] = {};
+        float x[4], before[4] = {};
+        load_floats(x, part.at + r * part.stride + q);
+        const bool at_once = e.wide && count == 4;
         if (e.beta != 0.0f && e.c_dtype == NN_FLOAT32)
-            load_four(before, static_cast<const float*>(e.c), row * e.ldc + column, count, e.wide);
+            load_floats(before, static_cast<const float*>(e.c) + row * e.ldc + column, count, at_once);
         else if (e.beta != 0.0f)
-            load_four(before, static_cast<const T*>(e.c), row * e.ldc + column, count, e.wide);
+            load_floats(before, static_cast<const T*>(e.c) + row * e.ldc + column, count, at_once);
 #pragma unroll
         for (int j = 0; j < 4; j++) {
             x[j] = e.alpha * x[j];
@@ -109,7 +97,7 @@ __device__ __forceinline__ void finish_part(const Part& part, const Epilogue& e,
         if (e.activation != NN_ACTIVATION_NONE)
 #pragma unroll
             for (int j = 0; j < 4; j++) x[j] = activate(x[j], e.activation);
-        store_shared(part.at + r * part.stride + q, x[0], x[1], x[2], x[3]);
+        store_shared(part.at + r * part.stride + q, packed<float>(x));
     }
 }
 
@@ -129,9 +117,11 @@ __device__ __forceinline__ void store_part_wide(const Part& part, T* c, int64_t 
         // of 8 neighbours, lanes 4-7 of 8 take the second four first: a pass of 8 lanes meets all banks once
         const int first = N == 8 ? (part.thread >> 2 & 1) * 4 : 0;
 #pragma unroll
-        for (int j = 0; j < N; j += 4)
-            *reinterpret_cast<float4*>(x + j) =
-                *reinterpret_cast<const float4*>(part.at + r * part.stride + q + (first ^ j));
+        for (int j = 0; j < N; j += 4) {
+            const Pack<float, 4> four = load_pack<4>(part.at + r * part.stride + q + (first ^ j));
+#pragma unroll
+            for (int i = 0; i < 4; i++) x[j + i] = four[i];
+        }
         Pack<T, N> packed;
 #pragma unroll
         for (int j = 0; j < N; j++)

@@ -64,14 +64,7 @@ template <class Tile, int EXTENT, class Loader> struct Quad {
         } else {
             there = 0;
         }
-        if (there == 4 && loader.wide) {
-            Pack<T, 4> four = load_pack<4>(from);
-#pragma unroll
-            for (int j = 0; j < 4; j++) x[j] = to_float(four[j]);
-        } else {
-#pragma unroll
-            for (int j = 0; j < 4; j++) x[j] = j < there ? to_float(from[j]) : 0.0f;
-        }
+        load_floats(x, from, there, there == 4 && loader.wide);
     }
 
     __device__ __forceinline__ void put(float* stage, const float (&x)[4]) const {
@@ -80,7 +73,7 @@ template <class Tile, int EXTENT, class Loader> struct Quad {
 #pragma unroll
             for (int j = 0; j < 4; j++) stage[(4 * quad + j) * STRIDE + line] = x[j];
         } else {
-            store_shared(stage + line * STRIDE + 4 * quad, x[0], x[1], x[2], x[3]);
+            store_shared(stage + line * STRIDE + 4 * quad, packed<float>(x));
         }
     }
 };
@@ -93,12 +86,6 @@ template <class T_> struct DenseQuads : DenseRows<T_> {
         : DenseRows<T>(rows), wide(wide_) {}
 };
 
-// Four neighbours at once
-__device__ __forceinline__ void load_shared(float* x, const float* from) {
-    const float4 four = *reinterpret_cast<const float4*>(from);
-    x[0] = four.x, x[1] = four.y, x[2] = four.z, x[3] = four.w;
-}
-
 // 16 x 16 threads; a warp is 4 x 8 of them, so that its loads of a row are one run of 128 bytes, or
 // broadcasts.
 __device__ __forceinline__ int ffma_row() { return threadIdx.x / 64 * 4 + threadIdx.x % 32 / 8; }
@@ -110,17 +97,18 @@ __device__ __forceinline__ void multiply_ffma_stage(float (&sums)[Tile::TM][Tile
     const float* b = stage + Tile::BK * Tile::STRIDE_A + 4 * ffma_column();
 #pragma unroll
     for (int k = 0; k < Tile::BK; k++) {
-        float x[Tile::TM], y[Tile::TN];
+        Pack<float, 4> x[Tile::TM / 4], y[Tile::TN / 4];
 #pragma unroll
         for (int i = 0; i < Tile::TM; i += 4)
-            load_shared(x + i, a + k * Tile::STRIDE_A + 16 * i);
+            x[i / 4] = load_pack<4>(a + k * Tile::STRIDE_A + 16 * i);
 #pragma unroll
         for (int j = 0; j < Tile::TN; j += 4)
-            load_shared(y + j, b + k * Tile::STRIDE_B + 16 * j);
+            y[j / 4] = load_pack<4>(b + k * Tile::STRIDE_B + 16 * j);
 #pragma unroll
         for (int i = 0; i < Tile::TM; i++)
 #pragma unroll
-            for (int j = 0; j < Tile::TN; j++) sums[i][j] = fmaf(x[i], y[j], sums[i][j]);
+            for (int j = 0; j < Tile::TN; j++)
+                sums[i][j] = fmaf(x[i / 4][i % 4], y[j / 4][j % 4], sums[i][j]);
     }
 }
 
@@ -165,9 +153,9 @@ __device__ __forceinline__ void for_each_ffma_part(const float (&sums)[Tile::TM]
             for (int i = 0; i < 4; i++)
 #pragma unroll
                 for (int j = 0; j < Tile::TN; j += 4)
-                    store_shared(shared + (row + i) * Tile::BN + column + 16 * j, sums[4 * known + i][j],
-                                 sums[4 * known + i][j + 1], sums[4 * known + i][j + 2],
-                                 sums[4 * known + i][j + 3]);
+                    store_shared(shared + (row + i) * Tile::BN + column + 16 * j,
+                                 Pack<float, 4>{sums[4 * known + i][j], sums[4 * known + i][j + 1],
+                                                sums[4 * known + i][j + 2], sums[4 * known + i][j + 3]});
         }
         __syncthreads();
         visit(Part{shared, Tile::BN, Tile::PART_ROWS, Tile::BN, part * Tile::PART_ROWS, 0, int(threadIdx.x),

@@ -31,7 +31,6 @@
 #include "device/mma.cuh"
 #include "device/pack.cuh"
 #include "device/swizzle.cuh"
-#include "device/vector.cuh"
 
 namespace nn {
 
@@ -171,7 +170,7 @@ template <class Tile, int EXTENT, bool ALONG_K, class Loader> struct Filler {
 
     __device__ __forceinline__ void put(char* stage, const Pack<T, PER_CHUNK> (&held)[COPIES]) const {
 #pragma unroll
-        for (int i = 0; i < COPIES; i++) store_pack(reinterpret_cast<T*>(target(stage, i)), held[i]);
+        for (int i = 0; i < COPIES; i++) store_shared(reinterpret_cast<T*>(target(stage, i)), held[i]);
     }
 };
 
@@ -327,8 +326,8 @@ __device__ __forceinline__ void for_each_part(const Sums<Tile>& sums, char* shar
                 for (int j = 0; j < Tile::WN / 8; j++) {  // stride 8 mod 32: four rows share no bank
                     const float(&d)[4] = sums.at[known * (ROWS / 16) + i][j];
                     float* to = mine + (16 * i + g) * STRIDE + 8 * j + 2 * t;
-                    store_shared(to, d[0], d[1]);
-                    store_shared(to + 8 * STRIDE, d[2], d[3]);
+                    store_shared(to, Pack<float, 2>{d[0], d[1]});
+                    store_shared(to + 8 * STRIDE, Pack<float, 2>{d[2], d[3]});
                 }
         }
         __syncwarp();

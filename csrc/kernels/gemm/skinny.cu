@@ -15,19 +15,6 @@ namespace nn {
 
 constexpr int SKINNY_COLUMNS = 4, SKINNY_WARPS = 4;    // of a block, B stored [n][k]
 
-// N neighbours as floats, those from `left` on are zero.
-template <int N, class T>
-__device__ __forceinline__ void load_floats(float (&x)[N], const T* from, int64_t left) {
-    if (left >= N) {
-        Pack<T, N> pack = load_pack<N>(from);
-#pragma unroll
-        for (int i = 0; i < N; i++) x[i] = to_float(pack[i]);
-    } else {
-#pragma unroll
-        for (int i = 0; i < N; i++) x[i] = i < left ? to_float(from[i]) : 0.0f;
-    }
-}
-
 // C[m, 4 columns] = A[m, k] B[n, k]^T: the block's lanes lie side by side along k.
 template <class T> __global__ void __launch_bounds__(32 * SKINNY_WARPS) gemm_skinny_nt(const Problem p) {
     constexpr int M = 16, N = PACK<T>, COLUMNS = SKINNY_COLUMNS, WARPS = SKINNY_WARPS;
@@ -41,12 +28,13 @@ template <class T> __global__ void __launch_bounds__(32 * SKINNY_WARPS) gemm_ski
     for (int64_t k = threadIdx.x * N; k < p.k; k += 32 * WARPS * N) {
         float w[COLUMNS][N];
 #pragma unroll
-        for (int j = 0; j < COLUMNS; j++) load_floats(w[j], b.row(j < columns ? n0 + j : n0) + k, p.k - k);
+        for (int j = 0; j < COLUMNS; j++)
+            load_floats(w[j], b.row(j < columns ? n0 + j : n0) + k, p.k - k, p.k - k >= N);
 #pragma unroll
         for (int i = 0; i < M; i++) {
             if (i >= rows) break;
             float x[N];
-            load_floats(x, a.row(i) + k, p.k - k);
+            load_floats(x, a.row(i) + k, p.k - k, p.k - k >= N);
 #pragma unroll
             for (int j = 0; j < COLUMNS; j++)
 #pragma unroll
@@ -92,7 +80,7 @@ template <class T> __global__ void __launch_bounds__(256) gemm_skinny_nn(const P
             const int k = 32 * step + 4 * warp + lane / 8;
             if (k0 + k >= p.k || left <= 0) continue;
             float w[N];
-            load_floats(w, b.row(k0 + k) + column, left);
+            load_floats(w, b.row(k0 + k) + column, left, left >= N);
 #pragma unroll
             for (int i = 0; i < M; i++) {
                 if (i >= rows) break;

@@ -7,8 +7,8 @@
 // row's first elements up to a multiple of 16 bytes, and its last, go one by one.
 #include "device/launch.h"
 #include "device/number.cuh"
+#include "device/pack.cuh"
 #include "device/reduce.cuh"
-#include "device/whole.cuh"
 #include "nn/loss.h"
 
 namespace nn {
@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(LOSS_THREADS) cross_entropy_forward(const nn_c
     Seen seen;
 #pragma unroll 2
     for (int64_t p = threadIdx.x; p < packs; p += blockDim.x) {
-        const Pack<T, N> pack = load_whole<N>(row + head + p * N);
+        const Pack<T, N> pack = load_global<N>(row + head + p * N);
         float z[N];
 #pragma unroll
         for (int i = 0; i < N; ++i) z[i] = to_float(pack[i]);
@@ -133,7 +133,7 @@ __device__ __forceinline__ void put_pack(G* out, const Pack<T, N>& pack, const R
     Pack<G, N> made;
 #pragma unroll
     for (int i = 0; i < N; ++i) made[i] = from_float<G>(row.gradient(to_float(pack[i]), at + i));
-    store_whole(out + at, made);
+    store_global(out + at, made);
 }
 
 template <class T, class G>
@@ -153,18 +153,18 @@ __global__ void __launch_bounds__(LOSS_THREADS) cross_entropy_backward(const nn_
         Pack<G, N> zero;
 #pragma unroll
         for (int i = 0; i < N; ++i) zero[i] = from_float<G>(0.0f);
-        for (int64_t p = threadIdx.x; p < packs; p += step) store_whole(out + head + p * N, zero);
+        for (int64_t p = threadIdx.x; p < packs; p += step) store_global(out + head + p * N, zero);
         for (int64_t i = threadIdx.x; i < single; i += step) out[i < head ? i : i + packs * N] = zero[0];
         return;
     }
     int64_t p = threadIdx.x;
     for (; p + step < packs; p += 2 * step) {                    // two packs on their way at a time
-        const Pack<T, N> first = load_whole<N>(in + head + p * N);
-        const Pack<T, N> second = load_whole<N>(in + head + (p + step) * N);
+        const Pack<T, N> first = load_global<N>(in + head + p * N);
+        const Pack<T, N> second = load_global<N>(in + head + (p + step) * N);
         put_pack(out, first, row, head + p * N);
         put_pack(out, second, row, head + (p + step) * N);
     }
-    if (p < packs) put_pack(out, load_whole<N>(in + head + p * N), row, head + p * N);
+    if (p < packs) put_pack(out, load_global<N>(in + head + p * N), row, head + p * N);
     for (int64_t i = threadIdx.x; i < single; i += step) {
         const int64_t at = i < head ? i : i + packs * N;
         out[at] = from_float<G>(row.gradient(to_float(in[at]), at));

@@ -6,9 +6,9 @@
 #pragma once
 
 #include "device/launch.h"
+#include "device/pack.cuh"
 #include "device/reduce.cuh"
 #include "nn/moe.h"
-#include "store.cuh"
 
 namespace nn {
 

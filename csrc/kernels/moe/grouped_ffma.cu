@@ -15,20 +15,6 @@ constexpr int FFMA_THREADS = 128;  // 3 blocks per multiprocessor: unasked, ptxa
 constexpr int FFMA_M = 64, FFMA_N = 128, FFMA_K = 16;
 constexpr int FFMA_PAD = 4;          // of 4 modulo 8: a warp's scattered stores of quads hit 32 banks
 
-// Four neighbours in memory as floats, those from `valid` on as zeros.
-template <class T> __device__ __forceinline__ float4 load_quad(const T* from, int64_t valid, bool vector) {
-    float4 quad = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    if (vector && valid >= 4) {
-        const Pack<T, 4> pack = load_pack<4>(from);
-        return make_float4(to_float(pack[0]), to_float(pack[1]), to_float(pack[2]), to_float(pack[3]));
-    }
-    if (valid > 0) quad.x = to_float(from[0]);
-    if (valid > 1) quad.y = to_float(from[1]);
-    if (valid > 2) quad.z = to_float(from[2]);
-    if (valid > 3) quad.w = to_float(from[3]);
-    return quad;
-}
-
 // An operand whose rows are contiguous along k:  tile[k][WIDTH] of WIDTH rows.  A thread has rows
 // warp * 16 + lane / 2 + 64 j and of each the quads lane % 2 and lane % 2 + 2: pairs of lanes read whole
 // sectors.
@@ -37,7 +23,7 @@ template <class T, int WIDTH> struct AlongK {
     const T* row[ROWS];                                          // null: no such row
     int64_t length;                                              // of k
     bool vector;
-    float4 quads[ROWS][2];
+    float quads[ROWS][2][4];
 
     __device__ __forceinline__ static int index(int j) {
         return threadIdx.x / 32 * 16 + threadIdx.x % 32 / 2 + 64 * j;
@@ -49,7 +35,8 @@ template <class T, int WIDTH> struct AlongK {
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 const int64_t at = k + (threadIdx.x % 2 + 2 * i) * 4;
-                quads[j][i] = load_quad(row[j] + at, row[j] ? length - at : 0, vector);
+                const int64_t valid = row[j] ? length - at : 0;
+                load_floats(quads[j][i], row[j] + at, valid, vector && valid >= 4);
             }
     }
 
@@ -59,8 +46,8 @@ template <class T, int WIDTH> struct AlongK {
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 float(*at)[WIDTH + FFMA_PAD] = tile + (threadIdx.x % 2 + 2 * i) * 4;
-                at[0][index(j)] = quads[j][i].x, at[1][index(j)] = quads[j][i].y;
-                at[2][index(j)] = quads[j][i].z, at[3][index(j)] = quads[j][i].w;
+#pragma unroll
+                for (int q = 0; q < 4; ++q) at[q][index(j)] = quads[j][i][q];
             }
     }
 };
@@ -73,7 +60,7 @@ template <class T, int WIDTH> struct AcrossK {
     bool vector;
     const int64_t* order;                                        // row k is order[k] / choices; or null
     uint32_t choices;
-    float4 quads[ROWS];
+    float quads[ROWS][4];
 
     __device__ __forceinline__ void load(int64_t k) {
         const int column = threadIdx.x % LANES * 4;
@@ -81,14 +68,15 @@ template <class T, int WIDTH> struct AcrossK {
         for (int i = 0; i < ROWS; ++i) {
             int64_t row = k + threadIdx.x / LANES + STEP * i, valid = row < length ? width - column : 0;
             if (order && row < length) row = static_cast<uint32_t>(order[row]) / choices;
-            quads[i] = load_quad(from + row * stride + column, valid, vector);
+            load_floats(quads[i], from + row * stride + column, valid, vector && valid >= 4);
         }
     }
 
     __device__ __forceinline__ void store(float (*tile)[WIDTH + FFMA_PAD]) const {
 #pragma unroll
         for (int i = 0; i < ROWS; ++i)
-            store_shared(&tile[threadIdx.x / LANES + STEP * i][threadIdx.x % LANES * 4], quads[i]);
+            store_shared(&tile[threadIdx.x / LANES + STEP * i][threadIdx.x % LANES * 4],
+                         packed<float>(quads[i]));
     }
 };
 
@@ -104,16 +92,14 @@ __device__ __forceinline__ void ffma_step(float (&sums)[8][8], const float (*a)[
                                           const float (*b)[FFMA_N + FFMA_PAD]) {
 #pragma unroll 2
     for (int k = 0; k < FFMA_K; ++k) {
-        float left[8], right[8];
         const float *a_quads = &a[k][ffma_m() * 4], *b_quads = &b[k][ffma_n() * 4];
-        *reinterpret_cast<float4*>(left) = *reinterpret_cast<const float4*>(a_quads);
-        *reinterpret_cast<float4*>(left + 4) = *reinterpret_cast<const float4*>(a_quads + FFMA_M / 2);
-        *reinterpret_cast<float4*>(right) = *reinterpret_cast<const float4*>(b_quads);
-        *reinterpret_cast<float4*>(right + 4) = *reinterpret_cast<const float4*>(b_quads + FFMA_N / 2);
+        const Pack<float, 4> left[2] = {load_pack<4>(a_quads), load_pack<4>(a_quads + FFMA_M / 2)};
+        const Pack<float, 4> right[2] = {load_pack<4>(b_quads), load_pack<4>(b_quads + FFMA_N / 2)};
 #pragma unroll
         for (int i = 0; i < 8; ++i)
 #pragma unroll
-            for (int j = 0; j < 8; ++j) sums[i][j] = fmaf(left[i], right[j], sums[i][j]);
+            for (int j = 0; j < 8; ++j)
+                sums[i][j] = fmaf(left[i / 4][i % 4], right[j / 4][j % 4], sums[i][j]);
     }
 }
 
@@ -149,7 +135,7 @@ __device__ __forceinline__ void ffma_write_half(T* out, const float (&sums)[8][8
             Pack<T, 4> pack;
 #pragma unroll
             for (int q = 0; q < 4; ++q) pack[q] = from_float<T>(sums[i][FIRST + q]);
-            store_whole(to, pack);
+            store_global(to, pack);
             continue;
         }
 #pragma unroll

@@ -51,10 +51,9 @@ template <class Tile> struct GateUpRows {
 };
 
 // Four floats as T; they become what T made of them.
-template <class T> __device__ __forceinline__ Pack<T, 4> rounded(float4& four) {
-    const Pack<T, 4> pack{from_float<T>(four.x), from_float<T>(four.y), from_float<T>(four.z),
-                          from_float<T>(four.w)};
-    four = make_float4(to_float(pack[0]), to_float(pack[1]), to_float(pack[2]), to_float(pack[3]));
+template <class T> __device__ __forceinline__ Pack<T, 4> rounded(float (&four)[4]) {
+    const Pack<T, 4> pack = packed<T>(four);
+    unpack(four, pack);
     return pack;
 }
 
@@ -70,16 +69,16 @@ __device__ __forceinline__ void write_swiglu(const Sums<Tile>& sums, char* share
             const int64_t row = part.row + r, column = part.column / 2 + c;
             if (row >= rows || column >= columns) continue;
             const float* at = part.at + r * part.stride + c;
-            float4 gate = *reinterpret_cast<const float4*>(at),
-            up = *reinterpret_cast<const float4*>(at + HALF);
+            float gate[4], up[4];
+            load_floats(gate, at), load_floats(up, at + HALF);
             const Pack<T, 4> gates = rounded<T>(gate), ups = rounded<T>(up);
             if (hidden) {
-                store_whole(hidden + row * 2 * half + column, gates);
-                store_whole(hidden + row * 2 * half + half + column, ups);
+                store_global(hidden + row * 2 * half + column, gates);
+                store_global(hidden + row * 2 * half + half + column, ups);
             }
-            float4 out = make_float4(gate.x * sigmoid(gate.x) * up.x, gate.y * sigmoid(gate.y) * up.y,
-                                     gate.z * sigmoid(gate.z) * up.z, gate.w * sigmoid(gate.w) * up.w);
-            store_whole(y + row * half + column, rounded<T>(out));
+#pragma unroll
+            for (int q = 0; q < 4; ++q) gate[q] = gate[q] * sigmoid(gate[q]) * up[q];
+            store_floats(y + row * half + column, gate);
         }
     });
 }
@@ -93,8 +92,9 @@ __device__ __forceinline__ void write_tile(const Sums<Tile>& sums, char* shared,
         for (int i = part.thread; i < part.rows * quads; i += part.threads) {
             const int r = i / quads, c = i % quads * 4;
             if (part.row + r >= rows || part.column + c >= columns) continue;
-            float4 four = *reinterpret_cast<const float4*>(part.at + r * part.stride + c);
-            store_whole(out + (part.row + r) * stride + part.column + c, rounded<T>(four));
+            float four[4];
+            load_floats(four, part.at + r * part.stride + c);
+            store_floats(out + (part.row + r) * stride + part.column + c, four);
         }
     });
 }
@@ -103,7 +103,7 @@ template <class T>
 __device__ __forceinline__ void write_zeros(T* out, int64_t stride, int64_t rows, int64_t columns) {
     const int quads = static_cast<int>(columns / 4);
     for (int i = threadIdx.x; i < rows * quads; i += blockDim.x)
-        store_whole(out + i / quads * stride + i % quads * 4, Pack<T, 4>{});
+        store_global(out + i / quads * stride + i % quads * 4, Pack<T, 4>{});
 }
 
 // FORWARD, SWIGLU, INPUT: a block per tile of rows and columns.

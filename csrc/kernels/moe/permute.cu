@@ -9,9 +9,9 @@
 // (a gather and a dot kernel, reading dy 2K times and ys once -> one pass, dy once (used))
 #include "device/arguments.h"
 #include "device/launch.h"
+#include "device/pack.cuh"
 #include "device/reduce.cuh"
 #include "nn/moe.h"
-#include "store.cuh"
 
 namespace nn {
 
@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(MOVE_THREADS) moe_dispatch(T* xs, const T* x, 
     if (row >= rows) return;
     const T* from = x + static_cast<uint32_t>(order[row]) / choices * packs * N;
     T* to = xs + row * packs * N;
-    for (int64_t p = lane; p < packs; p += lanes) store_pack<N>(to + p * N, load_pack<N>(from + p * N));
+    for (int64_t p = lane; p < packs; p += lanes) store_global<N>(to + p * N, load_pack<N>(from + p * N));
 }
 
 // y[n] = sum over k of weights[n,k] ys[inverse[n,k]]; without weights, all are 1.
@@ -65,7 +65,7 @@ __device__ __forceinline__ float weigh(T* dys, const T* ys, const Pack<T, N>& dy
         out[i] = w * g;
         dot += g * row[i];
     }
-    store_whole<N>(dys, packed<T, N>(out));
+    store_floats(dys, out);
     return dot;
 }
 

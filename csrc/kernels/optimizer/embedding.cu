@@ -6,7 +6,7 @@
 // The order of a sum is that of n, so it does not matter in which order the atomics came.
 #include "device/launch.h"
 #include "device/number.cuh"
-#include "device/whole.cuh"
+#include "device/pack.cuh"
 #include "nn/optimizer.h"
 
 namespace nn {
@@ -31,7 +31,7 @@ embedding_forward(T* out, const T* table, const void* index, int64_t count, int6
 #pragma unroll
         for (int i = 0; i < N; ++i) nothing[i] = from_float<T>(__int_as_float(0x7fc00000));
         for (int64_t c = N * threadIdx.x; c < width; c += N * blockDim.x)
-            store_whole(out + n * width + c, inside ? load_whole<N>(table + row * width + c) : nothing);
+            store_global(out + n * width + c, inside ? load_global<N>(table + row * width + c) : nothing);
     }
 }
 

@@ -3,7 +3,7 @@
 
 #include "device/launch.h"
 #include "device/number.cuh"
-#include "device/whole.cuh"
+#include "device/pack.cuh"
 #include "nn/optimizer.h"
 
 namespace nn {
@@ -26,21 +26,21 @@ __device__ __forceinline__ void find_work(Work& work, const nn_tensor* tensors, 
 // Four floats, or four elements of 2 bytes, whichever dtype says: a branch that all threads take alike.
 __device__ __forceinline__ void load_four(float (&x)[4], const void* from, int64_t i, int32_t dtype) {
     if (dtype == NN_FLOAT32) {
-        unpack(x, load_whole<4>(static_cast<const float*>(from) + i));
+        unpack(x, load_global<4>(static_cast<const float*>(from) + i));
     } else if (dtype == NN_FLOAT16) {
-        unpack(x, load_whole<4>(static_cast<const half*>(from) + i));
+        unpack(x, load_global<4>(static_cast<const half*>(from) + i));
     } else {
-        unpack(x, load_whole<4>(static_cast<const bfloat16*>(from) + i));
+        unpack(x, load_global<4>(static_cast<const bfloat16*>(from) + i));
     }
 }
 
 __device__ __forceinline__ void store_four(void* to, int64_t i, const float (&x)[4], int32_t dtype) {
     if (dtype == NN_FLOAT32) {
-        store_whole(static_cast<float*>(to) + i, packed<float>(x));
+        store_global(static_cast<float*>(to) + i, packed<float>(x));
     } else if (dtype == NN_FLOAT16) {
-        store_whole(static_cast<half*>(to) + i, packed<half>(x));
+        store_global(static_cast<half*>(to) + i, packed<half>(x));
     } else {
-        store_whole(static_cast<bfloat16*>(to) + i, packed<bfloat16>(x));
+        store_global(static_cast<bfloat16*>(to) + i, packed<bfloat16>(x));
     }
 }
 
