@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cuda.nn import exchange, indexing, operations
+from cuda.nn import exchange, indexing, operations, reductions
 from cuda.nn.dtypes import code
 from cuda.nn.layout import Shape, broadcast_strides, dense_strides, is_dense, reshaped_strides, resolved_shape
 from cuda.nn.memory import Block, Borrowed
 from cuda.nn.operations import Op
+from cuda.nn.reductions import Reduction
 
 if TYPE_CHECKING:
     from cuda.nn.device import Device
@@ -327,22 +328,22 @@ class DeviceArray:
     # ---- reductions, as NumPy's methods ----
 
     def sum(self, axis: Any = None, dtype: Any = None, keepdims: bool = False) -> "DeviceArray":
-        return operations.sum_(self, axis, dtype, keepdims)
+        return reductions.sum_(self, axis, dtype, keepdims)
 
     def mean(self, axis: Any = None, keepdims: bool = False) -> "DeviceArray":
-        return operations.mean(self, axis, keepdims)
+        return reductions.mean(self, axis, keepdims)
 
     def max(self, axis: Any = None, keepdims: bool = False) -> "DeviceArray":
-        return operations.reduce(operations.Reduction.MAX, self, axis, keepdims)
+        return reductions.reduce(Reduction.MAX, self, axis, keepdims)
 
     def min(self, axis: Any = None, keepdims: bool = False) -> "DeviceArray":
-        return operations.reduce(operations.Reduction.MIN, self, axis, keepdims)
+        return reductions.reduce(Reduction.MIN, self, axis, keepdims)
 
     def any(self, axis: Any = None, keepdims: bool = False) -> "DeviceArray":
-        return operations.reduce(operations.Reduction.ANY, self, axis, keepdims)
+        return reductions.reduce(Reduction.ANY, self, axis, keepdims)
 
     def all(self, axis: Any = None, keepdims: bool = False) -> "DeviceArray":
-        return operations.reduce(operations.Reduction.ALL, self, axis, keepdims)
+        return reductions.reduce(Reduction.ALL, self, axis, keepdims)
 
 
 __all__ = ["DeviceArray", "Shape", "dense_strides"]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cuda.nn import operations
+from cuda.nn import along_axis, operations
 from cuda.nn.dtypes import BOOL, INTEGERS
 from cuda.nn.errors import DeviceArgumentError
 
@@ -18,7 +18,7 @@ def get(x: "DeviceArray", key: Any) -> "DeviceArray":
         raise TypeError(f"x[mask]: how many elements of {list(x.shape)} are selected is not known without "
                         "reading the device; use where(mask, x, other), or assign: x[mask] = value")
     view, axis, index = parsed(x, key)
-    return view if index is None else operations.take(view, index, axis)
+    return view if index is None else along_axis.take(view, index, axis)
 
 
 def set_(x: "DeviceArray", key: Any, value: Any) -> None:
@@ -29,7 +29,7 @@ def set_(x: "DeviceArray", key: Any, value: Any) -> None:
     if index is None:
         operations.copy_into(view, value)
     else:
-        operations.put(view, index, axis, value)
+        along_axis.put(view, index, axis, value)
 
 
 def is_mask(x: "DeviceArray", key: Any) -> bool:

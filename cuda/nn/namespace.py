@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
-from cuda.nn import operations
+from cuda.nn import along_axis, operations, reductions
 from cuda.nn.array import DeviceArray
 from cuda.nn.dtypes import (
     BFLOAT16,
@@ -26,9 +26,11 @@ from cuda.nn.dtypes import (
     promoted,
     promoted_with,
 )
+from cuda.nn.elementwise import Elementwise
 from cuda.nn.errors import DeviceArgumentError
 from cuda.nn.layout import broadcast_shapes, normal_axes, normal_axis
-from cuda.nn.operations import Op, Reduction, is_number
+from cuda.nn.operations import Op, is_number
+from cuda.nn.reductions import Reduction
 
 if TYPE_CHECKING:
     from cuda.nn.device import Device
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 Array = Any
 
 
-class Namespace:
+class Namespace(Elementwise):
     float32, float16, float64, bfloat16 = FLOAT32, FLOAT16, FLOAT64, BFLOAT16
     int64, int32, uint32, uint8, bool = INT64, INT32, UINT32, UINT8, BOOL
     inf, nan, pi, e, newaxis = math.inf, math.nan, math.pi, math.e, None
@@ -243,210 +245,63 @@ class Namespace:
             x = self.concat([x[(*before, slice(cut, None))], x[(*before, slice(0, cut))]], axis=a)
         return x
 
-    # ---- elementwise ----
-
-    def abs(self, x: Array, /) -> Array:
-        return operations.unary(Op.ABS, x)
-
-    def negative(self, x: Array, /) -> Array:
-        return operations.unary(Op.NEGATIVE, x)
-
-    def sign(self, x: Array, /) -> Array:
-        return operations.unary(Op.SIGN, x)
-
-    def square(self, x: Array, /) -> Array:
-        return operations.unary(Op.SQUARE, x)
-
-    def sqrt(self, x: Array, /) -> Array:
-        return operations.unary(Op.SQRT, x)
-
-    def reciprocal(self, x: Array, /) -> Array:
-        return operations.unary(Op.RECIPROCAL, x)
-
-    def exp(self, x: Array, /) -> Array:
-        return operations.unary(Op.EXP, x)
-
-    def expm1(self, x: Array, /) -> Array:
-        return operations.unary(Op.EXPM1, x)
-
-    def log(self, x: Array, /) -> Array:
-        return operations.unary(Op.LOG, x)
-
-    def log1p(self, x: Array, /) -> Array:
-        return operations.unary(Op.LOG1P, x)
-
-    def log2(self, x: Array, /) -> Array:
-        return operations.unary(Op.LOG2, x)
-
-    def tanh(self, x: Array, /) -> Array:
-        return operations.unary(Op.TANH, x)
-
-    def sin(self, x: Array, /) -> Array:
-        return operations.unary(Op.SIN, x)
-
-    def cos(self, x: Array, /) -> Array:
-        return operations.unary(Op.COS, x)
-
-    def floor(self, x: Array, /) -> Array:
-        return operations.unary(Op.FLOOR, x)
-
-    def ceil(self, x: Array, /) -> Array:
-        return operations.unary(Op.CEIL, x)
-
-    def trunc(self, x: Array, /) -> Array:
-        return operations.unary(Op.TRUNC, x)
-
-    def round(self, x: Array, /) -> Array:
-        return operations.unary(Op.ROUND, x)
-
-    def isfinite(self, x: Array, /) -> Array:
-        return operations.unary(Op.ISFINITE, x)
-
-    def isnan(self, x: Array, /) -> Array:
-        return operations.unary(Op.ISNAN, x)
-
-    def isinf(self, x: Array, /) -> Array:
-        return operations.unary(Op.ISINF, x)
-
-    def logical_not(self, x: Array, /) -> Array:
-        return operations.unary(Op.LOGICAL_NOT, x)
-
-    def bitwise_invert(self, x: Array, /) -> Array:
-        return ~x
-
-    def add(self, a: Any, b: Any, /) -> Array:
-        return a + b
-
-    def subtract(self, a: Any, b: Any, /) -> Array:
-        return a - b
-
-    def multiply(self, a: Any, b: Any, /) -> Array:
-        return a * b
-
-    def divide(self, a: Any, b: Any, /) -> Array:
-        return a / b
-
-    def floor_divide(self, a: Any, b: Any, /) -> Array:
-        return a // b
-
-    def remainder(self, a: Any, b: Any, /) -> Array:
-        return a % b
-
-    def pow(self, a: Any, b: Any, /) -> Array:
-        return a**b
-
-    def maximum(self, a: Any, b: Any, /) -> Array:
-        return self._binary(Op.MAXIMUM, a, b)
-
-    def minimum(self, a: Any, b: Any, /) -> Array:
-        return self._binary(Op.MINIMUM, a, b)
-
-    def _binary(self, op: Op, a: Any, b: Any) -> Array:
-        swapped = not isinstance(a, DeviceArray)
-        found = operations.binary(op, b, a, swapped=True) if swapped else operations.binary(op, a, b)
-        if found is NotImplemented:
-            raise TypeError(f"{op.name.lower()}: {type(a).__name__} and {type(b).__name__}")
-        return found
-
-    def equal(self, a: Any, b: Any, /) -> Array:
-        return a == b
-
-    def not_equal(self, a: Any, b: Any, /) -> Array:
-        return a != b
-
-    def less(self, a: Any, b: Any, /) -> Array:
-        return a < b
-
-    def less_equal(self, a: Any, b: Any, /) -> Array:
-        return a <= b
-
-    def greater(self, a: Any, b: Any, /) -> Array:
-        return a > b
-
-    def greater_equal(self, a: Any, b: Any, /) -> Array:
-        return a >= b
-
-    def bitwise_and(self, a: Any, b: Any, /) -> Array:
-        return a & b
-
-    def bitwise_or(self, a: Any, b: Any, /) -> Array:
-        return a | b
-
-    def bitwise_xor(self, a: Any, b: Any, /) -> Array:
-        return a ^ b
-
-    def logical_and(self, a: Any, b: Any, /) -> Array:
-        return operations.compare(Op.LOGICAL_AND, a, b)
-
-    def logical_or(self, a: Any, b: Any, /) -> Array:
-        return operations.compare(Op.LOGICAL_OR, a, b)
-
-    def logical_xor(self, a: Any, b: Any, /) -> Array:
-        return operations.compare(Op.LOGICAL_XOR, a, b)
-
-    def clip(self, x: Array, /, min: Any = None, max: Any = None) -> Array:
-        return operations.clip(x, min, max)
-
-    def where(self, condition: Array, a: Any, b: Any, /) -> Array:
-        return operations.where(condition, a, b)
-
     # ---- reductions ----
 
     def sum(self, x: Array, /, *, axis: Any = None, dtype: Any = None, keepdims: Any = False) -> Array:
-        return operations.sum_(x, axis, dtype, keepdims)
+        return reductions.sum_(x, axis, dtype, keepdims)
 
     def prod(self, x: Array, /, *, axis: Any = None, dtype: Any = None, keepdims: Any = False) -> Array:
-        return operations.sum_(x, axis, dtype, keepdims, Reduction.PROD)
+        return reductions.sum_(x, axis, dtype, keepdims, Reduction.PROD)
 
     def mean(self, x: Array, /, *, axis: Any = None, keepdims: Any = False) -> Array:
-        return operations.mean(x, axis, keepdims)
+        return reductions.mean(x, axis, keepdims)
 
     def var(self, x: Array, /, *, axis: Any = None, correction: float = 0.0, keepdims: Any = False) -> Array:
-        away = x - operations.mean(x, axis, True)
+        away = x - reductions.mean(x, axis, True)
         n = math.prod(x.shape[a] for a in normal_axes(axis, x.ndim))
-        squares = operations.sum_(operations.unary(Op.SQUARE, away), axis, None, keepdims)
+        squares = reductions.sum_(operations.unary(Op.SQUARE, away), axis, None, keepdims)
         return squares / max(n - correction, 0)
 
     def max(self, x: Array, /, *, axis: Any = None, keepdims: Any = False) -> Array:
-        return operations.reduce(Reduction.MAX, x, axis, keepdims)
+        return reductions.reduce(Reduction.MAX, x, axis, keepdims)
 
     def min(self, x: Array, /, *, axis: Any = None, keepdims: Any = False) -> Array:
-        return operations.reduce(Reduction.MIN, x, axis, keepdims)
+        return reductions.reduce(Reduction.MIN, x, axis, keepdims)
 
     def any(self, x: Array, /, *, axis: Any = None, keepdims: Any = False) -> Array:
-        return operations.reduce(Reduction.ANY, x, axis, keepdims)
+        return reductions.reduce(Reduction.ANY, x, axis, keepdims)
 
     def all(self, x: Array, /, *, axis: Any = None, keepdims: Any = False) -> Array:
-        return operations.reduce(Reduction.ALL, x, axis, keepdims)
+        return reductions.reduce(Reduction.ALL, x, axis, keepdims)
 
     def argmax(self, x: Array, /, *, axis: int | None = None, keepdims: Any = False) -> Array:
-        return operations.reduce(Reduction.ARGMAX, x, axis, keepdims)
+        return reductions.reduce(Reduction.ARGMAX, x, axis, keepdims)
 
     def argmin(self, x: Array, /, *, axis: int | None = None, keepdims: Any = False) -> Array:
-        return operations.reduce(Reduction.ARGMIN, x, axis, keepdims)
+        return reductions.reduce(Reduction.ARGMIN, x, axis, keepdims)
 
     def cumulative_sum(self, x: Array, /, *, axis: int | None = None, dtype: Any = None,
                        include_initial: Any = False) -> Array:
-        return operations.cumulative_sum(x, axis, dtype, include_initial)
+        return along_axis.cumulative_sum(x, axis, dtype, include_initial)
 
     # ---- indexing, sorting, products ----
 
     def take(self, x: Array, index: Array, /, *, axis: int | None = None) -> Array:
         if axis is None:
             x, axis = x.reshape((-1,)), 0
-        return operations.take(x, index, normal_axis(axis, x.ndim))
+        return along_axis.take(x, index, normal_axis(axis, x.ndim))
 
     def take_along_axis(self, x: Array, index: Array, /, *, axis: int = -1) -> Array:
-        return operations.take_along_axis(x, index, normal_axis(axis, x.ndim))
+        return along_axis.take_along_axis(x, index, normal_axis(axis, x.ndim))
 
     def sort(self, x: Array, /, *, axis: int = -1, descending: Any = False, stable: Any = True) -> Array:
-        return operations.sort(x, axis, descending)
+        return along_axis.sort(x, axis, descending)
 
     def argsort(self, x: Array, /, *, axis: int = -1, descending: Any = False, stable: Any = True) -> Array:
-        return operations.argsort(x, axis, descending)
+        return along_axis.argsort(x, axis, descending)
 
     def searchsorted(self, x: Array, values: Array, /, *, side: str = "left", sorter: Any = None) -> Array:
-        return operations.searchsorted(x if sorter is None else operations.take(x, sorter, 0), values, side)
+        return along_axis.searchsorted(x if sorter is None else along_axis.take(x, sorter, 0), values, side)
 
     def nonzero(self, x: Array, /) -> Array:
         raise TypeError(f"nonzero: how many elements of {x!r} are nonzero is not known without reading the "
@@ -456,7 +311,7 @@ class Namespace:
         return operations.matmul(a, b)
 
     def vecdot(self, a: Array, b: Array, /, *, axis: int = -1) -> Array:
-        return operations.sum_(a * b, axis, None, False)
+        return reductions.sum_(a * b, axis, None, False)
 
 
 def _no_host_read(name: str) -> Any:

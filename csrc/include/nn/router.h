@@ -1,4 +1,4 @@
-// The router of a mixture of experts: softmax over its logits and the k largest of them.
+// The router of a mixture of experts: softmax over its logits and the k largest of them; its jitter.
 #pragma once
 
 #include "types.h"
@@ -21,3 +21,9 @@ NN_API int nn_router_topk_backward(float* dlogits, const float* dweights, const 
                                    const void* experts, const float* probs, int64_t tokens,
                                    int64_t num_experts, int64_t k, int32_t renormalize, int32_t experts_dtype,
                                    nn_stream stream);
+
+// y[i] = x[i] (1 - epsilon + 2 epsilon u[i]), u the uniform numbers that nn/random.py draws at `counter`[4],
+// which is read on the device: a key, as its bits, and three stream words.  The factors are the host's, bit
+// for bit; y may be x.  The same call is its own backward.  0 <= epsilon <= 1, count <= 2^34.
+NN_API int nn_router_jitter_forward(void* y, const void* x, const int64_t* counter, int64_t count,
+                                    double epsilon, int32_t dtype, nn_stream stream);
