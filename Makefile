@@ -9,11 +9,11 @@ NVCC   := $(VENV)/.nvcc
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup train test cuda lint bench clean
+.PHONY: help setup train test cuda lint bench gpu-check clean
 
 help:      ## show this list
 	@echo "usage: make COMMAND [ARGS=\"...\"] [PYTHON=python3.12]"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP)      ## create .venv and install cuda-nn into it, once and whenever its dependencies change
 
@@ -34,6 +34,9 @@ lint: setup      ## style and types
 # Some machines choose older BLAS kernels by environment, to be safe with old releases; a measurement wants this processor's.
 bench: setup      ## measure training and generation against the machine's ceiling; ARGS="--preset tiny" as for cuda-nn bench
 	@env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(BIN)/cuda-nn bench $(ARGS)
+
+gpu-check: setup $(NVCC)      ## on a GPU: all tests, compute-sanitizer and benchmarks, in one report; ARGS="--device emulated" without
+	@$(BIN)/python bench/gpu_check.py $(ARGS)
 
 clean:      ## delete .venv and caches; what was trained in runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

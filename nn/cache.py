@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from nn.backends import kernels
-from nn.backends.array_api import namespace, on_device
+from nn.backends.array_api import beside, namespace, on_device
 from nn.errors import InputError
+from nn.state import State
 from nn.tensor import Array
 
 
-class LayerCache:
+class LayerCache(State):
     """One layer's keys and values, [B,G,length,Dh] views of storage that doubles when full."""
 
     def __init__(self) -> None:
@@ -63,10 +64,28 @@ class LayerCache:
     def reorder(self, rows: Array) -> None:
         """Row b becomes what row rows[b] was (beam search)."""
         if self._k is not None and self._v is not None:
-            xp = namespace(self._k)
-            self._k, self._v = xp.take(self._k, rows, axis=0), xp.take(self._v, rows, axis=0)
+            xp, index = namespace(self._k), beside(rows, self._k)
+            self._k, self._v = xp.take(self._k, index, axis=0), xp.take(self._v, index, axis=0)
         if not isinstance(self.padding, int):
             self.padding = namespace(self.padding).take(self.padding, rows, axis=0)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the entries held."""
+        return sum(x.nbytes for x in (self.k, self.v) if x is not None)
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """The entries held, how many tokens were seen, and how many of them were padding."""
+        arrays = {} if self._k is None else {"k": self.k, "v": self.v}
+        values = {name: np.array(x.numpy() if on_device(x) else x) for name, x in arrays.items()}
+        return values | {"offset": np.array(self.offset), "padding": np.array(self.padding)}
+
+    def load_state_dict(self, values: dict[str, np.ndarray]) -> None:
+        """Hold what another cache held: this one is as fresh as init_state() made it."""
+        if "k" in values:
+            self.append(np.array(values["k"]), np.array(values["v"]))
+        padding, self.offset = values["padding"], int(values["offset"])
+        self.padding = padding.copy() if padding.ndim else int(padding)
 
 
 def _check_count(name: str, value: int) -> None:
@@ -106,7 +125,7 @@ class KVCache:
     @property
     def nbytes(self) -> int:
         """Bytes of the entries held."""
-        return sum(x.nbytes for layer in self.layers for x in (layer.k, layer.v) if x is not None)
+        return sum(layer.nbytes for layer in self.layers)
 
     def trim(self, keep: int) -> None:
         """Drop the oldest tokens until `keep` are left; positions go on."""

@@ -69,15 +69,21 @@ def narrow(array: Any, dtype: Any) -> Any:
     return array if array.dtype == dtype else _cast(array, dtype)
 
 
-def owned(leaf: Any, gradient: Any) -> Any:
-    """A leaf's first gradient: a copy, in float32 if the leaf is stored in half precision.  One with a
-    `grad_buffer` has it there: a recorded step must find it in the same place."""
-    buffer = getattr(leaf, "grad_buffer", None)
-    if buffer is None:
+def accumulated(leaf: Any, gradient: Any) -> Any:
+    """A leaf's gradient with one more added to it, in float32 if the leaf is stored in half precision.
+
+    The first is copied, for it may be another leaf's too, and the next ones are added to that copy; a leaf
+    with `borrows_grad` has the first itself, and nothing is changed in place then."""
+    borrows = getattr(leaf, "borrows_grad", False)
+    if leaf.grad is None:
+        if borrows:
+            return widen(gradient)
         dtype = np.float32 if is_half(leaf.dtype) else leaf.dtype
         return namespace(gradient).asarray(gradient, dtype=dtype, copy=True)
-    buffer[...] = gradient
-    return buffer
+    if borrows:
+        return leaf.grad + widen(gradient)
+    leaf.grad += gradient
+    return leaf.grad
 
 
 def _cast(array: Any, dtype: Any) -> Any:

@@ -8,6 +8,8 @@ Try: cuda-nn flops --preset moe-6.9b --seq-len 2048"""
 
 from typing import TYPE_CHECKING
 
+from nn.ops.count import visible_pairs
+
 if TYPE_CHECKING:
     from nn.models.config import MoETransformerConfig
 
@@ -34,9 +36,7 @@ def parameters(config: "MoETransformerConfig", active: bool = False) -> dict[str
 
 def mean_context(seq_len: int, window: int = 0) -> float:
     """Keys that a query of a causal sequence sees, averaged over its positions."""
-    if window and window < seq_len:
-        return window - window * (window - 1) / (2 * seq_len)
-    return (seq_len + 1) / 2
+    return visible_pairs(seq_len, seq_len, window) / seq_len
 
 
 def breakdown(config: "MoETransformerConfig", seq_len: int) -> dict[str, float]:

@@ -80,6 +80,19 @@ def uniform(key: int, *stream: Any, shape: tuple[int, ...] = (), dtype: Any = np
     return (bits(key, *stream, shape=shape) >> 8).astype(dtype) * np.asarray(2.0**-24, dtype=dtype)
 
 
+def counter(seed: int, name: str, *stream: int) -> np.ndarray:
+    """int64[4]: the key of the stream called `name`, as its bits, and three stream words, absent ones 0: all
+    that a kernel needs to draw from, in memory that it reads."""
+    words = np.array([0, *map(int, _stream_words(stream))], np.int64)
+    words[0] = np.uint64(derive(seed, name)).astype(np.int64)
+    return words
+
+
+def drawn_from(place: np.ndarray, shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
+    """The uniform numbers at a counter()."""
+    return uniform(int(place[0]) % 2**64, *map(int, place[1:]), shape=shape, dtype=dtype)
+
+
 def _stream_words(stream: tuple[Any, ...]) -> list[np.ndarray]:
     """Three integer arrays; absent words are 0."""
     if len(stream) > 3:

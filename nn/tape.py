@@ -13,6 +13,7 @@ from nn.errors import NonFiniteError
 class _State(threading.local):
     recording = True                # False inside no_grad()
     path: list[str] | None = None   # names of the layers being called, inside find_nonfinite()
+    count: Any = None               # what is told of every operation, inside ops.count_flops()
 
 
 state = _State()

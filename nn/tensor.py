@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from nn.backends.array_api import namespace
-from nn.dtypes import Shape, is_floating, narrow, owned, widen
+from nn.dtypes import Shape, accumulated, is_floating, narrow, widen
 from nn.operators import Operators
 from nn.tape import check_finite, check_floating, check_shapes, enable_grad, find_nonfinite, no_grad, state
 
@@ -87,7 +87,7 @@ class Tensor(Operators):
         elif tuple(gradient.shape) != self.shape:
             raise ValueError(f"backward: gradient has shape {list(gradient.shape)}, the tensor {shape}")
         if self.op is None:
-            _accumulate(self, gradient)
+            self.grad = accumulated(self, gradient)
         else:
             run_backward(self.op, {self.slot: gradient})
 
@@ -123,6 +123,8 @@ class Op:
         if state.path is not None:
             op.where = ".".join(state.path)
             check_finite(op.name, op.where, "result", arrays, [list(np.shape(x)) for x in inputs])
+        if state.count is not None:
+            state.count.add(op, given, arrays, options)
         outputs = tuple(Tensor(array) for array in arrays)
         if any(op.needs):
             op.dtypes = tuple(array.dtype for array in arrays)
@@ -139,16 +141,13 @@ class Op:
     def backward(self, *gradients: Any) -> Any:
         raise TypeError(f"{self.name} defines no backward: its result cannot be differentiated")
 
+    def flops(self, inputs: list[Any], results: tuple[Any, ...], options: dict[str, Any]) -> int:
+        """Multiply-adds of the forward, 2 each; 0 for what is no product, convolution or scan."""
+        return 0
+
     def release(self) -> None:
         """Forget everything saved, edges included: the arrays are free, and a second backward is refused."""
         vars(self).clear()
-
-
-def _accumulate(leaf: Tensor, gradient: Array) -> None:
-    if leaf.grad is None:
-        leaf.grad = owned(leaf, gradient)
-    else:
-        leaf.grad += gradient
 
 
 def run_backward(root: Op, gradients: dict[int, Array]) -> None:
@@ -159,7 +158,7 @@ def run_backward(root: Op, gradients: dict[int, Array]) -> None:
         if incoming:                                    # else: all its gradients were None
             for edge, grad in _gradients(op, incoming):
                 if isinstance(edge, Tensor):
-                    _accumulate(edge, grad)
+                    edge.grad = accumulated(edge, grad)
                 else:
                     slots = pending.setdefault(edge[0], {})
                     slots[edge[1]] = widen(slots[edge[1]]) + widen(grad) if edge[1] in slots else grad

@@ -19,7 +19,7 @@ CUDA_SOURCES = sorted((ROOT / "cuda").rglob("*.py"))
 RANKS = (
     ("errors", "names", "files", "config", "random", "dtypes", "backends"),
     ("tape", "tensor", "operators", "ops"),
-    ("cache", "layers"),
+    ("state", "cache", "layers"),
     ("flops", "interop", "models", "data", "optim"),
     ("train", "generate", "eval"),
     ("cli", "__main__"),

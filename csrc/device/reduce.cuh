@@ -7,7 +7,7 @@ constexpr unsigned ALL_LANES = 0xffffffffu;
 
 struct Sum {
     static constexpr float identity = 0.0f;
-    __device__ __forceinline__ float operator()(float a, float b) const { return a + b; }
+    template <class V> __device__ __forceinline__ V operator()(V a, V b) const { return a + b; }
 };
 
 struct Max {                                                     // NaN wins, as in NumPy
@@ -18,7 +18,7 @@ struct Max {                                                     // NaN wins, as
 };
 
 // Every lane gets the result over groups of WIDTH neighbouring lanes.
-template <class Op, int WIDTH = 32> __device__ __forceinline__ float warp_reduce(float x, Op op = {}) {
+template <class Op, int WIDTH = 32, class V> __device__ __forceinline__ V warp_reduce(V x, Op op = {}) {
 #pragma unroll
     for (int offset = WIDTH / 2; offset > 0; offset /= 2) x = op(x, __shfl_xor_sync(ALL_LANES, x, offset));
     return x;
@@ -30,15 +30,15 @@ template <class Op> __device__ __forceinline__ float lanes_reduce(float x, int w
     return x;
 }
 
-// Every thread gets the result over the block, of whole warps.  `scratch` is one float per warp; the call
+// Every thread gets the result over the block, of whole warps.  `scratch` is one number per warp; the call
 // ends with all threads free to use it again.
-template <class Op> __device__ __forceinline__ float block_reduce(float x, float* scratch, Op op = {}) {
+template <class Op, class V> __device__ __forceinline__ V block_reduce(V x, V* scratch, Op op = {}) {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
     x = warp_reduce<Op>(x, op);
     if (warps == 1) return x;
     if (lane == 0) scratch[warp] = x;
     __syncthreads();
-    x = warp_reduce<Op>(lane < warps ? scratch[lane] : Op::identity, op);
+    x = warp_reduce<Op>(lane < warps ? scratch[lane] : V(Op::identity), op);
     __syncthreads();
     return x;
 }

@@ -94,6 +94,17 @@ void fill_run(const BulkOperation& o, const Run& run, char* staged) {
     for (uint32_t i = 0; i < run.bytes; ++i) staged[i] = o.fill[i % 16];
 }
 
+// To nearest, ties to even; infinities and NaN stay as they are.
+void round_to_tf32(std::vector<char>& floats) {
+    for (size_t at = 0; at < floats.size(); at += 4) {
+        uint32_t bits;
+        std::memcpy(&bits, &floats[at], 4);
+        if ((bits & 0x7f800000) == 0x7f800000) continue;
+        bits = (bits + 0xfff + (bits >> 13 & 1)) & 0xffffe000;
+        std::memcpy(&floats[at], &bits, 4);
+    }
+}
+
 }  // namespace
 
 // Reductions of several threads may be in flight to one place: they are atomic, so their destination gets no
@@ -142,6 +153,7 @@ void BulkOperation::read() {
         else fill_run(*this, run, &staged[at]);
         at += run.bytes;
     }
+    if (rounds_to_tf32) round_to_tf32(staged);
     to_tile ? land_run_tokens() : land_tile_token();
 }
 

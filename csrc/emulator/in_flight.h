@@ -52,6 +52,7 @@ struct BulkOperation {
     bool reduces = false;                // combine with what is at the destination
     Reduce operation = Reduce::add;
     Element element = Element::u8;
+    bool rounds_to_tf32 = false;         // floats become tf32 on their way to the tile
     uint32_t byte_mask = 0xffff;         // .cp_mask: which bytes of every 16 are written
     char* barrier = nullptr;             // complete_tx here; null: counted by bulk groups
     std::vector<char> staged;            // the bytes between reading and writing, run after run

@@ -16,8 +16,9 @@ namespace emu {
 
 namespace {
 
-// CU_TENSOR_MAP_DATA_TYPE_UINT8 to BFLOAT16; behind them come ftz, tf32 and the packed 4- and 6-bit types.
-constexpr int ELEMENT_TYPES = 10;
+// CU_TENSOR_MAP_DATA_TYPE_UINT8 to BFLOAT16 are numbered as Element; behind them come FLOAT32_FTZ, TFLOAT32
+// and others.
+constexpr int ELEMENT_TYPES = 10, TFLOAT32 = 11;
 constexpr int NOT_SUPPORTED = 801;
 
 // ---- encoding ---------------------------------------------------------------------------------------------
@@ -27,12 +28,15 @@ struct Refusal { int code; std::string why; };       // code 0: fine
 Refusal invalid(std::string why) { return {CUDA_INVALID_VALUE, std::move(why)}; }
 Refusal missing(std::string what) { return {NOT_SUPPORTED, std::move(what) + " is not emulated"}; }
 
-bool is_float(int type) { return type == 6 || type == 7 || type == 8 || type == 9; }
+bool is_float(int type) { return type == 6 || type == 7 || type == 8 || type == 9 || type == TFLOAT32; }
+
+Element element_of(int type) { return type == TFLOAT32 ? Element::f32 : static_cast<Element>(type); }
 
 Refusal check_modes(int type, uint32_t rank, int interleave, int swizzle, int fill) {
     if (rank < 1 || rank > 5) return invalid(format("rank %u: 1 to 5 are possible", rank));
     if (type < 0 || type > 15) return invalid(format("data type %d does not exist", type));
-    if (type >= ELEMENT_TYPES) return missing(format("data type %d (flushing, tf32 or packed)", type));
+    if (type >= ELEMENT_TYPES && type != TFLOAT32)
+        return missing(format("data type %d (flushing or packed)", type));
     if (interleave != 0) return missing(format("interleave %d", interleave));
     if (swizzle < 0 || swizzle > 6) return invalid(format("swizzle %d does not exist", swizzle));
     if (swizzle > 3) return missing(format("swizzle %d (chunks other than 16 bytes)", swizzle));
@@ -63,7 +67,7 @@ Refusal check_box(const TensorMap& m) {
         if (m.steps[d] < 1 || m.steps[d] > 8)
             return invalid(format("the element stride of dimension %u must be 1 to 8", d));
     }
-    const uint32_t row = m.box[0] * element_bytes(static_cast<Element>(m.type));
+    const uint32_t row = m.box[0] * element_bytes(element_of(m.type));
     if (row % 16)
         return invalid(
             format("the innermost rows of the box have %u bytes; they must be a multiple of 16", row));
@@ -166,7 +170,7 @@ const char* nan_fill(Element element) {
 // `row` points to its element 0; null: the whole row is outside.
 void add_row(BulkOperation& o, const TensorMap& map, int64_t x, char* row) {
     const int64_t size = int64_t(map.last[0]) + 1, width = map.box[0],
-                  bytes = element_bytes(static_cast<Element>(map.type));
+                  bytes = element_bytes(element_of(map.type));
     const int64_t begin = row ? std::min(std::max<int64_t>(-x, 0), width) : width;
     const int64_t end = row ? std::max(begin, std::min(width, size - x)) : width;
     const auto add = [&](int64_t from, int64_t to, char* other) {
@@ -209,10 +213,19 @@ BulkPointer box_copy(Thread& t, const TensorMap& map, const Coordinates& at, cha
     operation->tile = tile;
     operation->tile_bytes = 0;
     operation->swizzle = static_cast<Swizzle>(map.swizzle);
-    operation->element = static_cast<Element>(map.type);
+    operation->element = element_of(map.type);
+    operation->rounds_to_tf32 = to_tile && map.type == TFLOAT32;
     if (map.fill_nan) operation->fill = nan_fill(operation->element);
     add_box(*operation, map, at);
     return operation;
+}
+
+// What a store through such a map does to the bits is not documented.
+void refuse_tf32(Thread& t, const TensorMap& map, uint32_t site) {
+    if (map.type != TFLOAT32) return;
+    report(finding(t, "async", site, "a store through a tensor map of tf32, which is not emulated",
+                   "Store through a map of float32."));
+    abandon(t, CUDA_LAUNCH_FAILURE);
 }
 
 bool reducible(Reduce how, Element e) {
@@ -242,12 +255,14 @@ void tensor_load(Thread& t, char* destination, const char* map_address, uint32_t
 void tensor_store(Thread& t, const char* map_address, uint32_t rank, Coordinates at, const char* source,
                   uint32_t site) {
     const TensorMap map = read_map(t, map_address, rank, site);
+    refuse_tf32(t, map, site);
     issue(box_copy(t, map, at, const_cast<char*>(source), false, site));
 }
 
 void tensor_reduce(Thread& t, const char* map_address, uint32_t rank, Coordinates at, const char* source,
                    Reduce how, uint32_t site) {
     const TensorMap map = read_map(t, map_address, rank, site);
+    refuse_tf32(t, map, site);
     BulkPointer operation = box_copy(t, map, at, const_cast<char*>(source), false, site);
     if (!reducible(how, operation->element)) {
         report(finding(t, "async", site, "the tensor map's element type has no such reduction",

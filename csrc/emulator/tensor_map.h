@@ -3,7 +3,8 @@
 //
 // The driver's format is secret, so this is our own, in the same 128 bytes, with a mark in front: a map must
 // come from cuTensorMapEncodeTiled (which the stand-in runtime serves through cudaGetDriverEntryPoint) or a
-// kernel would find no mark. Supported: tiled maps without interleave, element types of 1 to 8 bytes,
+// kernel would find no mark. Supported: tiled maps without interleave, element types of 1 to 8 bytes
+// and tf32 (loads round to nearest, ties to even, as devices were seen to do: triton-lang/triton #11751),
 // swizzles of 32, 64 and 128 bytes in 16-byte chunks.
 #pragma once
 #include <cstdint>
@@ -20,7 +21,7 @@ struct TensorMap {
     uint16_t box[5];
     uint8_t steps[5];  // element strides: only every n-th element along a dimension is moved
     uint8_t rank;
-    uint8_t type;                        // Element
+    uint8_t type;                        // as the driver numbers them: Element, or 11, tf32
     uint8_t swizzle;                     // Swizzle
     uint8_t interleave;
     uint8_t fill_nan;                    // out of bounds reads give NaN instead of zero

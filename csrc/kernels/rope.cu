@@ -5,6 +5,7 @@
 //            sincospi of the rest (used)
 // rotation   a thread per pair -> 16 bytes of each half per thread -> cos and sin loaded once for all heads
 //            of a position, q and k in one launch (used)
+#include "device/arguments.h"
 #include "device/launch.h"
 #include "device/number.cuh"
 #include "device/pack.cuh"
@@ -150,12 +151,12 @@ template <class T, int N, bool INTERLEAVED> static int launch_rope(const nn_rope
     const int64_t units = packs + (in_place ? 0 : pass / Pairs<T, N, INTERLEAVED>::WIDTH);
     if (units == 0) return NN_OK;
     const int64_t heads = call.q.heads > call.k.heads ? call.q.heads : call.k.heads;
-    int64_t groups = device.multiprocessors * 64 / (rows * units) + 1;       // few rows: share the heads out
-    if (groups > heads) groups = heads;
     const int64_t limit = int64_t(1) << 31;
     NN_SUPPORT(rows < limit && units < limit && rows * units < limit,
-               "batch x length: %lld positions of %lld packs are too many for one launch", (long long)rows,
-               (long long)units);
+               "batch, length, width: %lld positions of %lld packs are too many for one launch",
+               (long long)rows, (long long)units);
+    int64_t groups = device.multiprocessors * 64 / (rows * units) + 1;       // few rows: share the heads out
+    if (groups > heads) groups = heads;
     const int64_t count = rows * units * groups, blocks = ceil_div(count, ROPE_THREADS);
     rope_forward<T, N, INTERLEAVED><<<unsigned(blocks), ROPE_THREADS, 0, stream>>>(
         call, uint32_t(packs), uint32_t(units), uint32_t(groups), uint32_t(count));
@@ -174,9 +175,13 @@ template <class T> static int launch_rope(const nn_rope& call, cudaStream_t stre
 }
 
 static int check(const nn_rope_array& a, const char* name, const nn_rope& call) {
-    NN_REQUIRE(a.heads >= 0, "%s.heads: %lld is negative", name, (long long)a.heads);
+    NN_REQUIRE(a.heads >= 0 && a.heads < (int64_t(1) << 31), "%s.heads: %lld is not in 0 ... 2^31 - 1", name,
+               (long long)a.heads);
     if (!a.heads || !call.batch || !call.length) return NN_OK;
     NN_REQUIRE(a.x && a.y, "%s.x or %s.y: a null pointer", name, name);
+    const size_t bytes = static_cast<size_t>(dtype_bytes(call.dtype));
+    NN_REQUIRE(aligned(a.x, bytes) && aligned(a.y, bytes), "%s.x or %s.y: not aligned to %s", name, name,
+               dtype_name(call.dtype));
     NN_REQUIRE(a.x != a.y || (a.x_batch == a.y_batch && a.x_head == a.y_head && a.x_position == a.y_position),
                "%s: in place, but the strides of x and y differ", name);
     return NN_OK;
@@ -184,16 +189,24 @@ static int check(const nn_rope_array& a, const char* name, const nn_rope& call) 
 
 static int check(const nn_rope* call) {
     NN_REQUIRE(call && call->size == sizeof(nn_rope), "call: null, or its size is not sizeof(nn_rope)");
-    NN_REQUIRE(call->batch >= 0 && call->length >= 0, "batch or length: negative");
-    NN_REQUIRE(call->half >= 0 && call->width >= 2 * call->half,
+    NN_TRY(check_elements("batch", call->batch, "length", call->length));
+    NN_TRY(check_count("width", call->width));
+    NN_REQUIRE(call->half >= 0 && call->half <= call->width / 2,
                "half: %lld pairs do not fit into a width of %lld",
                (long long)call->half, (long long)call->width);
-    NN_REQUIRE(call->table_rows >= 0 && call->table_batch >= 0, "table_rows or table_batch: negative");
+    NN_TRY(check_elements("table_rows", call->table_rows, "half", call->half));
+    NN_TRY(check_count("table_batch", call->table_batch));
+    NN_TRY(check_flag("interleaved", call->interleaved));
+    NN_TRY(check_flag("inverse", call->inverse));
+    NN_TRY(check_floating("dtype", call->dtype));
     NN_REQUIRE(call->position_stride == 0 || call->position_stride == 1,
                "position_stride: %lld is not 0 or 1",
                (long long)call->position_stride);
     NN_REQUIRE(!call->positions || call->position_dtype == NN_INT32 || call->position_dtype == NN_INT64,
                "position_dtype: %s; expected int32 or int64", dtype_name(call->position_dtype));
+    NN_TRY(check_optional(call->positions, "positions", call->position_dtype));
+    NN_TRY(check_optional(call->cos, "cos", NN_FLOAT32));
+    NN_TRY(check_optional(call->sin, "sin", NN_FLOAT32));
     NN_TRY(check(call->q, "q", *call));
     NN_TRY(check(call->k, "k", *call));
     const bool rows = call->batch && call->length && (call->q.heads || call->k.heads);
@@ -206,13 +219,14 @@ static int check(const nn_rope* call) {
 
 NN_API int nn_rope_frequencies(double* inverse, int64_t dim, double theta, double factor, int32_t scaling,
                                nn_stream stream) {
-    NN_REQUIRE(dim >= 0 && dim % 2 == 0, "dim: %lld is not an even number of channels", (long long)dim);
+    NN_REQUIRE(dim >= 0 && dim % 2 == 0 && dim < (int64_t(1) << 31),
+               "dim: %lld is not an even number of channels below 2^31", (long long)dim);
     NN_REQUIRE(theta > 0, "theta: %g is not positive", theta);
     NN_REQUIRE(factor >= 1, "factor: %g is below 1; it is new context / trained context", factor);
     NN_REQUIRE(scaling >= NN_ROPE_PLAIN && scaling <= NN_ROPE_NTK, "scaling: %d is not 0, 1 or 2", scaling);
     NN_REQUIRE(scaling != NN_ROPE_NTK || dim != 2, "dim: NTK scaling needs a width above 2");
     if (dim == 0) return NN_OK;
-    NN_REQUIRE(inverse, "inverse: a null pointer");
+    NN_TRY(nn::check_array(inverse, "inverse", NN_FLOAT64));
     if (scaling == NN_ROPE_NTK) theta *= __builtin_pow(factor, double(dim) / double(dim - 2));
     nn::rope_frequencies<<<unsigned(nn::ceil_div(dim / 2, 128)), 128, 0, nn::native(stream)>>>(
         inverse, dim / 2, theta, scaling == NN_ROPE_LINEAR ? factor : 1.0);
@@ -221,13 +235,16 @@ NN_API int nn_rope_frequencies(double* inverse, int64_t dim, double theta, doubl
 
 NN_API int nn_rope_table(float* cos, float* sin, const double* inverse, int64_t start, int64_t positions,
                          int64_t half, double factor, nn_stream stream) {
-    NN_REQUIRE(start >= 0 && positions >= 0 && start + positions <= (int64_t(1) << 31),
+    constexpr int64_t LIMIT = int64_t{1} << 31;
+    NN_REQUIRE(start >= 0 && positions >= 0 && start <= LIMIT && positions <= LIMIT - start,
                "start, positions: %lld, %lld reach outside 0 ... 2^31", (long long)start,
                    (long long)positions);
     NN_REQUIRE(half >= 0 && half < (int64_t(1) << 31), "half: %lld is negative or too large",
                (long long)half);
     if (positions == 0 || half == 0) return NN_OK;
-    NN_REQUIRE(cos && sin && inverse, "cos, sin or inverse: a null pointer");
+    NN_TRY(nn::check_array(cos, "cos", NN_FLOAT32));
+    NN_TRY(nn::check_array(sin, "sin", NN_FLOAT32));
+    NN_TRY(nn::check_array(inverse, "inverse", NN_FLOAT64));
     const int64_t count = positions * half, blocks = nn::ceil_div(count, 256);
     nn::rope_table<<<unsigned(blocks < 65536 ? blocks : 65536), 256, 0, nn::native(stream)>>>(
         cos, sin, inverse, start, half, count, factor);

@@ -5,6 +5,7 @@
 // shared-memory counter is seldom wanted by a whole warp, and where it is, the warp adds up first (used)
 //
 // One block per row.  Sums are of integers: no order of them matters, and the token is the CPU's.
+#include "device/arguments.h"
 #include "device/launch.h"
 #include "device/number.cuh"
 #include "device/philox.cuh"
@@ -428,10 +429,18 @@ static int check(const nn_sample* call) {
     NN_REQUIRE(call->repetition_penalty > 0, "repetition_penalty: %g is not positive",
                call->repetition_penalty);
     NN_REQUIRE((call->key_stride | call->step_stride | 1) == 1, "key_stride or step_stride: not 0 or 1");
-    NN_REQUIRE(call->history_stride >= 0, "history_stride: %lld is negative",
-               (long long)call->history_stride);
+    NN_TRY(check_elements("batch", call->batch, "history_stride", call->history_stride));
+    NN_TRY(check_elements("batch", call->batch, "stride", call->batch > 1 ? call->stride : 0));
+    NN_TRY(check_floating("dtype", call->dtype));
     if (!call->batch) return NN_OK;
-    NN_REQUIRE(call->tokens && call->logits, "tokens or logits: a null pointer");
+    NN_TRY(check_array(call->tokens, "tokens", NN_INT64));
+    NN_TRY(check_array(call->logits, "logits", call->dtype));
+    NN_TRY(check_optional(call->flags, "flags", NN_INT32));
+    NN_TRY(check_optional(call->history, "history", NN_INT64));
+    NN_TRY(check_optional(call->lengths, "lengths", NN_INT64));
+    NN_TRY(check_optional(call->keys, "keys", NN_INT64));
+    NN_TRY(check_optional(call->rows, "rows", NN_INT64));
+    NN_TRY(check_optional(call->steps, "steps", NN_INT64));
     NN_REQUIRE(call->temperature == 0 || (call->keys && call->steps),
                "keys or steps: a null pointer; they are in device memory");
     return NN_OK;
@@ -459,11 +468,7 @@ NN_API int nn_sample_forward(const nn_sample* call, void* workspace, int64_t wor
     NN_TRY(nn::check(call));
     if (!call->batch) return NN_OK;
     const int64_t needed = nn_sample_workspace_size(call->batch, call->vocabulary, call->temperature);
-    if (workspace_bytes < needed || (needed && !workspace))
-        return nn::fail(NN_ERROR_WORKSPACE, "workspace: %lld bytes; this call needs %lld",
-                        (long long)workspace_bytes,
-                        (long long)needed);
-    NN_REQUIRE(nn::aligned(workspace, 4), "workspace: not aligned to 4 bytes");
+    NN_TRY(nn::check_workspace(workspace, workspace_bytes, needed));
     nn::Strategy strategy{};
     // smallest number that no hardware flushes to 0
     const double tiny = 1.17549435082228751e-38;
@@ -483,7 +488,9 @@ NN_API int nn_random_bits(uint32_t* out, const uint64_t* key, const int64_t* wor
     NN_REQUIRE(count >= 0 && count <= (int64_t(1) << 34), "count: %lld is not in 0 ... 2^34",
                (long long)count);
     if (!count) return NN_OK;
-    NN_REQUIRE(out && key && words, "out, key or words: a null pointer");
+    NN_TRY(nn::check_array(out, "out", NN_UINT32));
+    NN_TRY(nn::check_array(key, "key", NN_INT64));
+    NN_TRY(nn::check_array(words, "words", NN_INT64));
     const unsigned blocks = unsigned(nn::ceil_div(count, 1024));
     nn::random_bits<<<blocks, 256, 0, nn::native(stream)>>>(out, key, words, count);
     return nn::launched("random_bits");

@@ -61,8 +61,8 @@ def read(library: Path, arch: str) -> list[Kernel]:
     """All kernels that a device of that architecture would run.  EmulatorError without the tools, or where
     the library has none for it."""
     with ThreadPoolExecutor(cpu_count()) as pool:
-        found = list(pool.map(lambda images: _kernels(images, arch), containers(library)))
-    return sorted((kernel for kernels in found for kernel in kernels), key=lambda kernel: kernel.name)
+        found = list(pool.map(lambda images: kernels(images, arch), containers(library)))
+    return sorted((kernel for unit in found for kernel in unit), key=lambda kernel: kernel.name)
 
 
 def containers(library: Path) -> list[list[fatbin.Entry]]:
@@ -87,7 +87,8 @@ def _section(library: Path) -> bytes:
     return done.stdout
 
 
-def _kernels(images: list[fatbin.Entry], arch: str) -> list[Kernel]:
+def kernels(images: list[fatbin.Entry], arch: str) -> list[Kernel]:
+    """Those of one translation unit."""
     if _is_for_another(images, arch):
         return []
     cubin = _cubin(images, arch)
@@ -97,8 +98,8 @@ def _kernels(images: list[fatbin.Entry], arch: str) -> list[Kernel]:
     key = cache.digest([FORMAT, arch, cubin.read_bytes(), toolchain.version(tools[1])])
 
     def make(made: Path) -> None:
-        kernels = [asdict(kernel) for kernel in _disassembled(cubin, arch, tools[0])]
-        (made / "kernels.json").write_text(json.dumps(kernels))
+        found = [asdict(kernel) for kernel in _disassembled(cubin, arch, tools[0])]
+        (made / "kernels.json").write_text(json.dumps(found))
 
     kept = json.loads((cache.entry("machine-code", key, make) / "kernels.json").read_text())
     return [Kernel(**one | {"loops": tuple(Loop(**loop) for loop in one["loops"])}) for one in kept]

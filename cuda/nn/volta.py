@@ -92,6 +92,13 @@ def ninja_rules(folder: Path, only: Sequence[str]) -> str:
         "  depfile = $out.d",
         "  deps = gcc",
         "  description = $in",
+        # kernels for another architecture alone: their launchers, which others call into, and no device code
+        "rule launchers",
+        f"  command = $clang -Wno-unknown-attributes -x cuda --cuda-path={home} --cuda-host-only "
+        "-include device/clang.cuh -MD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "  description = $in",
         "rule link",
         f"  command = {clang()} -shared -Wl,--version-script={exports} $in $cudart -o $out",
         "  description = $out",
@@ -100,10 +107,16 @@ def ninja_rules(folder: Path, only: Sequence[str]) -> str:
     for source in build.sources(only):
         made = folder / "objects" / source.relative_to(csrc).with_suffix(".o")
         objects.append(str(made))
-        lines.append(f"build {made}: {'cuda' if source.suffix == '.cu' else 'cpp'} {source}")
+        lines.append(f"build {made}: {rule_of(source)} {source}")
     lines += [f"build {folder / build.LIBRARY}: link {' '.join(objects)} | {exports}",
               f"  cudart = {home}/lib64/libcudart_static.a -ldl -lrt -pthread"]
     return "\n".join(lines) + "\n"
+
+
+def rule_of(source: Path) -> str:
+    if source.suffix != ".cu":
+        return "cpp"
+    return "cuda" if build.targets_of(source, ["70"]) == ["70"] else "launchers"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -64,8 +64,10 @@ log_softmax_backward(dy[...,C], y[...,C]) -> dx[...,C]
 
 rms_norm(x[R,D], weight[D], eps) -> y[R,D], rstd[R,1]:float
     y = weight x (mean x² + eps)^−½
-rms_norm_backward(dy[R,D], x[R,D], weight[D], rstd[R,1]) -> dx[R,D], dweight[D]:float
-    section RMSNorm of norm.py
+rms_norm_residual(x[R,D], residual[R,D], weight[D], eps) -> y[R,D], sum[R,D], rstd[R,1]:float
+    sum = x + residual, rounded; y = rms_norm(sum)
+rms_norm_backward(dy[R,D], x[R,D], weight[D], rstd[R,1]; dresidual=None) -> dx[R,D], dweight[D]:float
+    section RMSNorm of norm.py; dresidual[R,D], what reached x past the norm, is added to dx
 
 layer_norm(x[R,D], weight[D], bias[D], eps) -> y[R,D], mean[R,1]:float, rstd[R,1]:float
     y = weight (x − mean) rstd + bias
@@ -105,6 +107,16 @@ router_topk(logits[N,E], k; renormalize=True) -> weights[N,K]:float, experts[N,K
     softmax at the k largest logits (ties: lowest index), renormalised
 router_topk_backward(dweights[N,K], weights[N,K], experts[N,K], probs[N,E]; renormalize=True) -> dlogits[N,E]
     through renormalisation and softmax
+jitter(x[N,D], counter[4]; epsilon) -> y[N,D]
+    y = x (1 − epsilon + 2 epsilon u), u the uniform numbers that nn.random draws at an int64 counter()
+moe_balance_loss(probs[N,E], experts[N,K], coefficient) -> loss[1]:float, load[E]:float
+    load = share of the pairs that chose e; loss = coefficient E Σ_e load · mean of probs over the tokens
+moe_balance_loss_backward(dloss[1], load[E], tokens, coefficient) -> dprobs[N,E]:float
+    dprobs = dloss coefficient E load / N: the load is a constant
+moe_z_loss(logits[N,E], coefficient) -> loss[1]:float, lse[N]:float
+    loss = coefficient · mean of lse², lse = log Σ exp logits
+moe_z_loss_backward(dloss[1], logits[N,E], lse[N], coefficient) -> dlogits[N,E]:float
+    dlogits = dloss 2 coefficient / N lse exp(logits − lse)
 
 expert_order(experts[N,K], num_experts) -> order[M]:int, inverse[M]:int, offsets[E+1]:int
     stable sort of the pairs by expert: the pair in each row, the row of each pair, where each expert begins
@@ -121,6 +133,12 @@ grouped_linear(x[M,I], weight[E,O,I], offsets[E+1]; batch_invariant=True) -> y[M
     y = x weight[expert]ᵀ by ranges of rows
 grouped_linear_backward(dy[M,O], x[M,I], weight[E,O,I], offsets[E+1]) -> dx[M,I], dweight[E,O,I]:float
     dx = dy weight, dweight = dyᵀ x
+gathered_swiglu(x[N,I], weight[E,C,I], offsets[E+1], order[M], choices; batch_invariant=True, keep=True)
+        -> y[M,F], hidden[M,C]
+    hidden = grouped_linear of moe_dispatch, y = swiglu_packed of it; without keep, hidden is None
+gathered_swiglu_backward(dy[M,F], hidden[M,C], x[N,I], weight[E,C,I], offsets[E+1], order[M], inverse[M],
+                         choices) -> dx[N,I], dweight[E,C,I]:float
+    through swiglu_packed, grouped_linear and moe_dispatch
 
 scatter_add(source[N,D], index[N], rows) -> out[rows,D]:float
     out[index[n]] += source[n], in order

@@ -1,7 +1,9 @@
-"""Measure training and generation on this machine, beside what it could do at best.
+"""Measure training and generation on this machine, beside what it could do at best. The CUDA kernels have a
+verb of their own: cuda-nn bench kernels --help.
 
 Examples:
   cuda-nn bench
+  cuda-nn bench kernels
   cuda-nn bench --config runs/book/config.yaml --batch-size 16 --repeat 10
 """
 
@@ -15,6 +17,7 @@ import numpy as np
 
 from nn import MoETransformer
 from nn.cache import KVCache
+from nn.cli import bench_kernels
 from nn.cli.parser import Parser
 from nn.cli.sources import model_config
 from nn.cli.terminal import facts, table
@@ -36,6 +39,8 @@ class Options:
 
 
 def run(argv: list[str]) -> int:
+    if argv[:1] == ["kernels"]:
+        return bench_kernels.run(argv[1:])
     (options,) = Parser("bench", __doc__, Options).parse(argv)
     config = model_config(options.config) if options.config else preset(options.preset)
     config = config.replace(max_seq_len=max(config.max_seq_len, options.seq_len + options.repeat + 1))

@@ -30,6 +30,7 @@ class DeviceTexts:
         self._history = device.zeros((batch, last), np.int64)
         self._history[:, :length] = self._prompt
         self._held = device.full((batch,), length, np.int64)            # ids in the history
+        self._begin = device.asarray(np.arange(batch, dtype=np.int64) * last)     # of each row's history
         self._key, self._rows = sampling_key(device, config.seed), device.asarray(rows.astype(np.int64))
         self._step, self._flags = device.zeros((1,), np.int64), device.zeros((batch,), np.int32)
         self._graph: Any = None
@@ -70,9 +71,7 @@ class DeviceTexts:
         logits = self.model(ids, cache=self.cache, last_only=True).data[:, -1, : self.vocab_size]
         sample(logits, self._history, self._held, self.config, self._key, self._step, rows=self._rows,
                flags=self._flags, out=self._ids)
-        xp = self.device.namespace
-        here = xp.arange(self._history.shape[1])[None, :] == self._held[:, None]
-        self._history[...] = xp.where(here, self._ids[:, None], self._history)
+        self._history.reshape(-1)[self._begin + self._held] = self._ids
         self._held += 1
         increment(self._step)
 

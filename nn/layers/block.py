@@ -3,6 +3,7 @@
 from typing import Any
 
 from nn.layers.module import Module
+from nn.layers.residual import Residual
 from nn.tensor import Array, Tensor
 
 
@@ -19,9 +20,11 @@ class DecoderBlock(Module):
     def init_state(self, batch_size: int) -> Any:
         return self.self_attn.init_state(batch_size)
 
-    def forward(self, x: Tensor, *, state: Any = None, mask: Array | None = None,
-                mode: str | None = None) -> tuple[Tensor, Any]:
-        """x[B,T,D] -> (y[B,T,D], state)"""
-        a, state = self.self_attn(self.input_layernorm(x), state=state, mask=mask, mode=mode)
-        h = x + a
-        return h + self.mlp(self.post_attention_layernorm(h)), state
+    def forward(self, x: Tensor | Residual, *, state: Any = None, mask: Array | None = None,
+                mode: str | None = None) -> tuple[Any, Any]:
+        """x[B,T,D] -> (y[B,T,D], state); given a Residual, y is one too: the block after it forms the sum."""
+        n, h = self.input_layernorm(x if isinstance(x, Residual) else Residual(x))
+        a, state = self.self_attn(n, state=state, mask=mask, mode=mode)
+        n, h = self.post_attention_layernorm(Residual(h, a))
+        y = Residual(h, self.mlp(n))
+        return (y if isinstance(x, Residual) else y.total()), state

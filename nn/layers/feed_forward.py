@@ -1,12 +1,16 @@
 """Feed-forward layers: SwiGLU (gated) and the two-matrix MLP with SiLU or GELU."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from nn import ops
+from nn.errors import InputError
+from nn.layers.formulas import projection
 from nn.layers.linear import Linear
 from nn.layers.module import Module
+from nn.layers.protocol import Block, BlockSettings
 from nn.names import check_name
-from nn.tensor import Tensor
+from nn.tensor import Array, Tensor
 
 KINDS = ("swiglu", "silu", "gelu", "gelu_tanh", "relu")
 
@@ -34,3 +38,71 @@ _ACTIVATIONS = {
     "silu": ops.silu, "gelu": ops.gelu, "relu": ops.relu,
     "gelu_tanh": lambda x: ops.gelu(x, approximate=True),
 }
+
+
+# ---- as blocks ----
+
+@dataclass(frozen=True)
+class SwiGLUSettings(BlockSettings):
+    """The gated feed-forward, W_down(SiLU(W_gate x) ⊙ W_up x)."""
+
+    intermediate_size: int = 256      # width between the projections
+    activation: str = "swiglu"        # swiglu
+
+    def __post_init__(self) -> None:
+        self._positive("hidden_size", "intermediate_size")
+        if self.activation != "swiglu":
+            raise InputError(f"activation: {self.activation!r}; this block is swiglu, the mlp has the others")
+
+    @property
+    def matrices(self) -> int:
+        return 3 if self.activation == "swiglu" else 2
+
+    def parameters(self, active: bool = False) -> dict[str, int]:
+        return {"projections": self.matrices * self.hidden_size * self.intermediate_size}
+
+    def flops(self, batch: int, length: int, past: int = 0, mode: str | None = None) -> dict[str, int]:
+        shape = (self.hidden_size, self.intermediate_size)
+        return {"projections": projection(batch * length, *[shape] * self.matrices)}
+
+    @classmethod
+    def examples(cls) -> dict[str, Any]:
+        return {"": cls.create(hidden_size=8, intermediate_size=12)}
+
+
+@dataclass(frozen=True)
+class MLPSettings(SwiGLUSettings):
+    """The two-matrix feed-forward, W_down act(W_up x)."""
+
+    activation: str = "gelu"          # silu, gelu, gelu_tanh or relu
+
+    def __post_init__(self) -> None:
+        self._positive("hidden_size", "intermediate_size")
+        check_name("activation", self.activation, _ACTIVATIONS)
+
+    @classmethod
+    def examples(cls) -> dict[str, Any]:
+        return {name: cls.create(hidden_size=8, intermediate_size=9, activation=name)
+                for name in ("gelu_tanh", "silu")}
+
+
+class SwiGLU(Block):
+    """The gated feed-forward; no token sees another, so there is no state."""
+
+    Settings = SwiGLUSettings
+
+    def __init__(self, settings: SwiGLUSettings, dtype: Any = "float32") -> None:
+        s = self.settings = settings
+        self.ffn = FeedForward(s.hidden_size, s.intermediate_size, s.activation, std=s.init_std,
+                               down_std=s.down_std, dtype=dtype)
+
+    def forward(self, x: Tensor, *, state: None = None, mask: Array | None = None,
+                mode: str | None = None) -> tuple[Tensor, None]:
+        """[B,T,D] -> [B,T,D]"""
+        return self.ffn(x), None
+
+
+class MLP(SwiGLU):
+    """The two-matrix feed-forward."""
+
+    Settings = MLPSettings

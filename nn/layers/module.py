@@ -3,7 +3,7 @@
 A module is any object whose attributes are parameters, modules, or lists of modules; their names are the
 paths to them, in the order of definition."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,20 +19,21 @@ if TYPE_CHECKING:
 
 
 class Parameter(Tensor):
-    """Normal(0, std) or a constant, allocated when its values are first asked for: a 6.9B model can be
-    described, counted and loaded into without ever being drawn."""
+    """Normal(0, std), a constant, or what `draw(generator, shape)` gives, allocated when its values are first
+    asked for: a 6.9B model can be described, counted and loaded into without ever being drawn."""
 
-    __slots__ = ("_array", "_dtype", "_shape", "decay", "device", "fill", "grad_buffer", "key", "std")
+    __slots__ = ("_array", "_dtype", "_shape", "borrows_grad", "decay", "device", "draw", "fill", "key",
+                 "std")
 
     def __init__(self, shape: Shape, *, std: float = 0.0, fill: float = 0.0, dtype: Any = "float32",
-                 decay: bool = True) -> None:
+                 decay: bool = True, draw: Callable[[np.random.Generator, Shape], Any] | None = None) -> None:
         self._array: Array | None = None
         self._shape, self._dtype = tuple(shape), DType.of(dtype).numpy
-        self.std, self.fill = std, fill
+        self.std, self.fill, self.draw = std, fill, draw
         self.key = (0, "parameter")        # (seed, name) of its random numbers; Module.initialize sets it
         self.decay = decay                 # whether weight decay applies to it
         self.device: Any = None            # whose memory holds the values; None = the host's
-        self.grad_buffer: Array | None = None        # where the gradient goes, if that must not move
+        self.borrows_grad = False          # its gradient may be an array that others see: nobody changes it
         self.grad = None
         self.requires_grad, self.op, self.slot = True, None, 0
 
@@ -40,7 +41,9 @@ class Parameter(Tensor):
     def data(self) -> Array:
         if self._array is None:
             values = np.full(self._shape, self.fill, np.float32)
-            if self.std:
+            if self.draw:
+                values = np.broadcast_to(self.draw(generator(*self.key), self._shape), self._shape)
+            elif self.std:
                 values += generator(*self.key).standard_normal(self._shape, np.float32) * np.float32(self.std)
             self.load(values.astype(self._dtype))
         return self._array
@@ -60,7 +63,7 @@ class Parameter(Tensor):
     def to(self, device: Any) -> None:
         """Move to a device's memory, or to the host's (None).  The gradient is dropped."""
         values = self.numpy() if self.allocated else None
-        self.device, self.grad, self.grad_buffer = device, None, None
+        self.device, self.grad, self.borrows_grad = device, None, False
         if values is not None:
             self.load(values)
 

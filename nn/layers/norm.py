@@ -4,6 +4,7 @@ from typing import Any
 
 from nn import ops
 from nn.layers.module import Module, Parameter
+from nn.layers.residual import Residual
 from nn.names import by_name
 from nn.tensor import Tensor
 
@@ -15,8 +16,10 @@ class RMSNorm(Module):
         self.weight = Parameter((hidden_size,), fill=1.0, dtype=dtype, decay=False)
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., D] -> [..., D]"""
+    def forward(self, x: Tensor | Residual) -> Any:
+        """[..., D] -> [..., D]; of a Residual, (the norm of its sum, its sum), in one pass"""
+        if isinstance(x, Residual):
+            return ops.rms_norm_residual(x.h, x.delta, self.weight, self.eps)
         return ops.rms_norm(x, self.weight, self.eps)
 
 
@@ -28,9 +31,11 @@ class LayerNorm(Module):
         self.bias = Parameter((hidden_size,), dtype=dtype, decay=False)
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., D] -> [..., D]"""
-        return ops.layer_norm(x, self.weight, self.bias, self.eps)
+    def forward(self, x: Tensor | Residual) -> Any:
+        """[..., D] -> [..., D]; of a Residual, (the norm of its sum, its sum)"""
+        h = x.total() if isinstance(x, Residual) else x
+        y = ops.layer_norm(h, self.weight, self.bias, self.eps)
+        return (y, h) if isinstance(x, Residual) else y
 
 
 NORMS = {"rmsnorm": RMSNorm, "layernorm": LayerNorm}

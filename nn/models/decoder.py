@@ -15,6 +15,7 @@ from nn.errors import InputError
 from nn.layers import auxiliary
 from nn.layers.linear import Embedding, Linear
 from nn.layers.module import Module
+from nn.layers.residual import Residual
 from nn.tape import no_grad, state
 from nn.tensor import Array, Tensor
 
@@ -109,14 +110,14 @@ class Decoder(Module):
 
     def _hidden(self, ids: Array, cache: Cache | None, mask: Array | None) -> Tensor:
         """[B,T] -> [B,T,D], normalised, ready for the head"""
-        x = self.embed_tokens(ids)
+        x = Residual(self.embed_tokens(ids))
         recompute = self.gradient_checkpointing and state.recording and cache is None
         for i, layer in enumerate(self.layers):
             if recompute:
-                x = _checkpointed(layer, x, mask)
+                x = Residual(_checkpointed(layer, x.total(), mask))         # one array is kept, not two
             else:
                 x, _ = layer(x, state=cache.layers[i] if cache else None, mask=mask)
-        return self.norm(x)
+        return self.norm(x)[0]
 
     def _checked(self, ids: Any, cache: Cache | None) -> Array:
         ids = ids if hasattr(ids, "__array_namespace__") else _as_array(ids)

@@ -16,7 +16,7 @@ from nn.layers.block import DecoderBlock
 from nn.layers.feed_forward import FeedForward
 from nn.layers.linear import Embedding, Linear
 from nn.layers.module import Module
-from nn.layers.moe import Experts, MoELayer, Router
+from nn.layers.moe import Experts, MoELayer, Router, noise_counters
 from nn.layers.norm import create_norm
 from nn.layers.rotary import Rotary
 from nn.models.config import MoETransformerConfig
@@ -73,9 +73,8 @@ class MoETransformer(Decoder):
 
     def set_noise(self, seed: int, step: int, micro: int = 0) -> None:
         """Which random numbers the router's jitter draws: the same triple draws the same."""
-        routers = [module for module in self.modules() if isinstance(module, Router)]
-        for index, router in enumerate(routers):
-            router.noise = (seed, step, micro, index)
+        for router, place in noise_counters(self, seed, step, micro):
+            router.noise = place
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors in Mixtral's Hugging Face layout."""

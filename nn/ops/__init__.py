@@ -9,6 +9,7 @@ from typing import Any
 from nn.operators import Operators
 from nn.ops.attention import attention, rope
 from nn.ops.checkpoint import checkpoint
+from nn.ops.conv import causal_conv
 from nn.ops.elementwise import (
     absolute,
     add,
@@ -32,23 +33,35 @@ from nn.ops.elementwise import (
     tanh,
     where,
 )
+from nn.ops.gates import log_sigmoid, softplus
 from nn.ops.gather import scatter_add, take, take_along_axis
 from nn.ops.loss import cross_entropy, linear_cross_entropy
 from nn.ops.matmul import linear, matmul
-from nn.ops.moe import combine, dispatch, grouped_linear, plan, router_topk
-from nn.ops.norm import layer_norm, rms_norm
+from nn.ops.moe import (
+    balance_loss,
+    combine,
+    dispatch,
+    gathered_swiglu,
+    grouped_linear,
+    jitter,
+    plan,
+    router_topk,
+    z_loss,
+)
+from nn.ops.norm import layer_norm, rms_norm, rms_norm_residual
 from nn.ops.reduce import cumsum, logsumexp, max, mean, sum
 from nn.ops.softmax import log_softmax, softmax
 from nn.ops.views import broadcast_to, concat, getitem, permute, reshape, split, stack, transpose
 from nn.tensor import Tensor
 
 __all__ = [
-    "absolute", "add", "attention", "broadcast_to", "cast", "checkpoint", "clip", "combine", "concat",
-    "cross_entropy", "cumsum", "dispatch", "div", "exp", "gelu", "getitem", "grouped_linear", "layer_norm",
-    "linear", "linear_cross_entropy", "log", "log_softmax", "logsumexp", "matmul", "max", "maximum", "mean",
-    "mul", "neg", "permute", "plan", "power", "relu", "reshape", "rms_norm", "rope", "router_topk",
-    "scatter_add", "sigmoid", "silu", "softmax", "split", "sqrt", "stack", "sub", "sum", "swiglu",
-    "swiglu_packed", "take", "take_along_axis", "tanh", "transpose", "where",
+    "absolute", "add", "attention", "balance_loss", "broadcast_to", "cast", "causal_conv", "checkpoint",
+    "clip", "combine", "concat", "cross_entropy", "cumsum", "dispatch", "div", "exp", "gathered_swiglu",
+    "gelu", "getitem", "grouped_linear", "jitter", "layer_norm", "linear", "linear_cross_entropy", "log",
+    "log_sigmoid", "log_softmax", "logsumexp", "matmul", "max", "maximum", "mean", "mul", "neg",
+    "permute", "plan", "power", "relu", "reshape", "rms_norm", "rms_norm_residual", "rope", "router_topk",
+    "scatter_add", "sigmoid", "silu", "softmax", "softplus", "split", "sqrt", "stack", "sub", "sum",
+    "swiglu", "swiglu_packed", "take", "take_along_axis", "tanh", "transpose", "where", "z_loss",
 ]
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from nn.backends import kernels
 from nn.backends.array_api import namespace
+from nn.ops.count import visible_pairs
 from nn.tensor import Array, Op, Tensor
 
 
@@ -28,6 +29,12 @@ class Attention(Op):
         self.q, self.k, self.v, self.options = q, k, v, options
         self.o, self.lse = kernels.attention(q, k, v, **options)
         return self.o
+
+    def flops(self, inputs: list[Array], results: tuple[Array, ...], options: dict[str, Any]) -> int:
+        """Of the pairs that the order and the window leave visible, whatever a mask hides besides."""
+        q, k, v = (x.shape for x in inputs)
+        pairs = visible_pairs(q[2], k[2], options["window"], options["causal"])
+        return 2 * q[0] * q[1] * pairs * (q[3] + v[3])
 
     def backward(self, do: Array) -> Any:
         return kernels.attention_backward(do, self.q, self.k, self.v, self.o, self.lse, **self.options)

@@ -38,6 +38,10 @@ class LinearCrossEntropy(Op):
         self.shape, self.scale, self.dx, self.dweight = tuple(x.shape), scale, dx, dweight
         return xp.sum(loss, dtype=loss.dtype) * xp.asarray(scale, dtype=loss.dtype)
 
+    def flops(self, inputs: list[Array], results: tuple[Array, ...], options: dict[str, Any]) -> int:
+        """Of the logits alone, although the gradients are formed with them at hand."""
+        return 2 * math.prod(inputs[0].shape) * inputs[1].shape[0]
+
     def backward(self, dy: Array) -> Any:
         factor = dy * self.scale
         dx = namespace(self.dx).reshape(self.dx, self.shape)

@@ -29,6 +29,9 @@ class MatMul(Op):
         self.a, self.b = a, b
         return kernels.matmul(*_one_type(a, b))
 
+    def flops(self, inputs: list[Array], results: tuple[Array, ...], options: dict[str, Any]) -> int:
+        return 2 * math.prod(results[0].shape) * inputs[0].shape[-1]
+
     def backward(self, dy: Array) -> Any:
         da = kernels.matmul(*_one_type(dy, _transposed(self.b))) if self.needs[0] else None
         db = kernels.matmul(*_one_type(_transposed(self.a), dy)) if self.needs[1] else None
@@ -44,6 +47,9 @@ class Linear(Op):
         rows, matrix = _one_type(_as_rows(x), weight)
         y = kernels.linear(rows, matrix, bias=None if bias is None else narrow(bias, rows.dtype))
         return narrow(namespace(x).reshape(y, (*x.shape[:-1], weight.shape[0])), x.dtype)
+
+    def flops(self, inputs: list[Array], results: tuple[Array, ...], options: dict[str, Any]) -> int:
+        return 2 * math.prod(inputs[0].shape) * inputs[1].shape[0]
 
     def backward(self, dy: Array) -> Any:
         rows, matrix = _one_type(_as_rows(self.x), self.weight)

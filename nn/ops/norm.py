@@ -27,6 +27,30 @@ class RMSNorm(Op):
         return namespace(dy).reshape(dx, self.x.shape), dweight
 
 
+class ResidualRMSNorm(Op):
+    """y = RMSNorm(h) and h = x + δ, or h = x
+
+    h goes on beside y, so there come back dh, past the norm, and dy, through it.  With n(dy) what RMSNorm
+    makes of dy, the gradient of h is n(dy) + dh; x and δ, of which h is the sum, both have it."""
+
+    def forward(self, x: Array, weight: Array, delta: Array | None = None, *, eps: float) -> Any:
+        xp, self.weight, rows = namespace(x), weight, _rows(x)
+        if delta is None:
+            self.h = rows
+            y, self.rstd = kernels.rms_norm(rows, weight, eps)
+        else:
+            y, self.h, self.rstd = kernels.rms_norm_residual(rows, _rows(delta), weight, eps)
+        return xp.reshape(y, x.shape), xp.reshape(self.h, x.shape)
+
+    def backward(self, dy: Array | None, dh: Array | None) -> Any:
+        if dy is None:
+            return (dh, None, dh)[: len(self.needs)]
+        around = None if dh is None else _rows(dh)
+        dx, dweight = kernels.rms_norm_backward(_rows(dy), self.h, self.weight, self.rstd, dresidual=around)
+        dx = namespace(dy).reshape(dx, dy.shape)
+        return (dx, dweight, dx)[: len(self.needs)]
+
+
 class LayerNorm(Op):
     """y = w ⊙ x̂ + b,  x̂ = (x − μ) s,  s = (var(x) + ε)^−½   (Ba, Kiros & Hinton 2016)
 
@@ -53,6 +77,18 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
     """x[...,D], weight[D] -> [...,D]"""
     _check_width("rms_norm", x, weight=weight)
     return RMSNorm.apply(x, weight, eps=eps)
+
+
+def rms_norm_residual(x: Tensor, delta: Tensor | None, weight: Tensor,
+                      eps: float = 1e-6) -> tuple[Tensor, Tensor]:
+    """(rms_norm(h), h) for h = x + delta, or x where that is None; x, delta[...,D], weight[D] -> [...,D]"""
+    _check_width("rms_norm_residual", x, weight=weight)
+    if delta is None:
+        return ResidualRMSNorm.apply(x, weight, eps=eps)
+    if delta.shape != x.shape or delta.dtype != x.dtype:
+        raise ValueError(f"rms_norm_residual: delta {delta.dtype} {list(delta.shape)} does not fit "
+                         f"x {x.dtype} {list(x.shape)}")
+    return ResidualRMSNorm.apply(x, weight, delta, eps=eps)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:

@@ -20,8 +20,10 @@ Array = Any
 
 
 class DeviceAdamW:
-    """Gradients get fixed places at once (`Parameter.grad_buffer`), moments and masters at the first step:
-    for the parameters that have a gradient then, and these have to have one in every later step."""
+    """Moments and masters are made at the first step, for the parameters that have a gradient then, and these
+    have to have one in every later step.  Gradients stay where backward left them: no step copies them.
+
+    A step may be recorded; then recorded() has to be called after it, before the first replay."""
 
     def __init__(self, named_parameters: Mapping[str, Any], *, lr: float,
                  betas: tuple[float, float] = (0.9, 0.95), eps: float = 1e-8, weight_decay: float = 0.1,
@@ -41,8 +43,10 @@ class DeviceAdamW:
         self._host_lr, self.steps = lr, 0      # what the device holds
         self._state: dict[str, dict[str, Array]] = {}      # by parameter: m, v, and master for half precision
         self._plan: Any = None
+        self._recorded: list[Any] = []         # plans of recorded steps, which live as long as those may
+        self._spare: Array = None              # memory for the table of the next one
         for parameter in self._parameters.values():
-            parameter.grad_buffer = self.device.zeros(parameter.shape, np.float32)
+            parameter.borrows_grad = True
 
     @property
     def lr(self) -> float:
@@ -63,9 +67,23 @@ class DeviceAdamW:
         if missing:
             raise RuntimeError(f"step: {missing[0]} has no gradient, and had one in the first step; on a "
                                "device the same parameters take part in every step")
-        self.norm, scale, skip = global_norm(self._plan, self.max_norm or 0.0, skipped=self._skipped)
+        grads = [self._parameters[name].grad.contiguous() for name in self._state]
+        if self.device.capturing:
+            if self._spare is None:
+                raise RuntimeError("step: recorded() has to be called between recordings")
+            plan, self._spare = self._plan.moved(grads, self._spare), None
+            self._recorded.append(plan)
+        else:
+            plan = self._plan.moved(grads)
+        self.norm, scale, skip = global_norm(plan, self.max_norm or 0.0, skipped=self._skipped)
         increment(self._step, skip=skip)
-        adamw_step(self._plan, self._lr, self._step, betas=self.betas, eps=self.eps, scale=scale, skip=skip)
+        adamw_step(plan, self._lr, self._step, betas=self.betas, eps=self.eps, scale=scale, skip=skip)
+
+    def recorded(self) -> None:
+        """Let recorded steps know where their gradients lie."""
+        for plan in self._recorded:
+            plan.upload()
+        self._spare = self.device.empty(self._plan.tensors.shape, np.uint8)
 
     def taken(self) -> None:
         """The host has seen that the last step's norm was finite: the device has counted it, too."""
@@ -86,11 +104,12 @@ class DeviceAdamW:
                 self._state[name]["master"] = self.device.namespace.astype(data, np.dtype(np.float32))
         parameters, states = [self._parameters[name] for name in names], [self._state[name] for name in names]
         self._plan = adamw_plan(
-            [p.data for p in parameters], [p.grad_buffer for p in parameters],
+            [p.data for p in parameters], [state["m"] for state in states],      # of gradients, the sizes
             [state["m"] for state in states], [state["v"] for state in states],
             masters=[state.get("master") for state in states],
             lr_scale=[self._settings[name][0] for name in names],
             weight_decay=[self._settings[name][1] for name in names])
+        self._spare = self.device.empty(self._plan.tensors.shape, np.uint8)
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """As AdamW's, copied to the host."""
@@ -109,9 +128,10 @@ class DeviceAdamW:
             if int(state[f"{name}.steps"]) != steps:
                 raise InputError(f"optimizer state: {name} took part in {int(state[f'{name}.steps'])} of "
                                  f"{steps} steps; continue this run on the CPU")
-        self._state, self._plan = {}, None
-        if names:
-            self._begin(names)
+        if names != list(self._state):         # else the arrays stay, and with them what was recorded
+            self._state, self._plan = {}, None
+            if names:
+                self._begin(names)
         for name in names:
             for key, array in self._state[name].items():
                 saved = state[f"{name}.{key}"]

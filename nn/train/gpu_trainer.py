@@ -1,14 +1,14 @@
 """GpuTrainer: whole training steps on a device.
 
-Parameters, gradients, moments and activations stay there.  A step uploads its tokens and two numbers, queues
-its work (recorded once as a graph, then replayed by one call) and copies back one small vector: the loss, the
-auxiliary losses, what the layers report, and the gradient's norm.
+Parameters, gradients, moments and activations stay there.  A step uploads its tokens and two numbers (and,
+for router jitter, where random numbers are drawn), queues its work (recorded once as a graph, then replayed
+by one call) and copies back one small vector: the loss, the auxiliary losses, what the layers report, and the
+gradient's norm.
 
     trainer = GpuTrainer(MoETransformer.tiny(), device="emulated", lr=1e-3)
     trainer.step(inputs, targets)                      # {"loss": 6.93, "grad_norm": 0.61, ...}
     trainer.decode([1, 2, 3], "top_p", top_p=0.9)      # ids"""
 
-import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -18,11 +18,11 @@ import numpy as np
 from nn.backends import open_device
 from nn.errors import InputError
 from nn.generate import SamplingConfig, generate
+from nn.layers.moe import noise_counters
 from nn.names import check_name
 from nn.optim.device_adamw import DeviceAdamW
 from nn.train.gradients import Batch, scored_tokens
 
-log = logging.getLogger("nn.train")
 IGNORED = -100
 STRATEGIES: dict[str, dict[str, Any]] = {         # what each one sets, unless the caller does
     "greedy": {"temperature": 0.0},
@@ -51,9 +51,7 @@ class GpuTrainer:
         self.optimizer = DeviceAdamW(model.named_parameters(), lr=lr, betas=betas, eps=eps,
                                      weight_decay=weight_decay, max_norm=clip)
         self.metrics: dict[str, Any] = {}              # of the last step
-        self._graph = graph and not _draws_on_host(model)
-        if graph and not self._graph:
-            log.warning("router_jitter: drawn on the host, steps are queued kernel by kernel, not replayed")
+        self._graph = graph
         self._steps: dict[tuple[int, ...], _Step] = {}     # by [micro-batches, B, T]
 
     def step(self, inputs: Any, targets: Any) -> dict[str, Any]:
@@ -99,6 +97,8 @@ class _Step:
         device = trainer.device
         self.tokens = device.zeros((2, *shape), np.int64)          # inputs and targets [2,micro-batches,B,T]
         self.valid = device.zeros((), np.float32)                  # targets that count, of all micro-batches
+        self.routers = [router for router, _ in noise_counters(trainer.model, 0, 0, 0) if router.jitter]
+        self.noise = device.zeros((shape[0], len(self.routers), 4), np.int64)     # where they draw jitter
         self.layout: list[tuple[str, tuple[int, ...]]] = []        # of `figures`
         self.figures: Any = None                                   # one vector, read back after the step
         self.graph: Any = None
@@ -107,39 +107,57 @@ class _Step:
     def run(self, batches: Sequence[Batch], step: int) -> dict[str, Any]:
         self.tokens.upload(np.stack([[x for x, _ in batches], [y for _, y in batches]]).astype(np.int64))
         self.valid.upload(np.float32(scored_tokens(batches)))
+        if self.routers:
+            self.noise.upload(np.array([self._noise(step, micro) for micro in range(len(batches))]))
+        try:
+            self._launch()
+        except BaseException:
+            self.trainer.optimizer.zero_grad()       # what a step that failed has left is no part of the next
+            raise
+        return self._read()
+
+    def _launch(self) -> None:
         if self.graph is None and self.warm and self.graph_wanted:
-            self._record(step)
+            self._record()
         if self.graph is not None:
             self.graph.replay()
         else:
-            self._queue(step)           # the first time: buffers are made, and every table finds its place
+            self._queue()               # the first time: buffers are made, and every table finds its place
             self.warm = True
-        return self._read()
 
-    def _record(self, step: int) -> None:
+    def _noise(self, step: int, micro: int) -> list[np.ndarray]:
+        found = noise_counters(self.trainer.model, self.trainer.seed, step, micro)
+        return [place for router, place in found if router.jitter]
+
+    def _record(self) -> None:
         from cuda.nn.graph import Graph
-        with Graph.capture(self.trainer.device) as graph:
-            self._queue(step)
+        try:
+            with Graph.capture(self.trainer.device) as graph:
+                self._queue()
+        finally:
+            self.trainer.optimizer.recorded()
         self.graph = graph
 
-    def _queue(self, step: int) -> None:
+    def _queue(self) -> None:
         """Everything between the tokens and the figures; nothing is read back."""
         model, optimizer = self.trainer.model, self.trainer.optimizer
         micro_batches = self.tokens.shape[1]
         parts: list[dict[str, Any]] = []
         for micro in range(micro_batches):
-            model.set_noise(self.trainer.seed, step, micro)
+            for i, router in enumerate(self.routers):
+                router.noise = self.noise[micro, i]
             total, figures = model.loss_terms(self.tokens[0, micro], self.tokens[1, micro],
                                               valid_tokens=self.valid, aux_scale=1.0 / micro_batches)
             total.backward()
             parts.append(figures)
-        optimizer.step()
-        optimizer.zero_grad()
         self.layout = [(name, tuple(value.shape)) for name, value in parts[0].items()] + [("grad_norm", ())]
         xp = self.tokens.device.namespace
         vectors = [xp.reshape(part[name], (-1,)) for part in parts for name in part]
-        self.figures = xp.concat([xp.astype(vector, xp.float32) for vector in vectors]
-                                 + [xp.reshape(optimizer.norm, (-1,))])
+        self.figures = xp.concat([xp.astype(vector, xp.float32, copy=False) for vector in vectors]
+                                 + [xp.reshape(self.valid, (-1,))])          # the norm's place
+        optimizer.step()                # the last that asks for memory: it is made wholly, or not at all
+        optimizer.zero_grad()
+        self.figures[-1:] = optimizer.norm
 
     def _read(self) -> dict[str, Any]:
         """The one download: means over the micro-batches, of the loss the sum."""
@@ -155,11 +173,6 @@ class _Step:
                 at += count
         found["grad_norm"] = host[-1]
         return {name: float(value) if np.ndim(value) == 0 else value for name, value in found.items()}
-
-
-def _draws_on_host(model: Any) -> bool:
-    """Whether a training step uses random numbers that the host draws: a recording would repeat them."""
-    return any(getattr(module, "jitter", 0.0) for module in model.modules())
 
 
 def _check(batches: Sequence[Batch], shape: tuple[int, ...], vocab_size: int) -> None:

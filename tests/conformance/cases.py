@@ -164,7 +164,7 @@ def normalised_backward(kernel: str) -> Table:
         yield "all-masked", lambda draw: ((draw(2, 3), draw.like(masked)), {})
 
 
-NORMS = ((0, 4), (1, 1), (2, 1), (3, 5), (7, 33), (65, 130))
+NORMS = ((0, 4), (1, 1), (2, 1), (3, 5), (7, 33), (65, 130), (2, 4104))
 
 
 @table("rms_norm", "layer_norm")
@@ -180,18 +180,32 @@ def norm(kernel: str) -> Table:
         yield "offset", lambda draw: ((draw.like(100.0 + exact(draw(4, 16))), draw(16), draw(16), 1e-5), {})
 
 
+@table("rms_norm_residual")
+def norm_of_sum(kernel: str) -> Table:
+    for rows, width in NORMS:
+        yield label(rows, width), lambda draw, r=rows, d=width: (
+            (draw(r, d), draw(r, d, scale=3.0), draw(d), 1e-6), {})
+    yield "cancelling", lambda draw: ((draw.like(np.array([[1.0, -2.0, 3.0]])),
+                                       draw.like(np.array([[-1.0, 2.0, 0.5]])), draw(3), 1e-5), {})
+
+
 @table("rms_norm_backward", "layer_norm_backward")
 def norm_backward(kernel: str) -> Table:
-    def build(draw: Draw, rows: int, width: int) -> tuple[Arguments, dict[str, Any]]:
+    rms = kernel == "rms_norm_backward"
+
+    def build(draw: Draw, rows: int, width: int, around: bool = False) -> tuple[Arguments, dict[str, Any]]:
         x, weight = draw(rows, width), draw(width)
-        if kernel == "rms_norm_backward":
+        if rms:
             statistics = naive.rms_norm(exact(x), exact(weight), 1e-6)[1:]
         else:
             statistics = naive.layer_norm(exact(x), exact(weight), np.zeros(width), 1e-5)[1:]
-        return (draw(rows, width), x, weight, *map(draw.statistic, statistics)), {}
+        options = {"dresidual": draw(rows, width, scale=2.0) if around else None} if rms else {}
+        return (draw(rows, width), x, weight, *map(draw.statistic, statistics)), options
 
     for rows, width in NORMS:
         yield label(rows, width), lambda draw, r=rows, d=width: build(draw, r, d)
+        if rms:
+            yield f"{label(rows, width)}-around", lambda draw, r=rows, d=width: build(draw, r, d, True)
 
 
 @table("rope")
@@ -407,6 +421,37 @@ def router_backward(kernel: str) -> Table:
             yield name, lambda draw, s=sizes, r=renormalize: build(draw, *s, r)
 
 
+@table("jitter")
+def jittered(kernel: str) -> Table:
+    words = ((0, 0, 0, 0), (-1, 2**32 - 1, 2**32 - 1, 2**32 - 1), (0x0123456789ABCDEF, 7, 1, 3),
+             (-(2**63), 1, 0, 2))
+    for shape in ((0, 3), (1, 1), (1, 3), (5, 7), (3, 8), (33, 41)):
+        for i, place in enumerate(words):
+            yield f"{label(*shape)}-{i}", lambda draw, s=shape, p=place: (
+                (draw(*s), np.array(p, np.int64)), {"epsilon": 0.1})
+    for epsilon in (0.0, 1.0):
+        yield f"epsilon-{epsilon:g}", lambda draw, e=epsilon: (
+            (draw(3, 5), np.array(words[2], np.int64)), {"epsilon": e})
+
+
+@table("moe_balance_loss", "moe_balance_loss_backward", "moe_z_loss", "moe_z_loss_backward")
+def auxiliary(kernel: str) -> Table:
+    def build(draw: Draw, tokens: int, experts: int, k: int) -> Any:
+        logits, dloss = draw(tokens, experts, scale=2.0), draw.wide(1)
+        if kernel.startswith("moe_z_loss"):
+            if kernel == "moe_z_loss":
+                return (logits, 0.3), {}
+            return (dloss, logits, draw.statistic(naive.moe_z_loss(exact(logits), 0.3)[1]), 0.3), {}
+        probs, chosen = draw.like(naive.softmax(exact(logits))), draw.integers(experts, tokens, k)
+        if kernel == "moe_balance_loss":
+            return (probs, chosen, 0.7), {}
+        load = naive.moe_balance_loss(exact(probs), chosen, 0.7)[1]
+        return (dloss, draw.statistic(load), tokens, 0.7), {}
+
+    for sizes in (*ROUTING, (300, 7, 3)):
+        yield label(*sizes), lambda draw, s=sizes: build(draw, *s)
+
+
 @table("expert_order")
 def order(kernel: str) -> Table:
     for tokens, experts, k in ROUTING:
@@ -455,6 +500,29 @@ def grouped(kernel: str) -> Table:
     if kernel == "grouped_linear":
         yield "small-groups-as-they-are", lambda draw: build(
             draw, (1, 0, 7, 3), 6, 4, 1, {"batch_invariant": False})
+
+
+@table("gathered_swiglu", "gathered_swiglu_backward")
+def gathered(kernel: str) -> Table:
+    def build(draw: Draw, tokens: int, choices: int, experts: int, inputs: int, width: int, dropped: bool,
+              options: dict[str, Any]) -> Any:
+        chosen = draw.integers(experts + dropped, tokens, choices)                  # expert E of E: dropped
+        order, inverse, offsets = naive.expert_order(chosen, experts)
+        x, weight = draw(tokens, inputs), draw(experts, 2 * width, inputs, scale=inputs**-0.5)
+        if kernel == "gathered_swiglu":
+            return (x, weight, offsets, order, choices), {"keep": True} | options
+        hidden = naive.gathered_swiglu(exact(x), exact(weight), offsets, order, choices)[1]
+        return (draw(tokens * choices, width), draw.like(hidden), x, weight, offsets, order, inverse,
+                choices), {}
+
+    for sizes in ((0, 2, 3, 4, 5), (1, 1, 1, 1, 1), (5, 2, 4, 6, 3), (9, 3, 2, 33, 17), (40, 2, 3, 16, 8),
+                  (70, 1, 2, 8, 24)):
+        for dropped in (False, True):
+            yield label(*sizes) + "-dropped" * dropped, lambda draw, s=sizes, d=dropped: (
+                build(draw, *s, d, {}))
+    if kernel == "gathered_swiglu":
+        yield "not-kept", lambda draw: build(draw, 5, 2, 4, 6, 3, True, {"keep": False})
+        yield "as-it-is", lambda draw: build(draw, 5, 2, 4, 6, 3, True, {"batch_invariant": False})
 
 
 @table("scatter_add")

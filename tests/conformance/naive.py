@@ -142,10 +142,17 @@ def rms_norm(x: Array, weight: Array, eps: float) -> tuple[Array, Array]:
     return x * rstd * weight, rstd
 
 
-def rms_norm_backward(dy: Array, x: Array, weight: Array, rstd: Array) -> tuple[Array, Array]:
+def rms_norm_residual(x: Array, residual: Array, weight: Array, eps: float) -> tuple[Array, Array, Array]:
+    y, rstd = rms_norm(x + residual, weight, eps)
+    return y, x + residual, rstd
+
+
+def rms_norm_backward(dy: Array, x: Array, weight: Array, rstd: Array, *,
+                      dresidual: Array | None = None) -> tuple[Array, Array]:
     rstd = rstd.astype(x.dtype)
     a, x_hat = dy * weight, x * rstd
-    return rstd * (a - x_hat * _mean(a * x_hat)), total(dy * x_hat, axis=0, keepdims=False)
+    dx = rstd * (a - x_hat * _mean(a * x_hat))
+    return dx if dresidual is None else dx + dresidual, total(dy * x_hat, axis=0, keepdims=False)
 
 
 def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> tuple[Array, Array, Array]:
@@ -334,6 +341,45 @@ def router_topk_backward(dweights: Array, weights: Array, experts: Array, probs:
     return dlogits
 
 
+def philox_word(place: Array, index: int) -> int:
+    """Word `index` of Philox 4x32-10 (Salmon et al. 2011) under a counter's key and its three stream words"""
+    key, c = int(place[0]) % 2**64, [index // 4, *(int(word) for word in place[1:])]
+    k = [key % 2**32, key // 2**32]
+    for _ in range(10):
+        a, b = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
+        c = [b // 2**32 ^ c[1] ^ k[0], b % 2**32, a // 2**32 ^ c[3] ^ k[1], a % 2**32]
+        k = [(k[0] + 0x9E3779B9) % 2**32, (k[1] + 0xBB67AE85) % 2**32]
+    return c[index % 4]
+
+
+def jitter(x: Array, counter: Array, *, epsilon: float) -> Array:
+    u = np.array([philox_word(counter, i) // 256 * 2.0**-24 for i in range(x.size)], np.float64)
+    return x * (1.0 - epsilon + 2.0 * epsilon * u.reshape(x.shape)).astype(x.dtype)
+
+
+def moe_balance_loss(probs: Array, experts: Array, coefficient: float) -> tuple[Array, Array]:
+    c, (tokens, count) = probs.dtype.type, probs.shape
+    load = np.array([c((experts == e).sum()) / c(max(1, experts.size)) for e in range(count)], probs.dtype)
+    mean = total(probs, axis=0, keepdims=False) / c(max(1, tokens))
+    return total(load * mean) * c(coefficient * count), load
+
+
+def moe_balance_loss_backward(dloss: Array, load: Array, tokens: int, coefficient: float) -> Array:
+    c = load.dtype.type
+    row = dloss * c(coefficient * len(load)) * load / c(max(1, tokens))
+    return np.array([row for _ in range(tokens)], load.dtype).reshape(tokens, len(load))
+
+
+def moe_z_loss(logits: Array, coefficient: float) -> tuple[Array, Array]:
+    lse = np.array([np.log(np.sum(np.exp(row.astype(np.float64)))) for row in logits]).astype(logits.dtype)
+    return total(lse * lse) * logits.dtype.type(coefficient / max(1, len(lse))), lse
+
+
+def moe_z_loss_backward(dloss: Array, logits: Array, lse: Array, coefficient: float) -> Array:
+    slope = dloss * logits.dtype.type(2 * coefficient / max(1, len(lse))) * lse
+    return softmax(logits) * slope[:, None]
+
+
 def expert_order(experts: Array, num_experts: int) -> tuple[Array, Array, Array]:
     flat = [int(e) for row in experts for e in row]
     order = sorted(range(len(flat)), key=lambda pair: (flat[pair], pair))
@@ -393,6 +439,19 @@ def grouped_linear_backward(dy: Array, x: Array, weight: Array, offsets: Array) 
             dx[r] = product(weight[e].T, dy[r])
             dweight[e] += np.outer(dy[r], x[r])
     return dx, dweight
+
+
+def gathered_swiglu(x: Array, weight: Array, offsets: Array, order: Array, choices: int, *,
+                    batch_invariant: bool = True, keep: bool = True) -> tuple[Array, Array | None]:
+    hidden = grouped_linear(moe_dispatch(x, order, choices), weight, offsets)
+    return swiglu_packed(hidden), hidden if keep else None
+
+
+def gathered_swiglu_backward(dy: Array, hidden: Array, x: Array, weight: Array, offsets: Array, order: Array,
+                             inverse: Array, choices: int) -> tuple[Array, Array]:
+    rows = moe_dispatch(x, order, choices)
+    dxs, dweight = grouped_linear_backward(swiglu_packed_backward(dy, hidden), rows, weight, offsets)
+    return moe_dispatch_backward(dxs, inverse, choices), dweight
 
 
 # optimizer

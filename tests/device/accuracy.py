@@ -57,9 +57,9 @@ def accurate(kernel: str, dtype: str, results: list[DeviceArray], *arguments: An
             compare.compare(f"{kernel} {i}", found, right, rough, dtype, 1.0 if "backward" in kernel else 0.0)
 
 
-def counted(device: EmulatedDevice, run: Callable[[], Any]) -> dict[str, KernelCounters]:
+def counted(device: EmulatedDevice, run: Callable[[], Any], check: bool = True) -> dict[str, KernelCounters]:
     """{kernel's name without namespace and template arguments: its counts}"""
-    device.configure(count=1)
+    device.configure(count=1, check=int(check))
     device.clear()
     run()
     counters = device.counters()

@@ -10,8 +10,9 @@ import pytest
 from cuda.nn.device import EmulatedDevice
 from cuda.nn.errors import DeviceArgumentError, UnsupportedError
 from cuda.nn.layout import plan
-from cuda.nn.operations import Op, Reduction
+from cuda.nn.operations import Op
 from cuda.nn.prototypes.array import ArrayLayout
+from cuda.nn.reductions import Reduction
 
 F32, I64, BOOL, F64 = 0, 3, 6, 8
 LAYOUT = plan((4,), (4,), (1,), (4,), (1,))
@@ -29,9 +30,9 @@ def test_elementwise(device: EmulatedDevice) -> None:
     x, y = device.zeros((4,), np.float32), device.zeros((4,), np.float32)
     refused(device, "no operation of one", "array_unary", y, x, LAYOUT, Op.ADD, F32, F32)
     refused(device, "no operation of two", "array_binary", y, x, x, LAYOUT, Op.EXP, F32, F32, F32, 0.0)
-    refused(device, "dtype: 9 of y", "array_unary", y, x, LAYOUT, Op.EXP, 9, F32)
-    refused(device, "dtype: -1 of input 0", "array_unary", y, x, LAYOUT, Op.EXP, F32, -1)
-    refused(device, "input 0: a null", "array_unary", y, None, LAYOUT, Op.EXP, F32, F32)
+    refused(device, "y_dtype: 9 is", "array_unary", y, x, LAYOUT, Op.EXP, 9, F32)
+    refused(device, "x_dtype: -1 is", "array_unary", y, x, LAYOUT, Op.EXP, F32, -1)
+    refused(device, "x: a null", "array_unary", y, None, LAYOUT, Op.EXP, F32, F32)
     refused(device, "y: a null", "array_unary", None, x, LAYOUT, Op.EXP, F32, F32)
     refused(device, "layout: null", "array_unary", y, x, None, Op.EXP, F32, F32)
     refused(device, "integers only", "array_binary", y, x, x, LAYOUT, Op.AND, F32, F32, F32, 0.0)
@@ -51,19 +52,19 @@ def test_the_others(device: EmulatedDevice) -> None:
     refused(device, "op: 9 is no reduction", "array_reduce", x, x, LAYOUT, 1, 9, F32, F32, None, 0)
     refused(device, "reduced: 2 of 1 axes", "array_reduce", x, x, LAYOUT, 2, Reduction.SUM, F32, F32, None, 0)
     long = plan((100000,), (100000,), (1,))
-    refused(device, "workspace: 0 bytes", "array_reduce", x, x, long, 1, Reduction.SUM, F32, F32, None, 0)
+    refused(device, "workspace_bytes: 0", "array_reduce", x, x, long, 1, Reduction.SUM, F32, F32, None, 0)
     none = plan((0,), (0,), (1,))
     refused(device, "of no elements", "array_reduce", x, x, none, 1, Reduction.MAX, F32, F32, None, 0)
     refused(device, "float32 is no integer", "array_gather", x, x, i, LAYOUT, 4, 1, F32, F32)
     refused(device, "length: -4", "array_gather", x, x, i, LAYOUT, -4, 1, F32, I64)
-    refused(device, "workspace: 8 bytes, 32", "array_scatter", x, x, i, LAYOUT, 4, 1, 4, F32, I64, x, 8)
-    refused(device, "rows or n: -1", "array_cumulative_sum", x, x, -1, 4, F32, F32, None, 0)
-    refused(device, "workspace: 0 bytes", "array_cumulative_sum", x, x, 1, 5000, F32, F32, None, 0)
-    refused(device, "workspace: 0 bytes", "array_argsort", i, x, 1, 5000, 0, F32, None, 0)
+    refused(device, "workspace_bytes: 8, but 32", "array_scatter", x, x, i, LAYOUT, 4, 1, 4, F32, I64, x, 8)
+    refused(device, "rows: -1", "array_cumulative_sum", x, x, -1, 4, F32, F32, None, 0)
+    refused(device, "workspace_bytes: 0", "array_cumulative_sum", x, x, 1, 5000, F32, F32, None, 0)
+    refused(device, "workspace_bytes: 0", "array_argsort", i, x, 1, 5000, 0, F32, None, 0)
     refused(device, "float64", "array_argsort", i, x, 1, 4, 0, F64, None, 0, error=UnsupportedError)
     refused(device, "too long", "array_argsort", i, x, 1, 1 << 32, 0, F32, None, 0)
-    refused(device, "n or m", "array_searchsorted", i, x, x, -1, 4, 0, F32)
-    refused(device, "place, sorted or values", "array_searchsorted", i, None, x, 3, 4, 0, F32)
+    refused(device, "n: -1", "array_searchsorted", i, x, x, -1, 4, 0, F32)
+    refused(device, "sorted: a null", "array_searchsorted", i, None, x, 3, 4, 0, F32)
 
 
 def test_nothing_to_do_needs_no_memory(device: EmulatedDevice) -> None:

@@ -212,21 +212,6 @@ def test_matmul_of_views_copies_nothing(device: EmulatedDevice) -> None:
         device.asarray(np.eye(2, dtype=np.int64)) @ device.asarray(np.eye(2, dtype=np.int64))
 
 
-def test_same_bits_under_every_schedule(device: EmulatedDevice, same_bits: SameBits) -> None:
-    xp = device.namespace
-    x, wide = device.asarray(sample((40, 33))), device.asarray(sample((1, 9000)))
-    index = device.asarray(np.array([3, 1, 3, 0, 3, 1]))
-
-    def run() -> list[np.ndarray]:
-        target = device.zeros((40, 4), np.float32)
-        target[index] = x[:6, :4]
-        found = [xp.sum(x, axis=0), xp.sum(x, axis=1), xp.sum(wide), xp.cumulative_sum(wide, axis=1), target,
-                 xp.argsort(wide[:, :2100]), xp.mean(x), xp.argmax(x, axis=0), x * 2 + x.T[:, :33].sum()]
-        return [array.numpy() for array in found]
-
-    same_bits(run)
-
-
 def test_generic_operations_can_be_recorded(device: EmulatedDevice) -> None:
     """None of them allocates behind the pool's back, waits, or looks at what the device holds."""
     xp, a = device.namespace, sample((6, 40))

@@ -1,6 +1,5 @@
 """Attention forward: tensor cores of sm_80 and sm_75, float arithmetic; every option; against float64."""
 
-from collections.abc import Callable
 from ctypes import byref, c_int32
 from typing import Any
 
@@ -238,12 +237,6 @@ def test_sm75(device: EmulatedDevice, width: int) -> None:
 def test_what_sm75_leaves_to_float_arithmetic(device: EmulatedDevice) -> None:
     for dtype, width in (("bfloat16", 64), ("float16", 192), ("float32", 64)):
         assert path(*up(device, inputs(dtype, width=width))) == FLOAT
-
-
-@pytest.mark.parametrize("dtype", ALL)
-def test_same_bits(device: EmulatedDevice, same_bits: Callable[..., None], dtype: str) -> None:
-    q, k, v = (device.asarray(x) for x in inputs(dtype, heads=4, groups=2, queries=40, keys=70, width=16))
-    same_bits(lambda: [x.numpy() for x in attention_forward(q, k, v, scale=0.25, window=50)])
 
 
 @pytest.mark.parametrize("dtype", ALL)

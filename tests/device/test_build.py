@@ -1,5 +1,6 @@
 """How the kernel library is built: what is compiled for which device, again when, and what failures say."""
 
+import ctypes
 import os
 import re
 import shutil
@@ -11,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from cuda.nn import build
+from cuda.nn import build, machine_code
 from cuda.nn.build import EMULATED, LIBRARY, Options
-from cuda.nn.emulator import toolchain
+from cuda.nn.emulator import fatbin, resources, toolchain
 from cuda.nn.errors import DeviceError, NoDeviceError
+from cuda.nn.library import Library
 
 ROOT = Path(__file__).parents[2]
 NVCC = """#!{python}
@@ -102,12 +104,18 @@ def test_one_pass_of_the_front_end_serves_several_targets() -> None:
         "-gencode=arch=compute_80,code=[sm_80,sm_86,sm_89,compute_80]"
     )
     assert build.generate(["86"], ptx_only=True) == "-gencode=arch=compute_80,code=[compute_80]"
+    assert build.generate(["90a"], ptx_only=True) == "-gencode=arch=compute_90a,code=[compute_90a]"
+
+
+ALONE = re.compile(r"wgmma|_sm90a")         # what files for sm_90a alone are made of
 
 
 def test_no_source_asks_for_a_target_that_shares_the_pass_of_another() -> None:
     passes = {f"{target}0" for target in build.TARGETS if build.FRONT_ENDS.get(target, target) == target}
+    assert passes >= {"750", "800", "1200"}
+    assert "900" not in passes
     for path in sorted(build.source_folder().rglob("*.[ch]u*")):
-        if "emulator" not in path.parts:
+        if "emulator" not in path.parts and not ALONE.search(path.name):
             asked = set(re.findall(r"__CUDA_ARCH__\s*[<>=!]=?\s*(\d+)", path.read_text()))
             assert asked <= passes, path
 
@@ -138,6 +146,36 @@ def test_a_family_is_a_file_or_a_folder(toolkit: Toolkit) -> None:
     assert names == ["error.cpp", "tiled.cu", "wgmma_sm90a.cu"]
     with pytest.raises(DeviceError, match="no kernel family gem in "):
         build.sources(["gem"])
+
+
+@pytest.mark.slow
+def test_a_family_for_every_architecture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that `make cuda` makes of one file, by the real compiler: an image per architecture, the newest's
+    PTX, everything compressed; and a library that says on a machine without a GPU that there is none."""
+    monkeypatch.delenv("CUDA_NN_BUILD", raising=False)
+    folder = build.build(Options(tmp_path / "build", only=("rope",)))           # one file
+    (unit,) = machine_code.containers(folder / LIBRARY)
+    numbers = {int(target) for target in build.accepted() if target != "90a"}
+    code = [image for image in unit if image.kind == fatbin.ELF]
+    assert {image.arch for image in code} == numbers
+    assert {image.arch for image in unit if image.kind == fatbin.PTX} == {75, 80, max(numbers)}
+    assert all(image.compression for image in unit)
+    assert all(image.image().startswith(b"\x7fELF") for image in code)
+    if not Path("/dev/nvidiactl").exists():
+        library, count = Library(folder / LIBRARY), ctypes.c_int32(-1)
+        library.nn_device_count(ctypes.byref(count))
+        assert count.value == 0
+
+
+@pytest.mark.parametrize("arch", ["sm_86", "sm_89", "sm_100", "sm_120"])
+def test_a_tensor_core_kernel_is_assembled_where_no_gate_looks(arch: str) -> None:
+    """tests/device/test_static.py reads all kernels for sm_75, sm_80 and sm_90; here one file for others."""
+    units = machine_code.containers(build.emulated_library())
+    texts = [fatbin.choose(unit, "sm_80") for unit in units if any(image.arch == 80 for image in unit)]
+    (ptx,) = (text for text in texts if "gemm_mma" in text and ".tf32" in text)
+    found = resources.read_resources(ptx, arch)
+    assert found
+    assert {name: one for name, one in found.items() if one.spills or one.stack_bytes} == {}
 
 
 # ---- what is compiled again --------------------------------------------------------------------------------
@@ -213,6 +251,7 @@ def test_the_emulated_device_builds_its_library_and_says_so_once(
     objects = list((toolkit.place / "cache").rglob("tiled.o"))
     assert "code=[compute_75]" in objects[0].read_text()
     assert "sm_75" not in objects[0].read_text()
+    assert "compress-all" not in objects[0].read_text()
 
 
 def test_what_is_not_there_is_an_error_with_the_way_out(
@@ -329,3 +368,20 @@ def test_a_wheel_with_the_library_in_it(tmp_path: Path) -> None:
     libraries = unpacked(found, tmp_path / "there", code, CUDA_NN_BUILD="").splitlines()
     place = tmp_path / "there" / "cuda" / "nn" / "lib"
     assert libraries == [str(place / LIBRARY), str(place / EMULATED)]
+
+
+# ---- the namespace -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("first", "then"), [("cuda.nn.device", "cuda.pathfinder"),
+                                             ("cuda.pathfinder", "cuda.nn.device")])
+def test_nvidias_packages_live_beside_ours(first: str, then: str) -> None:
+    """CuPy brings cuda.pathfinder along, which is installed here by itself."""
+    files = "cuda.pathfinder.__file__, cuda.nn.__file__, cuda.__file__"
+    code = f"import {first}, {then}; print({files}, sep='\\n')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    theirs, ours, neither = done.stdout.splitlines()
+    assert "site-packages" in theirs
+    assert Path(ours) == ROOT / "cuda" / "nn" / "__init__.py"
+    assert neither == "None"                             # no package of either side's

@@ -312,14 +312,6 @@ def test_operands_may_be_the_same_for_the_whole_batch(device: EmulatedDevice) ->
 # ---- the same bits -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("path", "dtype", "splits"), [
-    ("tiled", "float32", 1), ("ffma", "float32", 2), ("mma", "bfloat16", 2), ("skinny", "bfloat16", 1)])
-def test_same_bits(device: EmulatedDevice, same_bits: Any, path: str, dtype: str, splits: int) -> None:
-    rng = np.random.default_rng(13)
-    a, b = (device.asarray(draw(rng, shape, dtype)) for shape in ((8, 136), (72, 136)))
-    same_bits(lambda: [products.gemm(a, b, trans_b=True, path=path, splits=splits).numpy().view(np.uint8)])
-
-
 @pytest.mark.parametrize("arch", ["sm_75"])
 def test_same_bits_on_sm_75(device: EmulatedDevice, same_bits: Any) -> None:
     rng = np.random.default_rng(13)

@@ -103,7 +103,7 @@ def test_structs_may_be_of_another_version(device: EmulatedDevice, arrays: Array
 
 IMPOSSIBLE = [
     ("mma", "float32", {}, "float32 without the option tf32"), ("mma", "bfloat16", {"lda": 17}, "16 bytes"),
-    ("mma", "float16", {"trans_a": 1, "trans_b": 1}, "both"), ("wgmma", "float16", {}, "not in"),
+    ("mma", "float16", {"trans_a": 1, "trans_b": 1}, "both"), ("wgmma", "float16", {}, "not of sm_90"),
     ("skinny", "float16", {"m": 9}, "m is over 8 and B is not transposed"),
     ("skinny", "float16", {"m": 17, "lda": 24}, "m is over 16"),
     ("skinny", "float16", {"m": 8, "trans_a": 1}, "A is transposed"),

@@ -241,42 +241,6 @@ def test_nothing(device: EmulatedDevice) -> None:
     assert optimizer.embedding(device.zeros((2, 3), np.float32), np.zeros(0, np.int64)).shape == (0, 3)
 
 
-def test_same_bits(device: EmulatedDevice, same_bits: Any) -> None:
-    source, index = draw("bfloat16", 70, 5), RANDOM.integers(0, 6, 70)
-    tensors = Tensors(device, (300, 8200), "float32", "bfloat16", False)
-    plan, start = tensors.plan(), [p.numpy() for p in tensors.params]
-
-    def run() -> list[np.ndarray]:
-        for x, values in zip(tensors.params, start, strict=True):
-            put(x, values)
-        for x in (*tensors.m, *tensors.v):
-            put(x, np.zeros(x.shape, np.float32))
-        norm, scale, _ = optimizer.global_norm(plan, 1.0)
-        optimizer.adamw_step(plan, one(device, 0.1, np.float64), one(device, 1, np.int64), betas=BETAS,
-                             eps=EPS,
-                             scale=scale)
-        added = optimizer.scatter_add(device.asarray(source), index, 6)
-        return [x.numpy() for x in (norm, scale, added, *tensors.params, *tensors.m, *tensors.v)]
-
-    same_bits(run)
-
-
-def test_bytes_are_moved_once(device: EmulatedDevice) -> None:
-    """28 bytes a parameter: bfloat16 parameter and gradient, float32 master and moments."""
-    count = 3 * device.library.nn_chunk_elements()
-    plan = Tensors(device, (count,), "bfloat16", "bfloat16", True).plan()
-    lr, step = one(device, 0.1, np.float64), one(device, 1, np.int64)
-    device.configure(check=0, count=1)
-    device.clear()
-    optimizer.adamw_step(plan, lr, step, betas=BETAS, eps=EPS)
-    optimizer.global_norm(plan, 1.0)
-    counters = device.counters()
-    for name, each in (("adamw_forward", 28), ("gradient_squares", 2)):
-        (counts,) = (c for kernel, c in counters.items() if name in kernel)
-        assert counts.bytes_read + counts.bytes_written <= 1.05 * each * count
-        assert counts.sectors <= 1.05 * counts.ideal_sectors
-
-
 def test_wrong_arguments(device: EmulatedDevice) -> None:
     x, half = device.zeros((4,), np.float32), device.zeros((4,), np.float16)
     with pytest.raises(DeviceArgumentError, match="m of tensor 0: float16"):

@@ -135,12 +135,6 @@ def test_tables_at_every_quarter_turn(device: EmulatedDevice) -> None:
     np.testing.assert_allclose(sin.numpy()[1], np.sin(angles), atol=6e-8)
 
 
-def test_same_bits(device: EmulatedDevice, same_bits: Any) -> None:
-    q, k, (cos, sin) = draw("bfloat16", 2, 5, 3, 16), draw("bfloat16", 2, 1, 3, 16), tables(3, 8)
-    same_bits(lambda: [y.numpy() for y in rotary.rope_qk(device.asarray(q), device.asarray(k), cos,
-                                                         sin) if y is not None])
-
-
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_bytes_are_moved_once(device: EmulatedDevice, interleaved: bool) -> None:
     """Many positions: one thread has all heads of its channels."""

@@ -1,12 +1,13 @@
 """The router's kernels: order and ties, every path by experts and k, extremes, errors."""
 
-from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from cuda.nn.device import EmulatedDevice
 from cuda.nn.errors import DeviceArgumentError
+from cuda.nn.graph import Graph
+from nn import random
 from nn.backends.device import router
 from tests.conformance import naive
 from tests.conformance.cases import cases
@@ -21,12 +22,12 @@ PATHS = ((1, 1, 1, FAST), (5, 8, 2, FAST), (19, 9, 9, FAST), (9, 16, 3, FAST), (
          (2, 100, 65, GENERAL), (1, 3000, 70, GENERAL))
 
 
-@pytest.mark.parametrize("kernel", ["router_topk", "router_topk_backward"])
+@pytest.mark.parametrize("kernel", ["router_topk", "router_topk_backward", "jitter"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_conformance(device: EmulatedDevice, kernel: str, dtype: str) -> None:
     for case in cases(kernel, dtype):
         check(getattr(router, kernel), case, device.asarray, to_numpy)
-        if case.name == "13x5x2":
+        if case.name in ("13x5x2", "5x7-2"):
             check(getattr(router, kernel), in_layout(case, "every-other"), device.asarray, to_numpy)
 
 
@@ -103,11 +104,6 @@ def test_bytes(device: EmulatedDevice) -> None:
     assert (counts.bytes_read, counts.bytes_written) == (16 * 128 * 4, 16 * 128 * 4 + 16 * 4 * (4 + 8))
 
 
-def test_same_bits(device: EmulatedDevice, same_bits: Callable[..., None]) -> None:
-    small, large = device.asarray(draw("float32", 9, 40)), device.asarray(draw("float32", 2, 1500))
-    same_bits(lambda: [result.numpy() for x in (small, large) for result in router.router_topk(x, 5)])
-
-
 @pytest.mark.parametrize("arch", ["sm_75", "sm_90"])
 def test_other_architectures(device: EmulatedDevice, arch: str) -> None:
     for dtype in DTYPES:
@@ -137,3 +133,39 @@ def test_errors(device: EmulatedDevice) -> None:
             device.call(f"router_topk_{arguments[0]}", *arguments[1:])
     device.call("router_topk_forward", None, None, None, None, 0, 8, 2, 1, 3, 0)
     device.call("router_topk_backward", None, None, None, None, None, 0, 8, 2, 1, 3)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 1023, 1025])
+def test_jitter_is_the_hosts_bit_for_bit(device: EmulatedDevice, count: int, place: str) -> None:
+    x, at = draw("float32", 1, count), random.counter(5, "router_jitter", 3, 2**32 - 1, 1)
+    found = router.jitter(PLACES[place](device, x), at, epsilon=0.3)
+    factors = 0.7 + 0.6 * random.uniform(random.derive(5, "router_jitter"), 3, 2**32 - 1, 1, shape=(1, count))
+    np.testing.assert_array_equal(found.numpy(), x * factors.astype(np.float32))
+
+
+def test_jitter_reads_its_counter_at_every_launch(device: EmulatedDevice) -> None:
+    at, x = device.zeros((4,), np.int64), device.asarray(np.ones((2, 9), np.float32))
+    with Graph.capture(device) as graph:
+        y = router.jitter(x, at, epsilon=0.5)
+    drawn = []
+    for step in (1, 2, 1):
+        at.upload(random.counter(0, "router_jitter", step))
+        graph.replay()
+        drawn.append(y.numpy().tobytes())
+    assert drawn[0] == drawn[2] != drawn[1]
+
+
+def test_jitter_refuses(device: EmulatedDevice) -> None:
+    x, at = device.asarray(np.ones((2, 3), np.float32)), device.zeros((4,), np.int64)
+    for epsilon in (-0.1, 1.1, float("nan")):
+        with pytest.raises(DeviceArgumentError, match="epsilon: .* is not in"):
+            router.jitter(x, at, epsilon=epsilon)
+    with pytest.raises(DeviceArgumentError, match=r"counter: int64\[3\]; expected int64\[4\]"):
+        router.jitter(x, at[:3], epsilon=0.1)
+    with pytest.raises(DeviceArgumentError, match="count: -1"):
+        device.call("router_jitter_forward", x, x, at, -1, 0.1, x.code)
+    with pytest.raises(DeviceArgumentError, match="counter: a null pointer"):
+        device.call("router_jitter_forward", x, x, None, x.size, 0.1, x.code)
+    with pytest.raises(DeviceArgumentError, match="dtype: int64"):
+        device.call("router_jitter_forward", x, x, at, x.size, 0.1, at.code)

@@ -12,6 +12,7 @@ from nn import random
 from nn.backends.device import sampling
 from nn.generate import SamplingConfig
 from nn.generate.sampling import sample
+from tests.device.conftest import opened
 
 RANDOM = np.random.default_rng(5)
 STRATEGIES: dict[str, dict[str, Any]] = {
@@ -101,6 +102,15 @@ def test_half_precision_logits(device: EmulatedDevice, dtype: Any) -> None:
         judge(device, logits, strategy)
 
 
+@pytest.mark.parametrize("arch", ["sm_75", "sm_80"])
+def test_the_largest_vocabulary(arch: str) -> None:
+    """262,144 tokens without asking for more than the 48 KiB of shared memory that every device gives."""
+    device = opened(arch, "fast")
+    device.configure()
+    for strategy in ("greedy", "all"):
+        judge(device, draw("normal", 1, 262_144), strategy)
+
+
 def test_cuts_between_almost_equal_logits(device: EmulatedDevice) -> None:
     """Top-k by logits of equal weight, weights of 2^32 - 1 and 2^32, ties across all digits."""
     base = np.zeros((1, 64), np.float32)
@@ -168,11 +178,6 @@ def test_random_bits(device: EmulatedDevice) -> None:
             given = device.asarray(np.array([key], np.uint64).view(np.int64)), device.asarray(np.array(words))
             found = sampling.random_bits(*given, count).numpy()
             assert np.array_equal(found, random.bits(key, *words, shape=(count,)))
-
-
-def test_same_bits(device: EmulatedDevice, same_bits: Any) -> None:
-    logits, history = np.concatenate([draw(kind, 1, 150) for kind in KINDS]), histories(5, 150)
-    same_bits(lambda: [on_device(device, logits, SamplingConfig(**STRATEGIES["all"]), 1, history)])
 
 
 def test_a_row_draws_the_same_in_any_batch(device: EmulatedDevice) -> None:

@@ -132,6 +132,20 @@ def test_tensor_cores_are_fed_by_loads_of_16_bytes(arch: str) -> None:
     assert not wrong, listed(wrong)
 
 
+def test_wgmma_is_fed_by_tensor_copies_and_not_serialized() -> None:
+    """Copies and products have loops of their own, and a stage's products are waited for once, together:
+    ptxas waits for each where it fears for the registers (its message C7514)."""
+    found = [k for k in claimants("sm_90") if claim(k) == TENSOR_CORES["wgmma"]]
+    assert found or not is_complete()
+    for kernel in found:
+        multiplying, copying = (min((loop for loop in kernel.loops if has(loop.opcodes, wanted)),
+                                    key=lambda loop: loop.instructions) for wanted in ("HGMMA", "UTMALDG"))
+        waits = sum(n for opcode, n in multiplying.opcodes.items() if opcode.startswith("WARPGROUP.DEPBAR"))
+        assert waits == 1, kernel.name
+        assert not has(multiplying.opcodes, "UTMALDG"), kernel.name
+        assert not has(copying.opcodes, "HGMMA"), kernel.name
+
+
 def has(opcodes: Iterable[str], wanted: str) -> bool:
     return any(opcode.partition(".")[0] == wanted for opcode in opcodes)
 

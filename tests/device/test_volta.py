@@ -61,7 +61,11 @@ def test_everything_is_compiled_for_sm_70_and_linked_with_its_runtime(
 ) -> None:
     monkeypatch.setattr(volta, "clang", lambda: "clang++-19")
     rules = volta.ninja_rules(tmp_path, [])
-    assert rules.count(": cuda ") == sum(path.suffix == ".cu" for path in build.sources())
+    kernels = [path for path in build.sources() if path.suffix == ".cu"]
+    others = [path for path in kernels if path.stem.endswith("_sm90a")]
+    assert others
+    assert (rules.count(": launchers "), rules.count(": cuda ")) == (len(others), len(kernels) - len(others))
+    assert "--cuda-host-only" in rules
     assert "--offload-arch=sm_70 -include device/clang.cuh" in rules
     assert f"cudart = {tmp_path}/toolkit/lib64/libcudart_static.a" in rules
 

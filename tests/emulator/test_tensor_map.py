@@ -15,7 +15,8 @@ from tests.emulator.test_bulk import BEGIN, WAIT, copy_out, reduced
 
 RANDOM = np.random.default_rng(4)
 
-TYPES = ("u1", "u2", "u4", "i4", "u8", "i8", "f2", "f4", "f8")  # numbered as CUtensorMapDataType; bf16 is 9
+# numbered as CUtensorMapDataType; bf16 is 9, tf32 11
+TYPES = ("u1", "u2", "u4", "i4", "u8", "i8", "f2", "f4", "f8")
 
 
 def encode(
@@ -96,7 +97,7 @@ class Tensor:
     ) -> None:
         self.name, self.type, self.shape, self.box, self.at = name, type, shape, box, at
         self.steps, self.swizzle, self.fill = steps or (1,) * len(shape), swizzle, fill
-        self.dtype = np.dtype(ml_dtypes.bfloat16 if type == 9 else TYPES[type])
+        self.dtype = np.dtype(ml_dtypes.bfloat16 if type == 9 else "f4" if type == 11 else TYPES[type])
         self.strides = _strides(shape, self.dtype.itemsize, pad)
         size = (self.strides[-1] * shape[-1] if self.strides else shape[0] * self.dtype.itemsize) + 64
         self.memory = RANDOM.integers(0, 256, size, np.uint8)
@@ -202,6 +203,25 @@ def test_tensor_loads(completion: str, mode: str) -> None:
             np.testing.assert_array_equal(values, wanted, err_msg=tensor.name)
         else:
             np.testing.assert_array_equal(got, expected, err_msg=tensor.name)
+
+
+@pytest.mark.parametrize("mode", ["fast", "check"])
+def test_loads_round_to_tf32(mode: str) -> None:
+    """To nearest, ties to even; a carry goes into the exponent, and what is no number stays."""
+    bits = {0x3F801000: 0x3F800000, 0x3F803000: 0x3F804000, 0x3F801001: 0x3F802000, 0x3F800FFF: 0x3F800000,
+            0xBFFFF800: 0xC0000000, 0x7F7FFFFF: 0x7F800000, 0xFF800000: 0xFF800000, 0x7F800001: 0x7F800001,
+            0x80000001: 0x80000000}
+    tensor = Tensor("tf32", 11, (32, 4), (32, 4), (0, 0), swizzle=3)
+    words = np.resize(np.array(list(bits), np.uint32), 32 * 4)
+    tensor.memory[: 4 * tensor.strides[0]].reshape(4, -1)[:, :128] = words.view(np.uint8).reshape(4, 128)
+    got = run_all([_tensor_load(tensor)], mode=mode)["tf32"].view(np.uint8).ravel()[: tensor.bytes]
+    rounded = np.array([bits[int(word)] for word in words], np.uint32)
+    np.testing.assert_array_equal(got[tensor.offsets()].view(np.uint32), rounded)
+
+
+def test_stores_through_a_map_of_tf32_are_refused() -> None:
+    module, _ = run_module([_tensor_store(Tensor("tf32", 11, (32, 4), (32, 4), (0, 0)))], mode="check")
+    assert "tf32, which is not emulated" in module.reports[0].message
 
 
 def _tensor_store(tensor: Tensor, operation: str = "") -> Snippet:
@@ -337,7 +357,9 @@ ENCODINGS = {
     "NaN of integers": (1, {"fill": 1}),
     "no such swizzle": (1, {"swizzle": 7}),
     "interleave": (801, {"interleave": 1}),
-    "tf32": (801, {"type": 11}),
+    "flushing": (801, {"type": 10}),
+    "tf32": (0, {"type": 11}),
+    "tf32 that flushes": (801, {"type": 12}),
     "atoms of 32 bytes": (801, {"swizzle": 4}),
     "narrower than the swizzle": (801, {"box": (16, 4), "swizzle": 3}),
     "fine": (0, {"swizzle": 3}),

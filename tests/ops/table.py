@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from nn import ops
+from nn.random import counter
+from nn.tensor import Tensor
 
 Function = Callable[..., Any]
 
@@ -56,7 +58,8 @@ PAIRS = (((3, 4), (3, 4)), ((), (3, 4)), ((3, 4), ()), ((4,), (3, 4)), ((3, 4), 
 
 SMOOTH: dict[str, Function] = {
     "exp": ops.exp, "tanh": ops.tanh, "sigmoid": ops.sigmoid, "silu": ops.silu, "gelu": ops.gelu,
-    "neg": ops.neg, "cast": lambda x: ops.cast(x, np.float64)}
+    "neg": ops.neg, "softplus": ops.softplus, "log_sigmoid": ops.log_sigmoid,
+    "cast": lambda x: ops.cast(x, np.float64)}
 POSITIVE: dict[str, Function] = {"log": ops.log, "sqrt": ops.sqrt, "power": lambda x: ops.power(x, -1.5)}
 KINKED: dict[str, Function] = {"absolute": ops.absolute, "relu": ops.relu,
                                "clip": lambda x: ops.clip(x, -0.7, 0.1)}
@@ -76,6 +79,8 @@ def elementwise() -> Iterator[Row]:
     for exponent in (0, 1, 2, 3):
         yield Row("power", f"{exponent}-of-negative", lambda x, p=exponent: ops.power(x, p),
                   (normal("power", 7),))
+    for name in ("softplus", "log_sigmoid"):
+        yield Row(name, "large", SMOOTH[name], (np.array([-800.0, -8.0, 8.0, 800.0]),))
     yield Row("silu", "large", ops.silu, (np.array([-30.0, -8.0, 8.0, 30.0]),))
     yield Row("gelu", "large", ops.gelu, (np.array([-8.0, -4.0, 4.0, 8.0]),))
 
@@ -204,11 +209,28 @@ def products() -> Iterator[Row]:
     yield Row("linear", "no-input", ops.linear, (normal("x", 3, 0), normal("w", 2, 0), normal("b", 2)))
 
 
+def convolutions() -> Iterator[Row]:
+    for batch, length, channels, taps, dilation in ((2, 5, 3, 4, 1), (1, 4, 2, 3, 2), (1, 1, 1, 1, 1),
+                                                    (2, 3, 2, 1, 3), (0, 3, 2, 2, 1), (2, 0, 2, 3, 1)):
+        shape = (batch, (taps - 1) * dilation + length, channels)
+        yield Row("causal_conv", f"{label(shape)}-{taps}-{dilation}",
+                  lambda x, w, d=dilation: ops.causal_conv(x, w, d),
+                  (normal(f"conv{shape}", *shape), normal(f"taps{taps}", channels, taps)))
+
+
 def norms() -> Iterator[Row]:
     for shape in ((3, 5), (2, 7, 33), (1, 1, 1), (4,), (0, 4), (2, 3, 1), (2, 0, 3, 4)):
         x, w, b = normal(f"n{shape}", *shape), normal("nw", shape[-1]), normal("nb", shape[-1])
         yield Row("rms_norm", label(shape), lambda x, w: ops.rms_norm(x, w, 1e-3), (x, w))
         yield Row("layer_norm", label(shape), lambda x, w, b: ops.layer_norm(x, w, b, 0.05), (x, w, b))
+        delta = normal(f"nd{shape}", *shape)
+        for part, take in (("", slice(None)), ("-norm-alone", 0)):
+            yield Row("rms_norm_residual", label(shape) + part,
+                      lambda x, d, w, t=take: ops.rms_norm_residual(x, d, w, 1e-3)[t], (x, delta, w))
+        yield Row("rms_norm_residual", f"{label(shape)}-array-weight-sum-alone",
+                  lambda x, d, w=w: ops.rms_norm_residual(x, d, Tensor(w), 1e-3)[1], (x, delta))
+        yield Row("rms_norm_residual", f"{label(shape)}-no-delta",
+                  lambda x, w: ops.rms_norm_residual(x, None, w, 1e-3), (x, w))
     zero = np.array([[0.0, 0.0, 0.0], [1.0, -2.0, 0.5]])
     yield Row("rms_norm", "zero-row", lambda x, w: ops.rms_norm(x, w, 0.5), (zero, normal("nw", 3)))
     yield Row("layer_norm", "zero-row", lambda x, w, b: ops.layer_norm(x, w, b, 0.5),
@@ -298,6 +320,15 @@ def experts() -> Iterator[Row]:
                       (logits,))
         yield Row("router_topk", label((tokens, count, k)) + "-probs-only",
                   lambda z, k=k: _route(z, k, True)[1], (logits,))
+    for tokens, count, k in ((5, 4, 2), (1, 1, 1), (0, 3, 2), (7, 5, 1)):
+        chosen, logits = integers(f"chosen{tokens}", count, tokens, k), normal(f"aux{tokens}", tokens, count)
+        case = label((tokens, count, k))
+        yield Row("balance_loss", case, lambda p, c=chosen: ops.balance_loss(p, c, 0.7)[0], (logits,))
+        yield Row("z_loss", case, lambda z: ops.z_loss(z, 0.3), (2.0 * logits,))
+    place = counter(3, "table", 1, 2, 3)
+    for shape in ((0, 3), (1, 1), (5, 3)):
+        yield Row("jitter", label(shape), lambda x: ops.jitter(x, place, 0.25),
+                  (normal(f"j{shape}", *shape),))
     choices: dict[str, tuple[list[list[int]], int]] = {
         "mixed": ([[2, 0], [1, 2], [0, 1], [2, 1]], 3), "one-expert": ([[1, 1], [1, 1]], 3), "none": ([], 3),
         "dropped": ([[0, 2], [2, 1], [2, 2]], 2), "single-choice": ([[3], [0], [3]], 4)}
@@ -310,6 +341,10 @@ def experts() -> Iterator[Row]:
         yield Row("dispatch", name, lambda x, p=plan: ops.dispatch(x, p), (normal("tokens", tokens, 3),))
         yield Row("combine", name, lambda y, w, p=plan: ops.combine(y, w, p),
                   (normal("ys", rows, 3), normal("weights", tokens, k)))
+        for exact in (True, False):
+            yield Row("gathered_swiglu", name + ("" if exact else "-as-it-is"),
+                      lambda x, w, p=plan, e=exact: ops.gathered_swiglu(x, w, p, e),
+                      (normal("tokens", tokens, 3), normal("matrices", count, 4, 3)))
         yield Row("grouped_linear", name, lambda x, w, p=plan: ops.grouped_linear(x, w, p.offsets),
                   (normal("rows", rows, 3), normal("matrices", count, 2, 3)))
         yield Row("grouped_linear", f"{name}-as-it-is",
@@ -336,7 +371,7 @@ def checkpoints() -> Iterator[Row]:
               lambda x: ops.checkpoint(lambda t: (t * 2.0, ops.exp(t)), x)[1], (normal("c", 4),))
 
 
-ROWS = [row for part in (elementwise, broadcasting, reductions, views, gathers, products, norms,
+ROWS = [row for part in (elementwise, broadcasting, reductions, views, gathers, products, convolutions, norms,
                          attentions, losses, experts, checkpoints)
         for row in part()]
 OPS = list(dict.fromkeys(row.op for row in ROWS))

@@ -12,7 +12,7 @@ from tests.ops.table import OPS, ROWS, Row, normal, rows_of
 TYPES = {"bfloat16": (np.dtype(ml_dtypes.bfloat16), 2.0**-8),     # and unit roundoff
          "float16": (np.dtype(np.float16), 2.0**-11)}
 # results that the protocol keeps in float32: losses, routing weights and probabilities, scatter-add
-FLOAT = {"cross_entropy", "linear_cross_entropy", "router_topk", "scatter_add"}
+FLOAT = {"balance_loss", "cross_entropy", "linear_cross_entropy", "router_topk", "scatter_add", "z_loss"}
 UNITS = 3          # unit roundoffs of the largest value, for results and for gradients
 # these bring float64 with them
 LEFT_OUT = {row.id for row in ROWS if row.op == "cast" or "array-" in row.case}

@@ -26,7 +26,7 @@ typedef enum nn_gemm_path_id {
     NN_GEMM_FFMA = 2,                // registers, float32 arithmetic; any type, shape, alignment
     NN_GEMM_SKINNY = 3,              // m <= 16 (8 without trans_b), A not transposed: one pass over B
     NN_GEMM_MMA = 4,                 // tensor cores by mma.sync: sm_75 float16, sm_80 also bfloat16 and tf32
-    NN_GEMM_WGMMA = 5                // tensor cores by wgmma, sm_90a; not in this library yet
+    NN_GEMM_WGMMA = 5                // tensor cores by wgmma and tensor copies, sm_90; tf32: A B^T only
 } nn_gemm_path_id;
 
 // For each of `batch` problems   C[m,n] = activation(alpha op(A)[m,k] op(B)[k,n] + beta C[m,n] + bias[n]).

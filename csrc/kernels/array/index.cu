@@ -103,14 +103,16 @@ template <class Word> void move(const Move& m, bool scatter, nn_stream stream) {
 
 int run(Move m, const nn_array_layout* layout, int32_t dtype, bool scatter, int64_t indices,
         nn_stream stream) {
-    NN_REQUIRE(known(dtype), "dtype: %d is no type", dtype);
+    NN_TRY(check_known("dtype", dtype));
     NN_REQUIRE(known(m.index_dtype) && !floating(m.index_dtype) && m.index_dtype != NN_FLOAT64 &&
                    m.index_dtype != NN_BOOL, "index_dtype: %s is no integer", dtype_name(m.index_dtype));
-    NN_REQUIRE(m.length >= 0, "length: %lld is negative", (long long)m.length);
+    NN_TRY(check_count("length", m.length));
     nn_array_layout l;
     NN_TRY(merged(&l, layout, 3, &m.count));
     if (m.count == 0) return NN_OK;
-    NN_REQUIRE(m.y && m.index && (m.x || m.length == 0), "y, x or index: a null pointer");
+    NN_TRY(check_array(m.y, "y", dtype));
+    NN_TRY(m.length ? check_array(m.x, "x", dtype) : check_optional(m.x, "x", dtype));
+    NN_TRY(check_array(m.index, "index", m.index_dtype));
     m.is_float = floating(dtype) || dtype == NN_FLOAT64;
     const int64_t bytes = widened_words(&l, &m, dtype_bytes(dtype));
     m.places = as_parameter<3>(l, m.count);
@@ -143,11 +145,10 @@ NN_API int nn_array_gather(void* y, const void* x, const void* index, const nn_a
 NN_API int nn_array_scatter(void* y, const void* x, const void* index, const nn_array_layout* layout,
                             int64_t length, int64_t stride, int64_t indices, int32_t dtype,
                             int32_t index_dtype, void* workspace, int64_t workspace_bytes, nn_stream stream) {
-    NN_REQUIRE(indices >= 0, "indices: %lld is negative", (long long)indices);
+    NN_TRY(nn::check_count("indices", indices));
+    NN_TRY(nn::check_count("length", length));
     if (length == 0) return NN_OK;
-    if (!workspace || workspace_bytes / 8 < length)
-        return nn::fail(NN_ERROR_WORKSPACE, "workspace: %lld bytes, %lld are needed",
-                        (long long)workspace_bytes, (long long)length * 8);
+    NN_TRY(nn::check_workspace(workspace, workspace_bytes, 8 * length));
     auto* winner = static_cast<unsigned long long*>(workspace);
     nn::array::Move m{y, x, index, winner, length, stride, 0, index_dtype, 0, {}};
     return nn::array::run(m, layout, dtype, true, indices, stream);
@@ -156,11 +157,14 @@ NN_API int nn_array_scatter(void* y, const void* x, const void* index, const nn_
 NN_API int nn_array_searchsorted(int64_t* place, const void* sorted, const void* values, int64_t n, int64_t m,
                                  int32_t right, int32_t dtype, nn_stream stream) {
     using namespace nn::array;
-    NN_REQUIRE(n >= 0 && m >= 0, "n or m: %lld or %lld is negative", (long long)n, (long long)m);
-    NN_REQUIRE(known(dtype), "dtype: %d is no type", dtype);
+    NN_TRY(nn::check_count("n", n));
+    NN_TRY(nn::check_count("m", m));
+    NN_TRY(check_known("dtype", dtype));
     NN_SUPPORT(dtype != NN_FLOAT64, "dtype: float64; cast to float32");
     if (m == 0) return NN_OK;
-    NN_REQUIRE(place && values && (sorted || n == 0), "place, sorted or values: a null pointer");
+    NN_TRY(nn::check_array(place, "place", NN_INT64));
+    NN_TRY(nn::check_array(values, "values", dtype));
+    NN_TRY(n ? nn::check_array(sorted, "sorted", dtype) : nn::check_optional(sorted, "sorted", dtype));
     auto kernel = floating(dtype) ? array_searchsorted<float> : array_searchsorted<int64_t>;
     kernel<<<blocks_for(m), THREADS, 0, nn::native(stream)>>>(place, sorted, values, n, m, right, dtype);
     return nn::launched("array_searchsorted");

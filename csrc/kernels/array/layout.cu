@@ -6,6 +6,11 @@
 namespace nn::array {
 
 bool known(int32_t dtype) { return dtype_bytes(dtype) > 0; }
+int check_known(const char* name, int32_t dtype) {
+    NN_REQUIRE(known(dtype), "%s: %d is no type", name, (int)dtype);
+    return NN_OK;
+}
+
 bool floating(int32_t dtype) { return dtype == NN_FLOAT32 || dtype == NN_FLOAT16 || dtype == NN_BFLOAT16; }
 
 unsigned limited(int64_t blocks) { return static_cast<unsigned>(std::clamp<int64_t>(blocks, 1, 1 << 20)); }

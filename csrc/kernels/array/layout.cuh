@@ -1,6 +1,7 @@
 // nn_array_layout in a kernel: from the number of an element to its place in each operand.
 #pragma once
 
+#include "device/arguments.h"
 #include "device/launch.h"
 #include "nn/array.h"
 
@@ -39,6 +40,7 @@ __device__ __forceinline__ void places(int64_t (&at)[OPERANDS], const Places<OPE
 // The host's side: checked and merged; count is the number of elements.
 int merged(nn_array_layout* merged, const nn_array_layout* layout, int operands, int64_t* count);
 bool known(int32_t dtype);
+int check_known(const char* name, int32_t dtype);
 bool floating(int32_t dtype);                        // float32, float16 or bfloat16
 
 template <int OPERANDS> Places<OPERANDS> as_parameter(const nn_array_layout& layout, int64_t count) {

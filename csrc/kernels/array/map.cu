@@ -324,16 +324,18 @@ char kind_of(const Map& m, int from) {
 }
 
 // The first `arrays` operands must be arrays, the others may be numbers.
-int run(Map& m, const nn_array_layout* layout, int arrays, nn_stream stream) {
-    NN_REQUIRE(known(m.y_dtype), "dtype: %d of y is no type", m.y_dtype);
-    for (int k = 0; k < m.operands; ++k) NN_REQUIRE(known(m.x_dtype[k]), "dtype: %d of input %d is no type",
-                                                    m.x_dtype[k], k);
+int run(Map& m, const nn_array_layout* layout, int arrays, const char* const (&names)[3], nn_stream stream) {
+    NN_TRY(check_known("y_dtype", m.y_dtype));
+    for (int k = 0; k < m.operands; ++k)
+        NN_REQUIRE(known(m.x_dtype[k]), "%s_dtype: %d is no type", names[k], (int)m.x_dtype[k]);
     nn_array_layout l;
     int64_t count = 0;
     NN_TRY(merged(&l, layout, 1 + m.operands, &count));
     if (count == 0) return NN_OK;
-    NN_REQUIRE(m.y, "y: a null pointer with %lld elements", (long long)count);
-    for (int k = 0; k < arrays; ++k) NN_REQUIRE(m.x[k], "input %d: a null pointer", k);
+    NN_TRY(check_array(m.y, "y", m.y_dtype));
+    for (int k = 0; k < m.operands; ++k)
+        NN_TRY(k < arrays ? check_array(m.x[k], names[k], m.x_dtype[k])
+                          : check_optional(m.x[k], names[k], m.x_dtype[k]));
     const char kind = kind_of(m, m.op == NN_WHERE ? 1 : 0);
     NN_REQUIRE(kind != 'i' || !of_floats_only(m.op), "op: %d is not for integers", m.op);
     NN_REQUIRE(kind == 'i' || !of_integers_only(m.op), "op: %d is for integers only", m.op);
@@ -352,7 +354,7 @@ NN_API int nn_array_unary(void* y, const void* x, const nn_array_layout* layout,
                           int32_t x_dtype, nn_stream stream) {
     NN_REQUIRE(op >= NN_COPY && op <= NN_ERF, "op: %d is no operation of one operand", op);
     nn::array::Map m{y, {x}, {}, y_dtype, {x_dtype}, op, 1, 0, {}};
-    return nn::array::run(m, layout, 1, stream);
+    return nn::array::run(m, layout, 1, {"x"}, stream);
 }
 
 NN_API int nn_array_binary(void* y, const void* a, const void* b, const nn_array_layout* layout, int32_t op,
@@ -360,7 +362,7 @@ NN_API int nn_array_binary(void* y, const void* a, const void* b, const nn_array
                            nn_stream stream) {
     NN_REQUIRE(op >= NN_ADD && op <= NN_POWER, "op: %d is no operation of two operands", op);
     nn::array::Map m{y, {a, b}, {scalar, scalar}, y_dtype, {a_dtype, b_dtype}, op, 2, 0, {}};
-    return nn::array::run(m, layout, 0, stream);
+    return nn::array::run(m, layout, 0, {"a", "b"}, stream);
 }
 
 NN_API int nn_array_where(void* y, const void* condition, const void* a, const void* b,
@@ -368,22 +370,23 @@ NN_API int nn_array_where(void* y, const void* condition, const void* a, const v
                           double a_scalar, double b_scalar, nn_stream stream) {
     nn::array::Map m{y, {condition, a, b}, {0.0, a_scalar, b_scalar}, y_dtype, {NN_BOOL, a_dtype, b_dtype},
                      NN_WHERE, 3, 0, {}};
-    return nn::array::run(m, layout, 1, stream);
+    return nn::array::run(m, layout, 1, {"condition", "a", "b"}, stream);
 }
 
 NN_API int nn_array_fill(void* y, const nn_array_layout* layout, int32_t dtype, double value,
                          nn_stream stream) {
+    NN_TRY(nn::array::check_known("dtype", dtype));
     const bool whole = !nn::array::floating(dtype) && dtype != NN_FLOAT64;
     nn::array::Map m{y, {nullptr}, {value}, dtype, {whole ? NN_INT64 : dtype}, NN_COPY, 1, 0, {}};
-    return nn::array::run(m, layout, 0, stream);
+    return nn::array::run(m, layout, 0, {"value"}, stream);
 }
 
 NN_API int nn_array_arange(void* y, double start, double step, int64_t count, int32_t dtype,
                            nn_stream stream) {
-    NN_REQUIRE(count >= 0, "count: %lld is negative", (long long)count);
-    NN_REQUIRE(nn::array::known(dtype), "dtype: %d is no type", dtype);
+    NN_TRY(nn::check_count("count", count));
+    NN_TRY(nn::array::check_known("dtype", dtype));
     if (count == 0) return NN_OK;
-    NN_REQUIRE(y, "y: a null pointer with %lld elements", (long long)count);
+    NN_TRY(nn::check_array(y, "y", dtype));
     nn::array::array_arange<<<nn::array::blocks_for(count), nn::array::THREADS, 0, nn::native(stream)>>>(
         y, start, step, count, dtype);
     return nn::launched("array_arange");

@@ -252,16 +252,16 @@ NN_API int nn_array_reduce(void* y, const void* x, const nn_array_layout* layout
                            nn_stream stream) {
     using namespace nn::array;
     NN_REQUIRE(op >= NN_SUM && op <= NN_ARGMIN, "op: %d is no reduction", op);
-    NN_REQUIRE(known(y_dtype) && known(x_dtype), "dtype: %d of y or %d of x is no type", y_dtype, x_dtype);
+    NN_TRY(check_known("y_dtype", y_dtype));
+    NN_TRY(check_known("x_dtype", x_dtype));
     Plan plan{};
     NN_TRY(split(&plan, layout, reduced));
     if (plan.outputs == 0) return NN_OK;
     NN_REQUIRE(plan.length > 0 || (op != NN_MAX && op != NN_MIN && !is_place(op)),
                "op: %d of no elements has no value", op);
-    NN_REQUIRE(y && (x || plan.length == 0), "y or x: a null pointer");
-    if (workspace_bytes < bytes_for(plan, op) || (!workspace && bytes_for(plan, op)))
-        return nn::fail(NN_ERROR_WORKSPACE, "workspace: %lld bytes, %lld are needed",
-                        (long long)workspace_bytes, (long long)bytes_for(plan, op));
+    NN_TRY(nn::check_array(y, "y", y_dtype));
+    NN_TRY(plan.length ? nn::check_array(x, "x", x_dtype) : nn::check_optional(x, "x", x_dtype));
+    NN_TRY(nn::check_workspace(workspace, workspace_bytes, bytes_for(plan, op)));
     Reduce r{y, x, workspace, plan.outputs, plan.length, plan.chunk, plan.chunks, y_dtype, x_dtype, op,
              plan.lanes, plan.columns, divides(plan, x, x_dtype), as_parameter<2>(plan.kept, plan.outputs),
              as_parameter<1>(plan.reduced, plan.length)};

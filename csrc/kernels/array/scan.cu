@@ -123,14 +123,13 @@ NN_API int nn_array_cumulative_sum(void* y, const void* x, int64_t rows, int64_t
                                    int32_t x_dtype, void* workspace, int64_t workspace_bytes,
                                    nn_stream stream) {
     using namespace nn::array;
-    NN_REQUIRE(rows >= 0 && n >= 0, "rows or n: %lld or %lld is negative", (long long)rows, (long long)n);
-    NN_REQUIRE(known(y_dtype) && known(x_dtype), "dtype: %d of y or %d of x is no type", y_dtype, x_dtype);
+    NN_TRY(nn::check_elements("rows", rows, "n", n));
+    NN_TRY(check_known("y_dtype", y_dtype));
+    NN_TRY(check_known("x_dtype", x_dtype));
     if (rows == 0 || n == 0) return NN_OK;
-    NN_REQUIRE(y && x, "y or x: a null pointer");
-    const int64_t bytes = nn_array_cumulative_sum_workspace_size(rows, n);
-    if (workspace_bytes < bytes || (bytes && !workspace))
-        return nn::fail(NN_ERROR_WORKSPACE, "workspace: %lld bytes, %lld are needed",
-                        (long long)workspace_bytes, (long long)bytes);
+    NN_TRY(nn::check_array(y, "y", y_dtype));
+    NN_TRY(nn::check_array(x, "x", x_dtype));
+    NN_TRY(nn::check_workspace(workspace, workspace_bytes, nn_array_cumulative_sum_workspace_size(rows, n)));
     const int64_t y_bytes = EACH * nn::dtype_bytes(y_dtype), x_bytes = EACH * nn::dtype_bytes(x_dtype);
     const bool packs = n % EACH == 0 && nn::aligned(y, std::min<int64_t>(16, y_bytes)) &&
                        nn::aligned(x, std::min<int64_t>(16, x_bytes));

@@ -143,16 +143,15 @@ NN_API int64_t nn_array_argsort_workspace_size(int64_t rows, int64_t n, int32_t 
 NN_API int nn_array_argsort(int64_t* order, const void* x, int64_t rows, int64_t n, int32_t descending,
                             int32_t dtype, void* workspace, int64_t workspace_bytes, nn_stream stream) {
     using namespace nn::array;
-    NN_REQUIRE(rows >= 0 && n >= 0, "rows or n: %lld or %lld is negative", (long long)rows, (long long)n);
+    NN_TRY(nn::check_elements("rows", rows, "n", n));
     NN_REQUIRE(n < (1LL << 32), "n: rows of %lld elements are too long to sort", (long long)n);
-    NN_REQUIRE(known(dtype), "dtype: %d is no type", dtype);
+    NN_TRY(check_known("dtype", dtype));
     NN_SUPPORT(dtype != NN_FLOAT64, "dtype: float64 cannot be sorted here; cast to float32");
     if (rows == 0 || n == 0) return NN_OK;
-    NN_REQUIRE(order && x, "order or x: a null pointer");
+    NN_TRY(nn::check_array(order, "order", NN_INT64));
+    NN_TRY(nn::check_array(x, "x", dtype));
     const int64_t bytes = nn_array_argsort_workspace_size(rows, n, dtype);
-    if (workspace_bytes < bytes || (bytes && !workspace))
-        return nn::fail(NN_ERROR_WORKSPACE, "workspace: %lld bytes, %lld are needed",
-                        (long long)workspace_bytes, (long long)bytes);
+    NN_TRY(nn::check_workspace(workspace, workspace_bytes, bytes));
     int tile = 2;
     while (tile < n && tile < TILE) tile *= 2;
     void* half = static_cast<char*>(workspace) + bytes / 2;

@@ -143,8 +143,8 @@ bool tensor_core_path(const Backward& call, const Device& device) {
 int read(Backward* to, const nn_attention* attention, const nn_attention_gradients* gradients) {
     nn_attention a;
     nn_attention_gradients g;
-    NN_TRY(read_call(&a, attention));
-    NN_TRY(copy_call(&g, gradients, "attention_gradients"));
+    NN_TRY(read_call(&a, attention, "attention"));
+    NN_TRY(copy_call(&g, gradients, "gradients", "attention_gradients"));
     NN_REQUIRE(a.queries <= MAX_LENGTH && a.keys <= MAX_LENGTH, "queries: %lld, keys: %lld; at most 2^29",
                (long long)a.queries, (long long)a.keys);
     const bool rows = a.batch && a.heads && a.queries, keys = a.batch && a.keys;

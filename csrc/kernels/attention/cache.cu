@@ -81,6 +81,7 @@ NN_API int nn_cache_append(const nn_cache* cache, const void* k, const void* v, 
                  c.max_pages, c.pages};
     if (a.rows == 0 || c.capacity == 0) return NN_OK;
     NN_REQUIRE(k && v && positions, "k, v or positions: a null pointer");
+    NN_REQUIRE(nn::aligned(positions, 4), "positions: %p is not aligned to int32", (const void*)positions);
     const int64_t bytes = nn::dtype_bytes(c.dtype), n = 16 / bytes;
     NN_REQUIRE(nn::aligned(k, bytes) && nn::aligned(v, bytes),
                "k or v: not aligned to %d bytes, the size of a number",

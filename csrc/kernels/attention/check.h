@@ -20,10 +20,10 @@ constexpr int64_t ATTENTION_MAX_LENGTH = 1 << 30, ATTENTION_MAX_WIDTH = 256;
                (long long)(value))
 
 // The structure as this library knows it, zeros where the caller's is older and shorter.
-template <class Call> int copy_call(Call* to, const Call* from, const char* name) {
-    NN_REQUIRE(from, "%s: a null pointer", name);
-    NN_REQUIRE(from->size >= 64 && from->size <= 4096, "%s.size: %lld; set it to sizeof(nn_%s)", name,
-               (long long)from->size, name);
+template <class Call> int copy_call(Call* to, const Call* from, const char* argument, const char* type) {
+    NN_REQUIRE(from, "%s: a null pointer", argument);
+    NN_REQUIRE(from->size >= 64 && from->size <= 4096, "%s.size: %lld; set it to sizeof(nn_%s)", argument,
+               (long long)from->size, type);
     std::memset(static_cast<void*>(to), 0, sizeof *to);
     const size_t size = static_cast<size_t>(from->size);
     std::memcpy(static_cast<void*>(to), from, size < sizeof *to ? size : sizeof *to);
@@ -52,8 +52,8 @@ inline int check_floating(int32_t dtype) {
 }
 
 // The checked call of nn_attention_forward; the backward's is the same call.
-inline int read_call(nn_attention* a, const nn_attention* call) {
-    NN_TRY(copy_call(a, call, "attention"));
+inline int read_call(nn_attention* a, const nn_attention* call, const char* argument) {
+    NN_TRY(copy_call(a, call, argument, "attention"));
     NN_REQUIRE_SIZE(a->batch, ATTENTION_MAX_LENGTH);
     NN_TRY(check_heads(a->heads, a->groups));
     NN_REQUIRE_SIZE(a->queries, ATTENTION_MAX_LENGTH);
@@ -69,11 +69,14 @@ inline int read_call(nn_attention* a, const nn_attention* call) {
     const size_t bytes = static_cast<size_t>(dtype_bytes(a->dtype));
     NN_REQUIRE(aligned(a->q, bytes) && aligned(a->k, bytes) && aligned(a->v, bytes) && aligned(a->o, bytes),
                "o, q, k or v: not aligned to %d bytes, the size of a number", (int)bytes);
+    NN_REQUIRE(aligned(a->lse, 4), "lse: %p is not aligned to float32", (void*)a->lse);
+    NN_REQUIRE(aligned(a->cu_queries, 4) && aligned(a->cu_keys, 4) && aligned(a->key_lengths, 4),
+               "cu_queries, cu_keys or key_lengths: not aligned to int32");
     return NN_OK;
 }
 
 inline int read_cache(nn_cache* c, const nn_cache* cache) {
-    NN_TRY(copy_call(c, cache, "cache"));
+    NN_TRY(copy_call(c, cache, "cache", "cache"));
     NN_REQUIRE_SIZE(c->batch, ATTENTION_MAX_LENGTH);
     NN_REQUIRE(c->groups >= 1 && c->groups <= ATTENTION_MAX_LENGTH, "groups: %lld is not positive",
                (long long)c->groups);
@@ -84,10 +87,13 @@ inline int read_cache(nn_cache* c, const nn_cache* cache) {
     NN_REQUIRE(c->page == 0 || (c->page >= 16 && c->page <= ATTENTION_MAX_LENGTH &&
                                 (c->page & (c->page - 1)) == 0),
                "page: %lld is neither 0 nor a power of two from 16 on", (long long)c->page);
+    NN_REQUIRE(aligned(c->block_table, 4), "block_table: %p is not aligned to int32",
+               (const void*)c->block_table);
     NN_REQUIRE((c->page != 0) == (c->block_table != nullptr), "block_table, page: a table needs a page size");
     if (c->page) {
-        NN_REQUIRE(c->pages >= 0 && c->max_pages >= 0, "pages: %lld, max_pages: %lld; one is negative",
-                   (long long)c->pages, (long long)c->max_pages);
+        NN_REQUIRE(c->pages >= 0 && c->pages <= MAX_GRID_X, "pages: %lld is not in 0 ... 2^31 - 1",
+                   (long long)c->pages);
+        NN_REQUIRE_SIZE(c->max_pages, ATTENTION_MAX_LENGTH);
         NN_REQUIRE(c->capacity == c->page * c->max_pages, "capacity: %lld is not page * max_pages = %lld",
                    (long long)c->capacity, (long long)(c->page * c->max_pages));
     }

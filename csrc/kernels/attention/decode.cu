@@ -235,7 +235,7 @@ int launch_float(const nn_decode& d, const nn_cache& c, const DecodeGrid& grid, 
 }
 
 int check_decode(nn_decode* d, const nn_decode* call, const nn_cache& c) {
-    NN_TRY(copy_call(d, call, "decode"));
+    NN_TRY(copy_call(d, call, "call", "decode"));
     NN_TRY(check_heads(d->heads, c.groups));
     NN_REQUIRE_SIZE(d->queries, MAX_DECODE_QUERIES);
     NN_TRY(check_options(&d->window, d->scale, d->softcap));
@@ -245,6 +245,8 @@ int check_decode(nn_decode* d, const nn_decode* call, const nn_cache& c) {
     NN_REQUIRE(aligned(d->q, bytes) && aligned(d->o, bytes),
                "o or q: not aligned to %d bytes, the size of a number",
                (int)bytes);
+    NN_REQUIRE(aligned(d->lse, 4), "lse: %p is not aligned to float32", (void*)d->lse);
+    NN_REQUIRE(aligned(d->lengths, 4), "lengths: %p is not aligned to int32", (const void*)d->lengths);
     return NN_OK;
 }
 

@@ -38,7 +38,7 @@ Path path_of(const nn_attention& a, const Device& device) {
 
 NN_API int nn_attention_forward_path(const nn_attention* call, int32_t* path) {
     nn_attention a;
-    NN_TRY(nn::read_call(&a, call));
+    NN_TRY(nn::read_call(&a, call, "call"));
     NN_REQUIRE(path, "path: a null pointer");
     nn::Device device;
     NN_TRY(nn::current_device(&device));
@@ -48,7 +48,7 @@ NN_API int nn_attention_forward_path(const nn_attention* call, int32_t* path) {
 
 NN_API int nn_attention_forward(const nn_attention* call, nn_stream stream) {
     nn_attention a;
-    NN_TRY(nn::read_call(&a, call));
+    NN_TRY(nn::read_call(&a, call, "call"));
     if (a.batch == 0 || a.heads == 0 || a.queries == 0) return NN_OK;
     nn::Device device;
     NN_TRY(nn::current_device(&device));

@@ -12,11 +12,7 @@ namespace nn {
 enum Unary { SILU, GELU, GELU_TANH, SIGMOID, RELU, SCALE };
 enum Binary { SILU_BACKWARD, GELU_BACKWARD, GELU_TANH_BACKWARD, SIGMOID_BACKWARD, RELU_BACKWARD, ADD, MUL };
 
-constexpr float SQRT_HALF = 0.70710678f, SQRT_2_OVER_PI = 0.79788456f, INVERSE_SQRT_2_PI = 0.39894228f;
-
-__device__ __forceinline__ float gelu_tanh_gate(float x) {       // (1 + tanh u) / 2 = s(2u)
-    return sigmoid(2.0f * SQRT_2_OVER_PI * x * (1.0f + 0.044715f * x * x));
-}
+constexpr float INVERSE_SQRT_2_PI = 0.39894228f;
 
 __device__ __forceinline__ float silu_slope(float x) {
     float s = sigmoid(x);
@@ -46,9 +42,9 @@ __device__ __forceinline__ void each(float (&v)[N], const float (&w)[N], F f) {
 
 template <int N> __device__ __forceinline__ void apply(int op, float (&v)[N], float alpha, float beta) {
     switch (op) {
-        case SILU: each(v, [](float x) { return x * sigmoid(x); }); break;
-        case GELU: each(v, [](float x) { return 0.5f * x * (1.0f + erff(x * SQRT_HALF)); }); break;
-        case GELU_TANH: each(v, [](float x) { return x * gelu_tanh_gate(x); }); break;
+        case SILU: each(v, [](float x) { return silu(x); }); break;
+        case GELU: each(v, [](float x) { return gelu(x); }); break;
+        case GELU_TANH: each(v, [](float x) { return gelu_tanh(x); }); break;
         case SIGMOID: each(v, [](float x) { return sigmoid(x); }); break;
         case RELU: each(v, [](float x) { return x <= 0.0f ? 0.0f : x; }); break;
         default: each(v, [=](float x) { return alpha * x + beta; });
@@ -130,7 +126,7 @@ static int one(void* y, const void* x, int64_t n, int op, float alpha, float bet
     NN_TRY(check_array(x, "x", dtype));
     bool vector = aligned(y, 16) && aligned(x, 16);
     NN_FOR_FLOATING(dtype, T, {
-        map_one<T><<<tile_grid(n, TILE<T>), TILE_THREADS, 0, native(stream)>>>(
+        map_one<T><<<blocks_for(n, TILE<T>), TILE_THREADS, 0, native(stream)>>>(
             static_cast<T*>(y), static_cast<const T*>(x), n, op, alpha, beta, vector);
     });
     return launched("map_one");
@@ -147,71 +143,36 @@ static int two(void* y, const char* y_name, const void* a, const char* a_name, c
     NN_TRY(check_array(b, b_name, dtype));
     bool vector = aligned(y, 16) && aligned(a, 16) && aligned(b, 16);
     NN_FOR_FLOATING(dtype, T, {
-        map_two<T><<<tile_grid(n, TILE<T>), TILE_THREADS, 0, native(stream)>>>(
+        map_two<T><<<blocks_for(n, TILE<T>), TILE_THREADS, 0, native(stream)>>>(
             static_cast<T*>(y), static_cast<const T*>(a), static_cast<const T*>(b), n, op, vector);
     });
     return launched("map_two");
 }
 
-static int slope(void* dx, const void* dy, const void* x, const char* x_name, int64_t n, int op,
-                 int32_t dtype,
-                 nn_stream stream) {
-    return two(dx, "dx", dy, "dy", x, x_name, n, op, dtype, stream);
-}
-
 template <class To, class From> static int cast_to(void* y, const void* x, int64_t n, nn_stream stream) {
     bool vector = aligned(y, 4 * sizeof(To)) && aligned(x, 4 * sizeof(From));
-    cast<To, From><<<tile_grid(n, 4 * TILE_THREADS), TILE_THREADS, 0, native(stream)>>>(
+    cast<To, From><<<blocks_for(n, 4 * TILE_THREADS), TILE_THREADS, 0, native(stream)>>>(
         static_cast<To*>(y), static_cast<const From*>(x), n, vector);
     return launched("cast");
 }
 
 }  // namespace nn
 
-NN_API int nn_silu_forward(void* y, const void* x, int64_t n, int32_t dtype, nn_stream stream) {
-    return nn::one(y, x, n, nn::SILU, 0.0f, 0.0f, dtype, stream);
-}
+// KEPT: what of the forward its backward reads, x or y.
+#define NN_MAP(NAME, OP, KEPT)                                                                              \
+    NN_API int nn_##NAME##_forward(void* y, const void* x, int64_t n, int32_t dtype, nn_stream stream) {    \
+        return nn::one(y, x, n, nn::OP, 0.0f, 0.0f, dtype, stream);                                         \
+    }                                                                                                       \
+    NN_API int nn_##NAME##_backward(void* dx, const void* dy, const void* KEPT, int64_t n, int32_t dtype,   \
+                                    nn_stream stream) {                                                     \
+        return nn::two(dx, "dx", dy, "dy", KEPT, #KEPT, n, nn::OP##_BACKWARD, dtype, stream);               \
+    }
 
-NN_API int nn_silu_backward(void* dx, const void* dy, const void* x, int64_t n, int32_t dtype,
-                            nn_stream stream) {
-    return nn::slope(dx, dy, x, "x", n, nn::SILU_BACKWARD, dtype, stream);
-}
-
-NN_API int nn_gelu_forward(void* y, const void* x, int64_t n, int32_t dtype, nn_stream stream) {
-    return nn::one(y, x, n, nn::GELU, 0.0f, 0.0f, dtype, stream);
-}
-
-NN_API int nn_gelu_backward(void* dx, const void* dy, const void* x, int64_t n, int32_t dtype,
-                            nn_stream stream) {
-    return nn::slope(dx, dy, x, "x", n, nn::GELU_BACKWARD, dtype, stream);
-}
-
-NN_API int nn_gelu_tanh_forward(void* y, const void* x, int64_t n, int32_t dtype, nn_stream stream) {
-    return nn::one(y, x, n, nn::GELU_TANH, 0.0f, 0.0f, dtype, stream);
-}
-
-NN_API int nn_gelu_tanh_backward(void* dx, const void* dy, const void* x, int64_t n, int32_t dtype,
-                                 nn_stream stream) {
-    return nn::slope(dx, dy, x, "x", n, nn::GELU_TANH_BACKWARD, dtype, stream);
-}
-
-NN_API int nn_sigmoid_forward(void* y, const void* x, int64_t n, int32_t dtype, nn_stream stream) {
-    return nn::one(y, x, n, nn::SIGMOID, 0.0f, 0.0f, dtype, stream);
-}
-
-NN_API int nn_sigmoid_backward(void* dx, const void* dy, const void* y, int64_t n, int32_t dtype,
-                               nn_stream stream) {
-    return nn::slope(dx, dy, y, "y", n, nn::SIGMOID_BACKWARD, dtype, stream);
-}
-
-NN_API int nn_relu_forward(void* y, const void* x, int64_t n, int32_t dtype, nn_stream stream) {
-    return nn::one(y, x, n, nn::RELU, 0.0f, 0.0f, dtype, stream);
-}
-
-NN_API int nn_relu_backward(void* dx, const void* dy, const void* x, int64_t n, int32_t dtype,
-                            nn_stream stream) {
-    return nn::slope(dx, dy, x, "x", n, nn::RELU_BACKWARD, dtype, stream);
-}
+NN_MAP(silu, SILU, x)
+NN_MAP(gelu, GELU, x)
+NN_MAP(gelu_tanh, GELU_TANH, x)
+NN_MAP(sigmoid, SIGMOID, y)
+NN_MAP(relu, RELU, x)
 
 NN_API int nn_add_forward(void* y, const void* a, const void* b, int64_t n, int32_t dtype, nn_stream stream) {
     return nn::two(y, "y", a, "a", b, "b", n, nn::ADD, dtype, stream);
@@ -253,7 +214,7 @@ NN_API int nn_fill_forward(void* y, int64_t n, float value, int32_t dtype, nn_st
         word = half * 0x10001u;
     }
     int bytes = static_cast<int>(nn::dtype_bytes(dtype));
-    nn::fill<<<nn::tile_grid(n, nn::TILE_THREADS * 16 / bytes), nn::TILE_THREADS, 0, nn::native(stream)>>>(
+    nn::fill<<<nn::blocks_for(n, nn::TILE_THREADS * 16 / bytes), nn::TILE_THREADS, 0, nn::native(stream)>>>(
         y, n, word, bytes, nn::aligned(y, 16));
     return nn::launched("fill");
 }

@@ -48,7 +48,7 @@ template <class T>
 static int forward(void* y, const void* gate, const void* up, int64_t n, Gapped inputs, nn_stream stream) {
     bool vector = aligned(y, 16) && aligned(gate, 16) && aligned(up, 16) &&
                   (inputs.gap == 0 || inputs.cols % PACK<T> == 0);
-    swiglu_forward<T><<<tile_grid(n, TILE<T>), TILE_THREADS, 0, native(stream)>>>(
+    swiglu_forward<T><<<blocks_for(n, TILE<T>), TILE_THREADS, 0, native(stream)>>>(
         static_cast<T*>(y), static_cast<const T*>(gate), static_cast<const T*>(up), n, inputs, vector);
     return launched("swiglu_forward");
 }
@@ -58,7 +58,7 @@ static int backward(void* dgate, void* dup, const void* dy, const void* gate, co
                     Gapped inputs, nn_stream stream) {
     bool vector = aligned(dgate, 16) && aligned(dup, 16) && aligned(dy, 16) && aligned(gate, 16) &&
                   aligned(up, 16) && (inputs.gap == 0 || inputs.cols % PACK<T> == 0);
-    swiglu_backward<T><<<tile_grid(n, TILE<T>), TILE_THREADS, 0, native(stream)>>>(
+    swiglu_backward<T><<<blocks_for(n, TILE<T>), TILE_THREADS, 0, native(stream)>>>(
         static_cast<T*>(dgate), static_cast<T*>(dup), static_cast<const T*>(dy), static_cast<const T*>(gate),
         static_cast<const T*>(up), n, inputs, vector);
     return launched("swiglu_backward");

@@ -2,6 +2,7 @@
 // allowed.
 #pragma once
 
+#include "device/activation.cuh"
 #include "device/arguments.h"
 #include "device/launch.h"
 #include "device/pack.cuh"
@@ -65,17 +66,6 @@ __device__ __forceinline__ void store(T* y, const float (&v)[PACK<T>], const Pla
         for (int j = 0; j < PACK<T>; ++j)
             if (j < place.count) y[where(place.first + j * place.step)] = from_float<T>(v[j]);
     }
-}
-
-// s(x) = 1 / (1 + exp(-x)), from exp(-|x|): no overflow, and full relative precision in both tails.
-__device__ __forceinline__ float sigmoid(float x) {
-    float e = expf(-fabsf(x)), r = reciprocal_fast(1.0f + e);
-    return x >= 0.0f ? r : e * r;
-}
-
-inline unsigned tile_grid(int64_t n, int tile) {
-    int64_t tiles = ceil_div(n, tile);
-    return static_cast<unsigned>(tiles < MAX_GRID_X ? tiles : MAX_GRID_X);
 }
 
 }  // namespace nn

@@ -3,15 +3,17 @@
 // Paths, first that applies (AUTO; nn_gemm_path tells):
 //     FFMA     float32 without NN_GEMM_TF32, m > 16
 //     SKINNY   m <= 16, op(A) = A, rows aligned to 16 bytes
+//     WGMMA    as MMA, on sm_90, where C fills a tile and k a ring of stages; tf32: A B^T only
 //     MMA      the device has tensor cores for the type, rows aligned to 16 bytes, not A^T B^T
 //     FFMA     everything else
-// A kernel for a later architecture enters here: one line in PATHS, one in launch(), a tile in tile_of().
+// A kernel for a later architecture enters here: PATHS, obstacle(), path_of(), tile_of(), launch().
 #include <algorithm>
 #include <cstddef>
 #include <cstdio>
 #include <cstring>
 
 #include "device/launch.h"
+#include "device/tensor_map.h"
 #include "problem.cuh"
 
 namespace nn {
@@ -154,6 +156,34 @@ bool operands_aligned(const nn_gemm& g, int64_t bytes) {
            rows_aligned(g.b, g.ldb, g.stride_b, g.batch, g.dtype, bytes);
 }
 
+// What a tensor map can hold: sizes and coordinates of 32 bits, strides below 2^40 bytes.
+bool tensor_map_holds(const nn_gemm& g) {
+    constexpr int64_t SIZE = (int64_t(1) << 31) - 256, STRIDE = int64_t(1) << 38;         // elements
+    for (const int64_t size : {g.m, g.n, g.k, g.batch})
+        if (size > SIZE) return false;
+    for (const int64_t stride : {g.lda, g.ldb, g.stride_a, g.stride_b})
+        if (stride >= STRIDE) return false;
+    return true;
+}
+
+// Why tensor cores cannot take a call at all, by either instruction; null if they can.
+const char* tensor_obstacle(const nn_gemm& g) {
+    if (g.dtype == NN_FLOAT32 && g.compute != NN_GEMM_TF32) return "float32 without the option tf32";
+    if (g.trans_a && g.trans_b) return "both operands are transposed";
+    if (!operands_aligned(g, 16)) return "rows of A or B do not start at multiples of 16 bytes";
+    return nullptr;
+}
+
+const char* wgmma_obstacle(const nn_gemm& g, const Device& device) {
+    if (device.capability != 90) return "the device is not of sm_90, and the code is for sm_90a alone";
+    if (const char* reason = tensor_obstacle(g)) return reason;
+    if (g.dtype == NN_FLOAT32 && (g.trans_a || !g.trans_b)) return "tf32 operands must have rows along k";
+    if (g.k == 0) return "k is 0";
+    if (!tensor_map_holds(g)) return "a size or a stride is more than a tensor map holds";
+    if (!tensor_maps_exist()) return "the driver has no cuTensorMapEncodeTiled";
+    return nullptr;
+}
+
 // Why a path cannot take a call; null if it can.
 const char* obstacle(const nn_gemm& g, int path, const Device& device) {
     switch (path) {
@@ -165,12 +195,9 @@ const char* obstacle(const nn_gemm& g, int path, const Device& device) {
             if (!operands_aligned(g, 16)) return "rows of A or B do not start at multiples of 16 bytes";
             return nullptr;
         case NN_GEMM_MMA:
-            if (g.dtype == NN_FLOAT32 && g.compute != NN_GEMM_TF32) return "float32 without the option tf32";
             if (device.capability < (g.dtype == NN_FLOAT16 ? 75 : 80)) return "no tensor cores for the type";
-            if (g.trans_a && g.trans_b) return "both operands are transposed";
-            if (!operands_aligned(g, 16)) return "rows of A or B do not start at multiples of 16 bytes";
-            return nullptr;
-        case NN_GEMM_WGMMA: return "not in this library";
+            return tensor_obstacle(g);
+        case NN_GEMM_WGMMA: return wgmma_obstacle(g, device);
     }
     return nullptr;
 }
@@ -183,17 +210,20 @@ GemmTile tile_of(const nn_gemm& g, int path, const Device& device) {
     if (path == NN_GEMM_SKINNY) return {16, g.trans_b ? 4 : 8 * int(16 / dtype_bytes(g.dtype))};
     if (path == NN_GEMM_MMA && g.dtype == NN_FLOAT32) return {128, 128};
     if (path == NN_GEMM_FFMA && g.dtype != NN_FLOAT32) return {64, 64};
-    const int64_t blocks = tiles_of(g, {128, 128}) * std::max<int64_t>(g.batch, 1);
+    const int64_t batch = std::max<int64_t>(g.batch, 1);
+    if (path == NN_GEMM_WGMMA)
+        return {128, tiles_of(g, {128, 256}) * batch >= device.multiprocessors ? 256 : 128};
+    const int64_t blocks = tiles_of(g, {128, 128}) * batch;
     return blocks >= device.multiprocessors ? GemmTile{128, 128} : GemmTile{64, 64};
 }
 
-// Cut k where C has too few tiles for the device: up to two blocks per multiprocessor, K_PER_SPLIT each at
-// least.
+// Cut k where C has too few tiles for the device: up to the blocks that a multiprocessor holds (two; of WGMMA
+// one), K_PER_SPLIT each at least.
 int64_t splits_of(const nn_gemm& g, int path, GemmTile tile, const Device& device) {
     if (path == NN_GEMM_SKINNY || g.splits == 1 || g.k == 0) return 1;
     if (g.splits) return std::min<int64_t>(g.splits, ceil_div(g.k, K_GRAIN));
     const int64_t blocks = tiles_of(g, tile) * g.batch;
-    const int64_t room = 2 * device.multiprocessors / blocks;
+    const int64_t room = (path == NN_GEMM_WGMMA ? 1 : 2) * device.multiprocessors / blocks;
     return std::max<int64_t>(1, std::min({MAX_SPLITS, g.k / K_PER_SPLIT, room}));
 }
 
@@ -204,6 +234,9 @@ struct Choice {
     const char* why;                                   // what kept a faster path away, or why this one
 };
 
+// More than half of a tile of 128 x 128 each way, and stages enough to be ahead.
+bool fills_wgmma(const nn_gemm& g) { return g.m > 64 && g.n > 64 && g.k >= 256; }
+
 int path_of(const nn_gemm& g, const Device& device, const char** why) {
     *why = "few rows: B is read once";
     if (g.m <= 16 && !(*why = obstacle(g, NN_GEMM_SKINNY, device))) {
@@ -213,7 +246,12 @@ int path_of(const nn_gemm& g, const Device& device, const char** why) {
     *why = obstacle(g, NN_GEMM_MMA, device);
     if (*why) return NN_GEMM_FFMA;
     *why = "tensor cores";
-    return NN_GEMM_MMA;
+    if (device.capability != 90) return NN_GEMM_MMA;
+    *why = obstacle(g, NN_GEMM_WGMMA, device);
+    if (!*why && !fills_wgmma(g)) *why = "too small for the tiles of wgmma";
+    if (*why) return NN_GEMM_MMA;
+    *why = "tensor cores, fed by tensor copies";
+    return NN_GEMM_WGMMA;
 }
 
 int choose(Choice* choice, const nn_gemm& g, const Device& device) {
@@ -265,6 +303,10 @@ int launch(const Problem& p, const nn_gemm& g, const Choice& choice, const Devic
             if (g.dtype == NN_FLOAT16) return launch_mma_f16(p, choice.tile, device.capability, stream);
             if (g.dtype == NN_BFLOAT16) return launch_mma_bf16(p, choice.tile, device.capability, stream);
             return launch_mma_tf32(p, choice.tile, device.capability, stream);
+        case NN_GEMM_WGMMA:
+            if (g.dtype == NN_FLOAT16) return launch_wgmma_f16(p, choice.tile, device, stream);
+            if (g.dtype == NN_BFLOAT16) return launch_wgmma_bf16(p, choice.tile, device, stream);
+            return launch_wgmma_tf32(p, choice.tile, device, stream);
     }
     return launch_ffma(p, g.dtype, choice.tile, stream);
 }

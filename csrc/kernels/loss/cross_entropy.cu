@@ -5,6 +5,7 @@
 //
 // A row is taken by one warp if it is short, by a block otherwise.  Rows of odd length begin anywhere: a
 // row's first elements up to a multiple of 16 bytes, and its last, go one by one.
+#include "check.h"
 #include "device/launch.h"
 #include "device/number.cuh"
 #include "device/pack.cuh"
@@ -197,16 +198,16 @@ static int check(const nn_cross_entropy* call) {
     NN_REQUIRE(call->stride >= call->vocabulary || call->rows <= 1,
                "stride: %lld is below the vocabulary, %lld",
                (long long)call->stride, (long long)call->vocabulary);
-    NN_REQUIRE(call->label_smoothing >= 0 && call->label_smoothing < 1,
-               "label_smoothing: %g is not in [0, 1)",
-               call->label_smoothing);
-    NN_REQUIRE(call->z_loss >= 0, "z_loss: %g is negative", call->z_loss);
-    NN_REQUIRE(call->softcap >= 0, "softcap: %g is negative", call->softcap);
-    NN_REQUIRE(call->target_dtype == NN_INT64 || call->target_dtype == NN_INT32,
-               "target_dtype: %s; expected int64 or int32", dtype_name(call->target_dtype));
-    NN_REQUIRE(!call->rows || (call->logits && call->targets && call->lse),
-               "logits, targets or lse: a null pointer");
-    return NN_OK;
+    NN_TRY(check_elements("rows", call->rows, "vocabulary", call->vocabulary));
+    NN_TRY(check_elements("rows", call->rows, "stride", call->rows > 1 ? call->stride : 0));
+    NN_TRY(check_loss(call->label_smoothing, call->z_loss, call->softcap));
+    NN_TRY(check_index("target_dtype", call->target_dtype));
+    NN_TRY(check_floating("dtype", call->dtype));
+    if (!call->rows) return NN_OK;
+    NN_TRY(check_array(call->logits, "logits", call->dtype));
+    NN_TRY(check_array(call->targets, "targets", call->target_dtype));
+    NN_TRY(check_array(call->lse, "lse", NN_FLOAT32));
+    return check_optional(call->dloss, "dloss", NN_FLOAT32);
 }
 
 }  // namespace nn
@@ -214,7 +215,7 @@ static int check(const nn_cross_entropy* call) {
 NN_API int nn_cross_entropy_forward(const nn_cross_entropy* call, nn_stream stream) {
     NN_TRY(nn::check(call));
     if (!call->rows) return NN_OK;
-    NN_REQUIRE(call->loss, "loss: a null pointer");
+    NN_TRY(nn::check_array(call->loss, "loss", NN_FLOAT32));
     NN_FOR_FLOATING(call->dtype, T, return nn::forward<T>(*call, nn::native(stream)));
     return NN_OK;
 }
@@ -222,7 +223,10 @@ NN_API int nn_cross_entropy_forward(const nn_cross_entropy* call, nn_stream stre
 NN_API int nn_cross_entropy_backward(const nn_cross_entropy* call, nn_stream stream) {
     NN_TRY(nn::check(call));
     if (!call->rows) return NN_OK;
-    NN_REQUIRE(call->dlogits, "dlogits: a null pointer");
+    NN_TRY(nn::check_floating("gradient_dtype", call->gradient_dtype));
+    NN_TRY(nn::check_array(call->dlogits, "dlogits", call->gradient_dtype));
+    NN_TRY(nn::check_elements("rows", call->rows, "gradient_stride",
+                              call->rows > 1 ? call->gradient_stride : 0));
     NN_REQUIRE(call->gradient_stride >= call->vocabulary || call->rows <= 1,
                "gradient_stride: %lld is below the vocabulary, %lld", (long long)call->gradient_stride,
                (long long)call->vocabulary);

@@ -4,6 +4,7 @@
 // -> chunks from a budget of bytes, at least 128 rows; float32 logits, gradients in the type of x (used)
 #include <algorithm>
 
+#include "check.h"
 #include "device/launch.h"
 #include "nn/gemm.h"
 #include "nn/loss.h"
@@ -88,15 +89,28 @@ static int lay_out(Scratch* scratch, const nn_linear_cross_entropy& call) {
 static int check(const nn_linear_cross_entropy* call) {
     NN_REQUIRE(call && call->size == sizeof(nn_linear_cross_entropy),
                "call: null, or its size is not sizeof(nn_linear_cross_entropy)");
-    NN_REQUIRE(call->rows >= 0 && call->width >= 0, "rows or width: negative");
+    NN_TRY(check_elements("rows", call->rows, "width", call->width));
     NN_REQUIRE(call->vocabulary > 0, "vocabulary: %lld is not positive", (long long)call->vocabulary);
+    NN_TRY(check_elements("vocabulary", call->vocabulary, "width", call->width));
     NN_REQUIRE(call->chunk > 0, "chunk: %lld is not positive", (long long)call->chunk);
-    NN_REQUIRE(call->dtype == NN_FLOAT32 || call->dtype == NN_FLOAT16 || call->dtype == NN_BFLOAT16,
-               "dtype: %s; expected float32, float16 or bfloat16", dtype_name(call->dtype));
-    NN_REQUIRE(call->target_dtype == NN_INT64 || call->target_dtype == NN_INT32,
-               "target_dtype: %s; expected int64 or int32", dtype_name(call->target_dtype));
+    NN_TRY(check_loss(call->label_smoothing, call->z_loss, call->softcap));
+    NN_TRY(check_floating("dtype", call->dtype));
+    NN_TRY(check_index("target_dtype", call->target_dtype));
+    NN_TRY(check_flag("accumulate", call->accumulate));
+    NN_TRY(check_flag("compute", call->compute));
     NN_REQUIRE(!call->dx == !call->dweight || !call->rows, "dx, dweight: give both or neither");
     return NN_OK;
+}
+
+static int check_arrays(const nn_linear_cross_entropy& call) {
+    NN_TRY(check_optional(call.dx, "dx", call.dtype));
+    NN_TRY(check_optional(call.dweight, "dweight", NN_FLOAT32));
+    NN_TRY(check_optional(call.dloss, "dloss", NN_FLOAT32));
+    if (!call.rows) return NN_OK;
+    NN_TRY(check_array(call.loss, "loss", NN_FLOAT32));
+    NN_TRY(check_array(call.targets, "targets", call.target_dtype));
+    NN_TRY(check_array(call.weight, "weight", call.dtype));
+    return call.width ? check_array(call.x, "x", call.dtype) : NN_OK;
 }
 
 template <class P> static P* shifted(P* pointer, int64_t bytes) {
@@ -159,6 +173,7 @@ NN_API int64_t nn_linear_cross_entropy_workspace_size(const nn_linear_cross_entr
 NN_API int nn_linear_cross_entropy_forward(const nn_linear_cross_entropy* call, void* workspace,
                                            int64_t workspace_bytes, nn_stream stream) {
     NN_TRY(nn::check(call));
+    NN_TRY(nn::check_arrays(*call));
     nn::Scratch scratch;
     NN_TRY(nn::lay_out(&scratch, *call));
     if (!call->rows) {
@@ -166,12 +181,7 @@ NN_API int nn_linear_cross_entropy_forward(const nn_linear_cross_entropy* call, 
         nn_gemm nothing = nn::dweight_of(*call, 0, scratch.stride, false);               // zeros
         return nn_gemm_forward(&nothing, workspace, workspace_bytes, stream);
     }
-    NN_REQUIRE(call->loss && call->targets && call->weight && (call->x || !call->width),
-               "loss, targets, weight or x: a null pointer");
-    if (workspace_bytes < scratch.bytes || !workspace)
-        return nn::fail(NN_ERROR_WORKSPACE, "workspace: %lld bytes; this call needs %lld",
-                        (long long)workspace_bytes,
-                        (long long)scratch.bytes);
+    NN_TRY(nn::check_workspace(workspace, workspace_bytes, scratch.bytes));
     NN_REQUIRE(nn::aligned(workspace, 256), "workspace: not aligned to 256 bytes");
     for (int64_t start = 0; start < call->rows; start += call->chunk) {
         const int64_t rows = std::min(call->chunk, call->rows - start);

@@ -1,6 +1,7 @@
 // Means of losses over the tokens that count: one block, each thread its rows in order, then a fixed tree.
+#include "device/arguments.h"
 #include "device/launch.h"
-#include "device/sum64.cuh"
+#include "device/reduce.cuh"
 #include "nn/loss.h"
 
 namespace nn {
@@ -20,8 +21,8 @@ mean_loss_forward(float* mean, float* sum, int64_t* count, const float* loss, co
         total += loss[r];
         if (!tokens) number += counts(targets, r, ignore_index, target_dtype);
     }
-    total = block_sum64(total, scratch);
-    number = tokens ? double(*tokens) : block_sum64(number, scratch);
+    total = block_reduce<Sum>(total, scratch);
+    number = tokens ? double(*tokens) : block_reduce<Sum>(number, scratch);
     if (threadIdx.x) return;
     *mean = number > 0.0 ? float(total / number) : 0.0f;
     if (sum) *sum = float(total);
@@ -38,11 +39,8 @@ mean_loss_backward(float* dloss, const float* dmean, const void* targets, const 
 }
 
 static int check_mean(int64_t rows, int32_t target_dtype) {
-    NN_REQUIRE(rows >= 0, "rows: %lld is negative", (long long)rows);
-    NN_REQUIRE(target_dtype == NN_INT64 || target_dtype == NN_INT32,
-               "target_dtype: %s; expected int64 or int32",
-               dtype_name(target_dtype));
-    return NN_OK;
+    NN_TRY(check_count("rows", rows));
+    return check_index("target_dtype", target_dtype);
 }
 
 }  // namespace nn
@@ -51,7 +49,12 @@ NN_API int nn_mean_loss_forward(float* mean, float* sum, int64_t* count, const f
                                 const void* targets, const int64_t* tokens, int64_t rows,
                                 int64_t ignore_index, int32_t target_dtype, nn_stream stream) {
     NN_TRY(nn::check_mean(rows, target_dtype));
-    NN_REQUIRE(mean, "mean: a null pointer");
+    NN_TRY(nn::check_array(mean, "mean", NN_FLOAT32));
+    NN_TRY(nn::check_optional(sum, "sum", NN_FLOAT32));
+    NN_TRY(nn::check_optional(count, "count", NN_INT64));
+    NN_TRY(nn::check_optional(loss, "loss", NN_FLOAT32));
+    NN_TRY(nn::check_optional(targets, "targets", target_dtype));
+    NN_TRY(nn::check_optional(tokens, "tokens", NN_INT64));
     NN_REQUIRE(!rows || (loss && (targets || tokens)), "loss, or both targets and tokens: a null pointer");
     const unsigned threads = rows >= 1024 ? 1024 : 32 * unsigned(nn::ceil_div(rows ? rows : 1, 32));
     nn::mean_loss_forward<<<1, threads, 0, nn::native(stream)>>>(mean, sum, count, loss, targets, tokens,
@@ -64,7 +67,10 @@ NN_API int nn_mean_loss_backward(float* dloss, const float* dmean, const void* t
                                  int64_t rows, int64_t ignore_index, int32_t target_dtype, nn_stream stream) {
     NN_TRY(nn::check_mean(rows, target_dtype));
     if (!rows) return NN_OK;
-    NN_REQUIRE(dloss && dmean && targets && count, "dloss, dmean, targets or count: a null pointer");
+    NN_TRY(nn::check_array(dloss, "dloss", NN_FLOAT32));
+    NN_TRY(nn::check_array(dmean, "dmean", NN_FLOAT32));
+    NN_TRY(nn::check_array(targets, "targets", target_dtype));
+    NN_TRY(nn::check_array(count, "count", NN_INT64));
     const int64_t blocks = nn::ceil_div(rows, 256);
     nn::mean_loss_backward<<<unsigned(blocks < 65536 ? blocks : 65536), 256, 0, nn::native(stream)>>>(
         dloss, dmean, targets, count, rows, ignore_index, target_dtype);

@@ -13,11 +13,8 @@ bool tensor_path(int capability, int32_t dtype, int64_t inputs, int64_t outputs)
 }
 
 int check_widths(int64_t inputs, int64_t outputs) {
-    NN_REQUIRE(inputs >= 0 && inputs <= MAX_GRID_X, "inputs: %lld is not in 0 ... 2^31 - 1",
-               (long long)inputs);
-    NN_REQUIRE(outputs >= 0 && outputs <= MAX_GRID_X, "outputs: %lld is not in 0 ... 2^31 - 1",
-               (long long)outputs);
-    return NN_OK;
+    NN_TRY(check_int("inputs", inputs));
+    return check_int("outputs", outputs);
 }
 
 struct Argument {

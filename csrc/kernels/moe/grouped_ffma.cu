@@ -6,7 +6,7 @@
 // A block of 128 threads makes 64x128 results from steps of 16 in k.  Both operands lie in shared memory as
 // [k][m or n] in float32, so that a thread takes its 8 + 8 numbers with four 16-byte reads; the next step is
 // loaded into registers while this one is multiplied. 64 rows, not 128: a group's last tile is mostly waste.
-#include "../elementwise/tile.cuh"
+#include "device/activation.cuh"
 #include "grouped.cuh"
 
 namespace nn {
@@ -167,7 +167,7 @@ __device__ __forceinline__ void ffma_write_swiglu(const Grouped& call, float (&s
         for (int q = 0; q < 4; ++q) {
             const float gate = to_float(from_float<T>(sums[i][q])),
             up = to_float(from_float<T>(sums[i][4 + q]));
-            sums[i][q] = gate * sigmoid(gate) * up;
+            sums[i][q] = silu(gate) * up;
         }
     ffma_write_half<0>(static_cast<T*>(call.out) + tile.first * half + column, sums, half, rows, columns,
                        call.vector);

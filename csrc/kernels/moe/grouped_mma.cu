@@ -9,8 +9,8 @@
 // Tiles of 128x128 where groups are long, of 32x128 where they are short (decoding: the weights' bytes
 // decide, and a tall tile would be mostly waste). Sums run over k in the same steps in both: the choice
 // changes no bit.
-#include "../elementwise/tile.cuh"
 #include "../gemm/mainloop.cuh"
+#include "device/activation.cuh"
 #include "grouped.cuh"
 
 namespace nn {
@@ -77,7 +77,7 @@ __device__ __forceinline__ void write_swiglu(const Sums<Tile>& sums, char* share
                 store_global(hidden + row * 2 * half + half + column, ups);
             }
 #pragma unroll
-            for (int q = 0; q < 4; ++q) gate[q] = gate[q] * sigmoid(gate[q]) * up[q];
+            for (int q = 0; q < 4; ++q) gate[q] = silu(gate[q]) * up[q];
             store_floats(y + row * half + column, gate);
         }
     });

@@ -142,17 +142,13 @@ __global__ void __launch_bounds__(LOSS_THREADS) moe_z_loss_backward(float* dlogi
 namespace {
 
 int check_router(int64_t tokens, int64_t num_experts) {
-    NN_REQUIRE(tokens >= 0 && tokens <= MAX_GRID_X, "tokens: %lld is not in 0 ... 2^31 - 1",
-               (long long)tokens);
+    NN_TRY(check_int("tokens", tokens));
     NN_REQUIRE(num_experts >= 1 && num_experts <= LOSS_EXPERTS, "num_experts: %lld is not in 1 ... %d",
                (long long)num_experts, LOSS_EXPERTS);
     return NN_OK;
 }
 
-unsigned few_blocks(int64_t work) {
-    int64_t blocks = ceil_div(work, LOSS_THREADS);
-    return static_cast<unsigned>(blocks < 4096 ? blocks : 4096);
-}
+unsigned few_blocks(int64_t work) { return blocks_for(work, LOSS_THREADS, 4096); }
 
 }  // namespace
 }  // namespace nn
@@ -181,9 +177,7 @@ NN_API int nn_moe_balance_loss_forward(float* loss, float* load, const float* pr
                (long long)choices, (long long)num_experts);
     NN_REQUIRE(tokens * choices <= MAX_GRID_X, "tokens * choices: %lld is more than 2^31 - 1",
                (long long)(tokens * choices));
-    NN_REQUIRE(index_dtype == NN_INT64 || index_dtype == NN_INT32,
-               "index_dtype: %s (%d); expected int64 or int32",
-               dtype_name(index_dtype), (int)index_dtype);
+    NN_TRY(check_index("index_dtype", index_dtype));
     NN_TRY(check_array(loss, "loss", NN_FLOAT32));
     NN_TRY(check_array(load, "load", NN_FLOAT32));
     if (tokens > 0) {

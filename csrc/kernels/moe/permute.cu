@@ -7,6 +7,8 @@
 // combine             the same with weights                                     reads M, writes N
 // combine backward    one block per token, dy kept in registers: writes dys and forms dweights in one pass
 // (a gather and a dot kernel, reading dy 2K times and ys once -> one pass, dy once (used))
+#include <algorithm>
+
 #include "device/arguments.h"
 #include "device/launch.h"
 #include "device/pack.cuh"
@@ -111,10 +113,6 @@ inline int lanes_for(int64_t packs, int most) {
     return lanes;
 }
 
-inline unsigned blocks_for(int64_t rows, int lanes) {
-    return static_cast<unsigned>(ceil_div(rows, MOVE_THREADS / lanes));
-}
-
 template <class T> bool in_packs(int64_t width, const void* a, const void* b) {
     return width % PACK<T> == 0 && aligned(a, 16) && aligned(b, 16);
 }
@@ -124,7 +122,7 @@ int dispatch(T* xs, const T* x, const int64_t* order, int64_t rows, int64_t choi
              cudaStream_t stream) {
     const int64_t packs = width / N;
     const int lanes = lanes_for(packs, MOVE_THREADS);
-    moe_dispatch<T, N><<<blocks_for(rows, lanes), MOVE_THREADS, 0, stream>>>(
+    moe_dispatch<T, N><<<blocks_for(rows, MOVE_THREADS / lanes), MOVE_THREADS, 0, stream>>>(
         xs, x, order, rows, static_cast<uint32_t>(choices), packs, lanes);
     return launched("moe_dispatch");
 }
@@ -134,7 +132,7 @@ int combine(T* y, const T* ys, const float* weights, const int64_t* inverse, int
             int64_t width, cudaStream_t stream) {
     const int64_t packs = width / N;
     const int lanes = lanes_for(packs, MOVE_THREADS);
-    moe_combine<T, N><<<blocks_for(tokens, lanes), MOVE_THREADS, 0, stream>>>(
+    moe_combine<T, N><<<blocks_for(tokens, MOVE_THREADS / lanes), MOVE_THREADS, 0, stream>>>(
         y, ys, weights, inverse, tokens, static_cast<int>(choices), packs, lanes);
     return launched("moe_combine");
 }
@@ -144,21 +142,18 @@ int combine_backward(T* dys, float* dweights, const T* dy, const T* ys, const fl
                      const int64_t* inverse, int64_t tokens, int64_t choices, int64_t width,
                      cudaStream_t stream) {
     const int64_t packs = width / N;
-    int threads = 32;                                            // by the width alone: so are the bits
-    while (threads < packs && threads < MOVE_THREADS) threads *= 2;
+    const int threads = std::max(32, lanes_for(packs, MOVE_THREADS));   // by the width alone, as the bits are
     moe_combine_backward<T, N><<<static_cast<unsigned>(tokens), threads, 0, stream>>>(
         dys, dweights, dy, ys, weights, inverse, static_cast<int>(choices), packs);
     return launched("moe_combine_backward");
 }
 
 int check_sizes(int64_t tokens, int64_t choices, int64_t width) {
-    NN_REQUIRE(tokens >= 0 && tokens <= MAX_GRID_X, "tokens: %lld is not in 0 ... 2^31 - 1",
-               (long long)tokens);
+    NN_TRY(check_int("tokens", tokens));
     NN_REQUIRE(choices >= 1 && choices <= 1024, "choices: %lld is not in 1 ... 1024", (long long)choices);
     NN_REQUIRE(tokens * choices <= 2147483648, "tokens * choices: %lld is more than 2^31",
                (long long)(tokens * choices));
-    NN_REQUIRE(width >= 0 && width <= MAX_GRID_X, "width: %lld is not in 0 ... 2^31 - 1", (long long)width);
-    return NN_OK;
+    return check_int("width", width);
 }
 
 }  // namespace
@@ -185,34 +180,13 @@ NN_API int nn_moe_dispatch_forward(void* xs, const void* x, const int64_t* order
     return NN_OK;
 }
 
-NN_API int nn_moe_dispatch_backward(void* dx, const void* dxs, const int64_t* inverse, int64_t tokens,
-                                    int64_t choices, int64_t width, int32_t dtype, nn_stream stream) {
-    NN_TRY(check_sizes(tokens, choices, width));
-    NN_TRY(check_floating("dtype", dtype));
-    if (tokens == 0 || width == 0) return NN_OK;
+// y[n] = sum over k of weights[n,k] ys[inverse[n,k]]: both directions; without weights, all are 1.
+static int sum_rows(void* y, const char* y_name, const void* ys, const char* ys_name, const float* weights,
+                    const int64_t* inverse, int64_t tokens, int64_t choices, int64_t width, int32_t dtype,
+                    nn_stream stream) {
     NN_TRY(check_array(inverse, "inverse", NN_INT64));
-    NN_TRY(check_array(dx, "dx", dtype));
-    NN_TRY(check_array(dxs, "dxs", dtype));
-    NN_FOR_FLOATING(dtype, T, {
-        T* to = static_cast<T*>(dx);
-        const T* from = static_cast<const T*>(dxs);
-        return in_packs<T>(width, dx, dxs)
-                   ? combine<T, PACK<T>>(to, from, nullptr, inverse, tokens, choices, width, native(stream))
-                   : combine<T, 1>(to, from, nullptr, inverse, tokens, choices, width, native(stream));
-    });
-    return NN_OK;
-}
-
-NN_API int nn_moe_combine_forward(void* y, const void* ys, const float* weights, const int64_t* inverse,
-                                  int64_t tokens, int64_t choices, int64_t width, int32_t dtype,
-                                  nn_stream stream) {
-    NN_TRY(check_sizes(tokens, choices, width));
-    NN_TRY(check_floating("dtype", dtype));
-    if (tokens == 0 || width == 0) return NN_OK;
-    NN_TRY(check_array(inverse, "inverse", NN_INT64));
-    NN_TRY(check_array(weights, "weights", NN_FLOAT32));
-    NN_TRY(check_array(y, "y", dtype));
-    NN_TRY(check_array(ys, "ys", dtype));
+    NN_TRY(check_array(y, y_name, dtype));
+    NN_TRY(check_array(ys, ys_name, dtype));
     NN_FOR_FLOATING(dtype, T, {
         T* to = static_cast<T*>(y);
         const T* from = static_cast<const T*>(ys);
@@ -221,6 +195,24 @@ NN_API int nn_moe_combine_forward(void* y, const void* ys, const float* weights,
                    : combine<T, 1>(to, from, weights, inverse, tokens, choices, width, native(stream));
     });
     return NN_OK;
+}
+
+NN_API int nn_moe_dispatch_backward(void* dx, const void* dxs, const int64_t* inverse, int64_t tokens,
+                                    int64_t choices, int64_t width, int32_t dtype, nn_stream stream) {
+    NN_TRY(check_sizes(tokens, choices, width));
+    NN_TRY(check_floating("dtype", dtype));
+    if (tokens == 0 || width == 0) return NN_OK;
+    return sum_rows(dx, "dx", dxs, "dxs", nullptr, inverse, tokens, choices, width, dtype, stream);
+}
+
+NN_API int nn_moe_combine_forward(void* y, const void* ys, const float* weights, const int64_t* inverse,
+                                  int64_t tokens, int64_t choices, int64_t width, int32_t dtype,
+                                  nn_stream stream) {
+    NN_TRY(check_sizes(tokens, choices, width));
+    NN_TRY(check_floating("dtype", dtype));
+    if (tokens == 0 || width == 0) return NN_OK;
+    NN_TRY(check_array(weights, "weights", NN_FLOAT32));
+    return sum_rows(y, "y", ys, "ys", weights, inverse, tokens, choices, width, dtype, stream);
 }
 
 NN_API int nn_moe_combine_backward(void* dys, float* dweights, const void* dy, const void* ys,

@@ -213,9 +213,7 @@ NN_API int nn_moe_plan(int64_t* order, int64_t* inverse, int64_t* offsets, const
     NN_REQUIRE(pairs >= 0 && pairs <= PLAN_PAIRS, "pairs: %lld is not in 0 ... 2^31", (long long)pairs);
     NN_REQUIRE(num_experts >= 1 && num_experts <= PLAN_EXPERTS, "num_experts: %lld is not in 1 ... %d",
                (long long)num_experts, PLAN_EXPERTS);
-    NN_REQUIRE(index_dtype == NN_INT64 || index_dtype == NN_INT32,
-               "index_dtype: %s (%d); expected int64 or int32",
-               dtype_name(index_dtype), (int)index_dtype);
+    NN_TRY(check_index("index_dtype", index_dtype));
     NN_TRY(check_array(offsets, "offsets", NN_INT64));
     if (pairs > 0) {
         NN_TRY(check_array(order, "order", NN_INT64));

@@ -64,6 +64,38 @@ __device__ __forceinline__ void store_dx(T* dx, const Pack<T, N>& dy, const floa
     store_floats(dx, g);
 }
 
+// N float32 sums, in packs of 16 bytes where a thread has so many neighbours.
+template <int N> __device__ __forceinline__ void load_sums(float (&sums)[N], const float* from) {
+    constexpr int M = N < 4 ? N : 4;
+#pragma unroll
+    for (int j = 0; j < N; j += M) {
+        const auto pack = load_pack<M>(from + j);
+#pragma unroll
+        for (int i = 0; i < M; ++i) sums[j + i] = pack[i];
+    }
+}
+
+template <int N> __device__ __forceinline__ void store_sums(float* to, const float (&sums)[N]) {
+    constexpr int M = N < 4 ? N : 4;
+#pragma unroll
+    for (int j = 0; j < N; j += M) {
+        Pack<float, M> pack;
+#pragma unroll
+        for (int i = 0; i < M; ++i) pack[i] = sums[j + i];
+        store_global<M>(to + j, pack);
+    }
+}
+
+// part[N] += sums; `first`: part is not read, and holds nothing yet
+template <int N>
+__device__ __forceinline__ void add_to_part(float* part, const float (&sums)[N], bool first) {
+    float total[N] = {};
+    if (!first) load_sums(total, part);
+#pragma unroll
+    for (int j = 0; j < N; ++j) total[j] += sums[j];
+    store_sums(part, total);
+}
+
 // The block's partial sums, from those of its groups of threads in order.  `memory` holds a row of floats.
 template <int N, int P>
 __device__ __forceinline__ void store_partial(float* part, float (&sums)[P][N], int cols, int width,
@@ -73,8 +105,7 @@ __device__ __forceinline__ void store_partial(float* part, float (&sums)[P][N], 
         for (int p = 0; p < P; ++p) {
             const int c = (p * width + threadIdx.x) * N;
             if (c >= cols) break;
-#pragma unroll
-            for (int j = 0; j < N; ++j) part[c + j] = sums[p][j];
+            store_sums(part + c, sums[p]);
         }
         return;
     }
@@ -177,7 +208,7 @@ __global__ void __launch_bounds__(MAX_WIDTH, 1) norm_backward_reread(NormBackwar
     for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
         const int64_t begin = row * a.cols;
         const float rstd = a.rstd[row], mean = a.mean ? a.mean[row] : 0.0f;
-        const bool later = row != blockIdx.x;
+        const bool first = row == blockIdx.x;
         RowSums sums{};
         for (int64_t c = start; c < a.cols; c += step) {
             Pack<T, N> dy = load_pack<N>(a.dy + begin + c), x = load_pack<N>(a.x + begin + c);
@@ -185,11 +216,10 @@ __global__ void __launch_bounds__(MAX_WIDTH, 1) norm_backward_reread(NormBackwar
             normed_pack(n, x, mean, rstd);
             add_row_sums(sums, dy, n, a.weight + c);
             unpack(g, dy);
+            if (a.mean) add_to_part(part + a.cols + c, g, first);
 #pragma unroll
-            for (int j = 0; j < N; ++j) {
-                part[c + j] = (later ? part[c + j] : 0.0f) + g[j] * n[j];
-                if (a.mean) part[a.cols + c + j] = (later ? part[a.cols + c + j] : 0.0f) + g[j];
-            }
+            for (int j = 0; j < N; ++j) g[j] *= n[j];
+            add_to_part(part + c, g, first);
         }
         sums.normed = row_sum(sums.normed, blockDim.x, scratch) / a.cols;
         sums.plain = a.mean ? row_sum(sums.plain, blockDim.x, scratch) / a.cols : 0.0f;

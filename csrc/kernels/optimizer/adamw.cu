@@ -110,7 +110,10 @@ NN_API int nn_adamw_forward(const void* tensors, const void* chunks, int64_t chu
     NN_REQUIRE(beta2 >= 0 && beta2 < 1, "beta2: %g is not in [0, 1)", beta2);
     NN_REQUIRE(eps >= 0, "eps: %g is negative", eps);
     if (!chunk_count) return NN_OK;
-    NN_REQUIRE(lr && step, "lr or step: a null pointer; they are in device memory");
+    NN_TRY(nn::check_array(lr, "lr", NN_FLOAT64));                           // all in device memory
+    NN_TRY(nn::check_array(step, "step", NN_INT64));
+    NN_TRY(nn::check_optional(scale, "scale", NN_FLOAT32));
+    NN_TRY(nn::check_optional(skip, "skip", NN_INT32));
     nn::adamw_forward<<<unsigned(chunk_count), nn::PLAN_THREADS, 0, nn::native(stream)>>>(
         nn::tensors_of(tensors), nn::chunks_of(chunks), lr, step, scale, skip, beta1, beta2, eps);
     return nn::launched("adamw_forward");
@@ -125,7 +128,8 @@ NN_API int nn_zero_gradients(const void* tensors, const void* chunks, int64_t ch
 }
 
 NN_API int nn_counter_increment(int64_t* counter, const int32_t* skip, nn_stream stream) {
-    NN_REQUIRE(counter, "counter: a null pointer");
+    NN_TRY(nn::check_array(counter, "counter", NN_INT64));
+    NN_TRY(nn::check_optional(skip, "skip", NN_INT32));
     nn::counter_increment<<<1, 1, 0, nn::native(stream)>>>(counter, skip);
     return nn::launched("counter_increment");
 }

@@ -4,6 +4,7 @@
 //            launches -> integer atomics gather each row's tokens into a list, in any order; one block per
 //            row that occurs puts its list in order and sums (used)
 // The order of a sum is that of n, so it does not matter in which order the atomics came.
+#include "device/arguments.h"
 #include "device/launch.h"
 #include "device/number.cuh"
 #include "device/pack.cuh"
@@ -39,8 +40,7 @@ template <class T>
 static int embedding(void* out, const void* table, const void* index, int64_t count, int64_t rows,
                      int64_t width, int32_t index_dtype, cudaStream_t stream) {
     const bool packs = aligned(out, 16) && aligned(table, 16) && width % PACK<T> == 0;
-    const int64_t blocks = ceil_div(count, 8);
-    const dim3 grid(unsigned(blocks < 65536 ? blocks : 65536)), block(32, 8);
+    const dim3 grid(blocks_for(count, 8, 65536)), block(32, 8);
     T* to = static_cast<T*>(out);
     const T* from = static_cast<const T*>(table);
     if (packs)
@@ -192,20 +192,22 @@ static int gather_lists(Lists lists, const void* index, int64_t count, int64_t r
     return launched("scatter_place");
 }
 
-static int check_rows(int64_t count, int64_t rows, int64_t width, int32_t index_dtype) {
-    NN_REQUIRE(count >= 0 && rows >= 0 && width >= 0, "count, rows or width: negative");
-    NN_REQUIRE(index_dtype == NN_INT64 || index_dtype == NN_INT32, "index_dtype: %s; expected int64 or int32",
-               dtype_name(index_dtype));
-    return NN_OK;
+static int check_rows(int64_t count, int64_t rows, int64_t width, int32_t dtype, int32_t index_dtype) {
+    NN_TRY(check_elements("count", count, "width", width));
+    NN_TRY(check_elements("rows", rows, "width", width));
+    NN_TRY(check_floating("dtype", dtype));
+    return check_index("index_dtype", index_dtype);
 }
 
 }  // namespace nn
 
 NN_API int nn_embedding_forward(void* out, const void* table, const void* index, int64_t count, int64_t rows,
                                 int64_t width, int32_t dtype, int32_t index_dtype, nn_stream stream) {
-    NN_TRY(nn::check_rows(count, rows, width, index_dtype));
+    NN_TRY(nn::check_rows(count, rows, width, dtype, index_dtype));
     if (!count || !width) return NN_OK;
-    NN_REQUIRE(out && index && (table || !rows), "out, index or table: a null pointer");
+    NN_TRY(nn::check_array(out, "out", dtype));
+    NN_TRY(nn::check_array(index, "index", index_dtype));
+    NN_TRY(rows ? nn::check_array(table, "table", dtype) : NN_OK);
     NN_FOR_FLOATING(dtype, T, return nn::embedding<T>(out, table, index, count, rows, width, index_dtype,
                                                       nn::native(stream)));
     return NN_OK;
@@ -219,23 +221,21 @@ NN_API int nn_scatter_add_forward(float* out, const void* source, const void* in
                                   int64_t rows, int64_t width, int32_t accumulate, int32_t dtype,
                                   int32_t index_dtype, void* workspace, int64_t workspace_bytes,
                                   nn_stream stream) {
-    NN_TRY(nn::check_rows(count, rows, width, index_dtype));
+    NN_TRY(nn::check_rows(count, rows, width, dtype, index_dtype));
     NN_REQUIRE(count <= nn::MAX_GRID_X, "count: %lld is above 2^31 - 1", (long long)count);
-    NN_REQUIRE(accumulate == 0 || accumulate == 1, "accumulate: %d is not 0 or 1", accumulate);
+    NN_TRY(nn::check_flag("accumulate", accumulate));
     if (!rows || !width) return NN_OK;
-    NN_REQUIRE(out, "out: a null pointer");
+    NN_TRY(nn::check_array(out, "out", NN_FLOAT32));
+    if (count) {
+        NN_TRY(nn::check_array(source, "source", dtype));
+        NN_TRY(nn::check_array(index, "index", index_dtype));
+        NN_TRY(nn::check_workspace(workspace, workspace_bytes, nn_scatter_add_workspace_size(count, rows)));
+    }
     cudaStream_t native = nn::native(stream);
     if (!accumulate)
         NN_TRY(nn::checked(cudaMemsetAsync(out, 0, size_t(rows) * size_t(width) * 4, native),
                            "scatter_add: zeros"));
     if (!count) return NN_OK;
-    NN_REQUIRE(source && index, "source or index: a null pointer");
-    const int64_t needed = nn_scatter_add_workspace_size(count, rows);
-    if (workspace_bytes < needed || !workspace)
-        return nn::fail(NN_ERROR_WORKSPACE, "workspace: %lld bytes; this call needs %lld",
-                        (long long)workspace_bytes,
-                        (long long)needed);
-    NN_REQUIRE(nn::aligned(workspace, 4), "workspace: not aligned to 4 bytes");
     nn::Lists lists;
     lists.counts = static_cast<int32_t*>(workspace), lists.total = lists.counts + nn::lines(rows);
     lists.starts = lists.total + nn::lines(1), lists.places = lists.starts + nn::lines(rows);

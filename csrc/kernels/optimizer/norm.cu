@@ -2,7 +2,7 @@
 //
 // float32 partial sums overflow at 1.8e19 and lose digits -> float64, four elements per load; one partial sum
 // per chunk, summed in order by one block (used)
-#include "device/sum64.cuh"
+#include "device/reduce.cuh"
 #include "plan.cuh"
 
 namespace nn {
@@ -23,7 +23,7 @@ __device__ __forceinline__ double squares(const void* x, int64_t start, int64_t 
         const float one = load_one(x, i, dtype);
         sum += double(one) * one;
     }
-    return block_sum64(sum, scratch);
+    return block_reduce<Sum>(sum, scratch);
 }
 
 __global__ void __launch_bounds__(PLAN_THREADS)
@@ -39,7 +39,7 @@ gradient_squares(double* partial, const nn_tensor* tensors, const nn_chunk* chun
 __device__ __forceinline__ double sum_of(const double* partial, int64_t count, double* scratch) {
     double sum = 0.0;
     for (int64_t i = threadIdx.x; i < count; i += blockDim.x) sum += partial[i];
-    return block_sum64(sum, scratch);
+    return block_reduce<Sum>(sum, scratch);
 }
 
 __global__ void __launch_bounds__(1024)
@@ -75,14 +75,6 @@ static unsigned threads_for(int64_t count) {
     return count >= 1024 ? 1024 : 32 * unsigned(ceil_div(count ? count : 1, 32));
 }
 
-static int check_workspace(const void* workspace, int64_t bytes, int64_t needed) {
-    if (bytes < needed || (needed && !workspace))
-        return fail(NN_ERROR_WORKSPACE, "workspace: %lld bytes; this call needs %lld", (long long)bytes,
-                    (long long)needed);
-    NN_REQUIRE(aligned(workspace, 8), "workspace: not aligned to 8 bytes");
-    return NN_OK;
-}
-
 }  // namespace nn
 
 NN_API int64_t nn_gradient_norm_workspace_size(int64_t chunk_count) {
@@ -94,7 +86,11 @@ NN_API int nn_gradient_norm_forward(float* norm, float* scale, int32_t* skip, in
                                     const float* input_scale, double max_norm, void* workspace,
                                     int64_t workspace_bytes, nn_stream stream) {
     NN_TRY(nn::check_plan(tensors, chunks, chunk_count));
-    NN_REQUIRE(norm && scale, "norm or scale: a null pointer");
+    NN_TRY(nn::check_array(norm, "norm", NN_FLOAT32));
+    NN_TRY(nn::check_array(scale, "scale", NN_FLOAT32));
+    NN_TRY(nn::check_optional(skip, "skip", NN_INT32));
+    NN_TRY(nn::check_optional(skipped, "skipped", NN_INT64));
+    NN_TRY(nn::check_optional(input_scale, "input_scale", NN_FLOAT32));
     NN_REQUIRE(max_norm == max_norm, "max_norm: NaN");
     NN_TRY(nn::check_workspace(workspace, workspace_bytes, nn_gradient_norm_workspace_size(chunk_count)));
     double* partial = static_cast<double*>(workspace);
@@ -118,9 +114,9 @@ NN_API int nn_sum_of_squares(double* total, const void* x, int64_t count, int32_
     NN_REQUIRE(count >= 0 && nn::ceil_div(count, nn::CHUNK) <= nn::MAX_GRID_X,
                "count: %lld is negative or too large",
                (long long)count);
-    NN_REQUIRE(dtype == NN_FLOAT32 || dtype == NN_FLOAT16 || dtype == NN_BFLOAT16,
-               "dtype: %s (%d); expected float32, float16 or bfloat16", nn::dtype_name(dtype), dtype);
-    NN_REQUIRE(total && (x || !count), "total or x: a null pointer");
+    NN_TRY(nn::check_floating("dtype", dtype));
+    NN_TRY(nn::check_array(total, "total", NN_FLOAT64));
+    NN_TRY(count ? nn::check_array(x, "x", dtype) : NN_OK);
     NN_TRY(nn::check_workspace(workspace, workspace_bytes, nn_sum_of_squares_workspace_size(count)));
     double* partial = static_cast<double*>(workspace);
     const int64_t chunks = nn::ceil_div(count, nn::CHUNK);

@@ -1,6 +1,7 @@
 // Walking a plan: one block per chunk, four elements at a time.
 #pragma once
 
+#include "device/arguments.h"
 #include "device/launch.h"
 #include "device/number.cuh"
 #include "device/pack.cuh"

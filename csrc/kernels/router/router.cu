@@ -255,10 +255,7 @@ static int check_routing(int64_t tokens, int64_t num_experts, int64_t k, int32_t
     NN_REQUIRE(k > 0 && k <= num_experts, "k: %lld is not in 1 ... num_experts = %lld", (long long)k,
                (long long)num_experts);
     NN_REQUIRE(renormalize == 0 || renormalize == 1, "renormalize: %d is neither 0 nor 1", (int)renormalize);
-    NN_REQUIRE(experts_dtype == NN_INT64 || experts_dtype == NN_INT32,
-               "experts_dtype: %s (%d); expected int64 or int32",
-               dtype_name(experts_dtype), (int)experts_dtype);
-    return NN_OK;
+    return check_index("experts_dtype", experts_dtype);
 }
 
 }  // namespace nn

@@ -273,6 +273,7 @@ NN_API int nn_softmax_causal_forward(void* y, const void* x, int64_t rows, int64
                                      void* workspace, int64_t workspace_bytes, nn_stream stream) {
     NN_REQUIRE(period > 0, "period: %lld is not positive", (long long)period);
     NN_TRY(nn::check_count("offset", offset < 0 ? -offset : offset));
+    NN_TRY(nn::check_optional(device_offset, "device_offset", NN_INT64));
     const nn::Visible visible{period, offset, device_offset};
     return nn::softmax(y, x, rows, cols, visible, false, dtype, workspace, workspace_bytes, stream);
 }

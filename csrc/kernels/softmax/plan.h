@@ -44,9 +44,4 @@ inline SoftmaxPlan softmax_plan(int64_t cols, int64_t bytes, bool all_aligned, i
     return plan;
 }
 
-inline unsigned blocks_for(int64_t rows, int64_t rows_per_block) {
-    int64_t blocks = ceil_div(rows, rows_per_block);
-    return static_cast<unsigned>(blocks < MAX_GRID_X ? blocks : MAX_GRID_X);
-}
-
 }  // namespace nn

@@ -22,14 +22,26 @@ from nn.backends.device.loss import cross_entropy, cross_entropy_backward, linea
 from nn.backends.device.matmul import linear, linear_backward, matmul
 from nn.backends.device.moe import (
     expert_order,
+    gathered_swiglu,
+    gathered_swiglu_backward,
     grouped_linear,
     grouped_linear_backward,
+    moe_balance_loss,
+    moe_balance_loss_backward,
     moe_combine,
     moe_combine_backward,
     moe_dispatch,
     moe_dispatch_backward,
+    moe_z_loss,
+    moe_z_loss_backward,
 )
-from nn.backends.device.norm import layer_norm, layer_norm_backward, rms_norm, rms_norm_backward
+from nn.backends.device.norm import (
+    layer_norm,
+    layer_norm_backward,
+    rms_norm,
+    rms_norm_backward,
+    rms_norm_residual,
+)
 from nn.backends.device.optimizer import (
     adamw,
     adamw_plan,
@@ -40,18 +52,20 @@ from nn.backends.device.optimizer import (
     sum_of_squares,
 )
 from nn.backends.device.rotary import rope
-from nn.backends.device.router import router_topk, router_topk_backward
+from nn.backends.device.router import jitter, router_topk, router_topk_backward
 from nn.backends.device.sampling import sample, sampling_key
 from nn.backends.device.softmax import log_softmax, log_softmax_backward, softmax, softmax_backward
 
 __all__ = [
     "adamw", "adamw_plan", "adamw_step", "attention", "attention_backward", "cache_append",
-    "cross_entropy", "cross_entropy_backward", "decode_attention", "expert_order", "gelu",
-    "gelu_backward", "gelu_tanh", "gelu_tanh_backward", "global_norm", "grouped_linear",
-    "grouped_linear_backward", "increment", "layer_norm", "layer_norm_backward", "linear",
-    "linear_backward", "linear_cross_entropy", "log_softmax", "log_softmax_backward", "matmul",
-    "moe_combine", "moe_combine_backward", "moe_dispatch", "moe_dispatch_backward", "rms_norm",
-    "rms_norm_backward", "rope", "rope_at", "router_topk", "router_topk_backward", "sample",
-    "sampling_key", "scatter_add", "silu", "silu_backward", "softmax", "softmax_backward",
-    "sum_of_squares", "swiglu", "swiglu_backward", "swiglu_packed", "swiglu_packed_backward",
+    "cross_entropy", "cross_entropy_backward", "decode_attention", "expert_order", "gathered_swiglu",
+    "gathered_swiglu_backward", "gelu", "gelu_backward", "gelu_tanh", "gelu_tanh_backward", "global_norm",
+    "grouped_linear", "grouped_linear_backward", "increment", "jitter", "layer_norm",
+    "layer_norm_backward", "linear", "linear_backward", "linear_cross_entropy", "log_softmax",
+    "log_softmax_backward", "matmul", "moe_balance_loss", "moe_balance_loss_backward", "moe_combine",
+    "moe_combine_backward", "moe_dispatch", "moe_dispatch_backward", "moe_z_loss", "moe_z_loss_backward",
+    "rms_norm", "rms_norm_backward", "rms_norm_residual", "rope", "rope_at", "router_topk",
+    "router_topk_backward", "sample", "sampling_key", "scatter_add", "silu", "silu_backward", "softmax",
+    "softmax_backward", "sum_of_squares", "swiglu", "swiglu_backward", "swiglu_packed",
+    "swiglu_packed_backward",
 ]

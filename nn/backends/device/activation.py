@@ -1,46 +1,35 @@
 """Activations on the device (csrc/kernels/elementwise): SiLU, GELU (exact and tanh form), SwiGLU."""
 
 from cuda.nn.array import DeviceArray
-from nn.backends.device.arrays import cast, dense, same_type
+from nn.backends.device.arrays import cast, mapped, mapped_backward, same_type
 
 
-def _forward(kernel: str, x: DeviceArray) -> DeviceArray:
-    (x,) = dense(x)
-    y = x.device.empty(x.shape, x.dtype)
-    x.device.call(f"{kernel}_forward", y, x, x.size, x.code)
-    return y
-
-
-def _backward(kernel: str, dy: DeviceArray, x: DeviceArray) -> DeviceArray:
-    dtype = x.dtype
-    x, dy = same_type(x, dy)
-    dx = x.device.empty(x.shape, x.dtype)
-    x.device.call(f"{kernel}_backward", dx, dy, x, x.size, x.code)
-    return cast(dx, dtype)
+def _sizes(x: DeviceArray) -> tuple[int, int]:
+    return x.size, x.code
 
 
 def silu(x: DeviceArray) -> DeviceArray:
-    return _forward("silu", x)
+    return mapped("silu", x, _sizes)
 
 
 def silu_backward(dy: DeviceArray, x: DeviceArray) -> DeviceArray:
-    return _backward("silu", dy, x)
+    return mapped_backward("silu", dy, x, _sizes)
 
 
 def gelu(x: DeviceArray) -> DeviceArray:
-    return _forward("gelu", x)
+    return mapped("gelu", x, _sizes)
 
 
 def gelu_backward(dy: DeviceArray, x: DeviceArray) -> DeviceArray:
-    return _backward("gelu", dy, x)
+    return mapped_backward("gelu", dy, x, _sizes)
 
 
 def gelu_tanh(x: DeviceArray) -> DeviceArray:
-    return _forward("gelu_tanh", x)
+    return mapped("gelu_tanh", x, _sizes)
 
 
 def gelu_tanh_backward(dy: DeviceArray, x: DeviceArray) -> DeviceArray:
-    return _backward("gelu_tanh", dy, x)
+    return mapped_backward("gelu_tanh", dy, x, _sizes)
 
 
 def swiglu(gate: DeviceArray, up: DeviceArray) -> DeviceArray:

@@ -1,5 +1,6 @@
 """What the kernels of this backend share: dense arrays of one type on one device, and scratch memory."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,24 @@ def same_type(x: DeviceArray, *others: Any) -> list[DeviceArray]:
     """Dense arrays of one type: theirs, or float32 where they differ."""
     arrays = dense(x, *others)
     return arrays if len({a.dtype for a in arrays}) == 1 else [cast(a, FLOAT32) for a in arrays]
+
+
+def mapped(kernel: str, x: DeviceArray, sizes: Callable[[DeviceArray], Any]) -> DeviceArray:
+    """y = kernel(x) of x's shape and type; sizes(x) gives the arguments behind the arrays."""
+    (x,) = dense(x)
+    y = x.device.empty(x.shape, x.dtype)
+    x.device.call(f"{kernel}_forward", y, x, *sizes(x))
+    return y
+
+
+def mapped_backward(kernel: str, dy: DeviceArray, x: DeviceArray,
+                    sizes: Callable[[DeviceArray], Any]) -> DeviceArray:
+    """dx of such a kernel from dy and x, or the y that it keeps instead; in that one's type."""
+    dtype = x.dtype
+    x, dy = same_type(x, dy)
+    dx = x.device.empty(x.shape, x.dtype)
+    x.device.call(f"{kernel}_backward", dx, dy, x, *sizes(x))
+    return cast(dx, dtype)
 
 
 def scratch(x: DeviceArray, size: int) -> tuple[DeviceArray | None, int]:

@@ -7,6 +7,8 @@ import numpy as np
 
 from cuda.nn.device import Device, DeviceArray
 from cuda.nn.errors import DeviceArgumentError
+from nn.backends.device.activation import swiglu_packed_backward
+from nn.backends.device.arrays import FLOAT32, cast, dense
 
 # ---- plan and rows ----
 
@@ -98,7 +100,8 @@ def gathered_linear(x: DeviceArray, weight: DeviceArray, offsets: DeviceArray, o
 
 
 def gathered_swiglu(x: DeviceArray, weight: DeviceArray, offsets: DeviceArray, order: DeviceArray | None,
-                    choices: int, *, keep: bool = True) -> tuple[DeviceArray, DeviceArray | None]:
+                    choices: int, *, batch_invariant: bool = True,
+                    keep: bool = True) -> tuple[DeviceArray, DeviceArray | None]:
     """(y[M,F], hidden[M,2F]): swiglu_packed(gathered_linear(x, weight[E,2F,I], ...)) in one launch, bit for
     bit; hidden, before the activation, is None unless it is to be kept for the backward."""
     (count, outputs, inputs), rows, device = weight.shape, x.shape[0] * choices, x.device
@@ -137,14 +140,23 @@ def gathered_linear_backward(dy: DeviceArray, x: DeviceArray, weight: DeviceArra
     return dx, dweight
 
 
+def gathered_swiglu_backward(dy: DeviceArray, hidden: DeviceArray, x: DeviceArray, weight: DeviceArray,
+                             offsets: DeviceArray, order: DeviceArray, inverse: DeviceArray,
+                             choices: int) -> tuple[DeviceArray, DeviceArray]:
+    """(dx[N,I], dweight[E,2F,I] in float32) of gathered_swiglu; no row of x is copied"""
+    dhidden = swiglu_packed_backward(dy, hidden)
+    dxs, dweight = gathered_linear_backward(dhidden, x, weight, offsets, order, choices)
+    return moe_dispatch_backward(dxs, inverse, choices), dweight
+
+
 # ---- auxiliary losses ----
 
 
 def moe_balance_loss(probs: DeviceArray, experts: DeviceArray,
                      coefficient: float) -> tuple[DeviceArray, DeviceArray]:
-    """(loss[1], load[E]) from probs[N,E] in float32 and experts[N,K]: loss = α E Σ_e load_e mean probs_e"""
+    """(loss[1], load[E]) from probs[N,E] and experts[N,K]: loss = α E Σ_e load_e mean probs_e"""
     (tokens, count), choices, device = probs.shape, experts.shape[1], probs.device
-    _expect("probs", probs, (tokens, count), np.float32)
+    probs = cast(dense(probs)[0], FLOAT32)
     _expect("experts", experts, (tokens, choices), experts.dtype)
     loss, load = device.empty((1,), np.float32), device.empty((count,), np.float32)
     size = device.library.nn_moe_balance_loss_workspace_size(tokens, count)
@@ -156,15 +168,16 @@ def moe_balance_loss(probs: DeviceArray, experts: DeviceArray,
 def moe_balance_loss_backward(dloss: DeviceArray, load: DeviceArray, tokens: int,
                               coefficient: float) -> DeviceArray:
     """dprobs[N,E]; the load is a constant"""
+    load, dloss = (cast(array, FLOAT32) for array in dense(load, dloss))
     dprobs = load.device.empty((tokens, load.shape[0]), np.float32)
     load.device.call("moe_balance_loss_backward", dprobs, dloss, load, tokens, load.shape[0], coefficient)
     return dprobs
 
 
 def moe_z_loss(logits: DeviceArray, coefficient: float) -> tuple[DeviceArray, DeviceArray]:
-    """(loss[1], lse[N]) from logits[N,E] in float32: loss = β mean_n lse_n²"""
+    """(loss[1], lse[N]) from logits[N,E]: loss = β mean_n lse_n²"""
     (tokens, count), device = logits.shape, logits.device
-    _expect("logits", logits, (tokens, count), np.float32)
+    logits = cast(dense(logits)[0], FLOAT32)
     loss, lse = device.empty((1,), np.float32), device.empty((tokens,), np.float32)
     size = device.library.nn_moe_z_loss_workspace_size(tokens)
     device.call("moe_z_loss_forward", loss, lse, logits.contiguous(), tokens, count, coefficient,
@@ -175,6 +188,7 @@ def moe_z_loss(logits: DeviceArray, coefficient: float) -> tuple[DeviceArray, De
 def moe_z_loss_backward(dloss: DeviceArray, logits: DeviceArray, lse: DeviceArray,
                         coefficient: float) -> DeviceArray:
     """dlogits[N,E]"""
+    logits, dloss, lse = (cast(array, FLOAT32) for array in dense(logits, dloss, lse))
     dlogits = logits.device.empty(logits.shape, np.float32)
     logits.device.call("moe_z_loss_backward", dlogits, dloss, logits.contiguous(), lse, *logits.shape,
                        coefficient)

@@ -21,15 +21,27 @@ def rms_norm(x: DeviceArray, weight: DeviceArray, eps: float) -> tuple[DeviceArr
     return cast(y, dtype), rstd
 
 
-def rms_norm_backward(dy: DeviceArray, x: DeviceArray, weight: DeviceArray,
-                      rstd: DeviceArray) -> tuple[DeviceArray, DeviceArray]:
+def rms_norm_residual(x: DeviceArray, residual: DeviceArray, weight: DeviceArray,
+                      eps: float) -> tuple[DeviceArray, DeviceArray, DeviceArray]:
+    dtype = x.dtype
+    x, residual, weight = same_type(x, residual, weight)
+    rows, cols = rows_of(x)
+    y, total = (x.device.empty(x.shape, x.dtype) for _ in range(2))
+    (rstd,) = _floats(x, 1, x.shape[0], 1)
+    x.device.call("rms_norm_residual_forward", y, total, rstd, x, residual, weight, rows, cols, eps, x.code)
+    return cast(y, dtype), cast(total, dtype), rstd
+
+
+def rms_norm_backward(dy: DeviceArray, x: DeviceArray, weight: DeviceArray, rstd: DeviceArray, *,
+                      dresidual: DeviceArray | None = None) -> tuple[DeviceArray, DeviceArray]:
     dtype = x.dtype
     (rstd,) = _statistics(x, rstd)
-    x, dy, weight = same_type(x, dy, weight)
+    x, dy, weight, *around = same_type(x, dy, weight, *(() if dresidual is None else (dresidual,)))
     rows, cols = rows_of(x)
     dx, (dweight,) = x.device.empty(x.shape, x.dtype), _floats(x, 1, cols)
     workspace = scratch(x, x.device.library.nn_rms_norm_workspace_size(rows, cols))
-    x.device.call("rms_norm_backward", dx, dweight, dy, x, weight, rstd, None, rows, cols, x.code, *workspace)
+    x.device.call("rms_norm_backward", dx, dweight, dy, x, weight, rstd, around[0] if around else None, rows,
+                  cols, x.code, *workspace)
     return cast(dx, dtype), dweight
 
 

@@ -10,7 +10,7 @@ lr[1] float64, step[1] int64, scale[1] float32 and skip[1] int32 are read on the
 can be captured in a graph and replayed with other values."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,26 @@ class AdamWPlan:
     chunks: DeviceArray              # bytes: a table of nn_chunk
     chunk_count: int
     arrays: tuple[Any, ...]
+    table: np.ndarray                # what `tensors` has to hold
+
+    def upload(self) -> None:
+        """Let the device have the table."""
+        self.tensors.upload(self.table.view(np.uint8))
+
+    def moved(self, grads: Sequence[DeviceArray], tensors: DeviceArray | None = None) -> "AdamWPlan":
+        """The plan for gradients that lie elsewhere.  A recording needs memory for `tensors` from before it,
+        since replays write over their own; whoever records calls upload() before the replay."""
+        table, device = self.table.copy(), self.device
+        for i, (grad, count) in enumerate(zip(grads, table["count"], strict=True)):
+            if grad.size != count or grad.dtype not in FLOATING or not grad.is_contiguous:
+                raise DeviceArgumentError(f"grad of tensor {i}: {grad.dtype} {grad.shape}; expected "
+                                          f"{count} dense elements")
+            table[i]["grad"], table[i]["grad_dtype"] = grad.pointer, grad.code
+        place = device.empty(self.tensors.shape, np.uint8) if tensors is None else tensors
+        plan = replace(self, tensors=place, arrays=(*self.arrays, *grads), table=table)
+        if tensors is None:
+            plan.upload()
+        return plan
 
 
 def adamw_plan(params: Sequence[DeviceArray], grads: Sequence[DeviceArray], m: Sequence[DeviceArray],
@@ -63,8 +83,7 @@ def adamw_plan(params: Sequence[DeviceArray], grads: Sequence[DeviceArray], m: S
     chunks["tensor"] = np.repeat(np.arange(count), pieces)
     chunks["index"] = np.arange(len(chunks)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
     return AdamWPlan(device, device.asarray(table.view(np.uint8)), device.asarray(chunks.view(np.uint8)),
-                     len(chunks),
-                     (*params, *grads, *m, *v, *masters))
+                     len(chunks), (*params, *m, *v, *masters, *grads), table)
 
 
 def adamw_step(plan: AdamWPlan, lr: DeviceArray, step: DeviceArray, *, betas: tuple[float, float], eps: float,

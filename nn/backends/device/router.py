@@ -1,9 +1,23 @@
-"""The router's softmax and top-k on the device (csrc/kernels/router)."""
+"""The router's jitter, and its softmax and top-k, on the device (csrc/kernels/router)."""
+
+from typing import Any
 
 import numpy as np
 
 from cuda.nn.array import DeviceArray
+from cuda.nn.errors import DeviceArgumentError
 from nn.backends.device.arrays import FLOAT32, cast, dense
+
+
+def jitter(x: DeviceArray, counter: Any, *, epsilon: float) -> DeviceArray:
+    """x times U(1 - epsilon, 1 + epsilon); counter int64[4] is read on the device: a recorded step draws
+    what it holds at each replay."""
+    x, counter = dense(x, counter)
+    if counter.shape != (4,) or counter.dtype != np.int64:
+        raise DeviceArgumentError(f"counter: {counter.dtype}{list(counter.shape)}; expected int64[4]")
+    y = x.device.empty(x.shape, x.dtype)
+    x.device.call("router_jitter_forward", y, x, counter, x.size, epsilon, x.code)
+    return y
 
 
 def router_topk(logits: DeviceArray, k: int, *,

@@ -20,27 +20,42 @@ from nn.backends.reference.loss import cross_entropy, cross_entropy_backward, li
 from nn.backends.reference.matmul import linear, linear_backward, matmul
 from nn.backends.reference.moe import (
     expert_order,
+    gathered_swiglu,
+    gathered_swiglu_backward,
     grouped_linear,
     grouped_linear_backward,
+    jitter,
+    moe_balance_loss,
+    moe_balance_loss_backward,
     moe_combine,
     moe_combine_backward,
     moe_dispatch,
     moe_dispatch_backward,
+    moe_z_loss,
+    moe_z_loss_backward,
     router_topk,
     router_topk_backward,
 )
-from nn.backends.reference.norm import layer_norm, layer_norm_backward, rms_norm, rms_norm_backward
+from nn.backends.reference.norm import (
+    layer_norm,
+    layer_norm_backward,
+    rms_norm,
+    rms_norm_backward,
+    rms_norm_residual,
+)
 from nn.backends.reference.optimizer import adamw, scatter_add, sum_of_squares
 from nn.backends.reference.rotary import rope, rope_at
 from nn.backends.reference.softmax import log_softmax, log_softmax_backward, softmax, softmax_backward
 
 __all__ = [
     "adamw", "attention", "attention_backward", "cache_append", "cross_entropy", "cross_entropy_backward",
-    "decode_attention", "expert_order", "gelu", "gelu_backward", "gelu_tanh", "gelu_tanh_backward",
-    "grouped_linear", "grouped_linear_backward", "layer_norm", "layer_norm_backward", "linear",
-    "linear_backward", "linear_cross_entropy", "log_softmax", "log_softmax_backward", "matmul",
-    "moe_combine", "moe_combine_backward", "moe_dispatch", "moe_dispatch_backward", "rms_norm",
-    "rms_norm_backward", "rope", "rope_at", "router_topk", "router_topk_backward", "scatter_add", "silu",
-    "silu_backward", "softmax", "softmax_backward", "sum_of_squares", "swiglu", "swiglu_backward",
-    "swiglu_packed", "swiglu_packed_backward",
+    "decode_attention", "expert_order", "gathered_swiglu", "gathered_swiglu_backward", "gelu",
+    "gelu_backward", "gelu_tanh", "gelu_tanh_backward", "grouped_linear", "grouped_linear_backward",
+    "jitter", "layer_norm", "layer_norm_backward", "linear", "linear_backward", "linear_cross_entropy",
+    "log_softmax", "log_softmax_backward", "matmul", "moe_balance_loss", "moe_balance_loss_backward",
+    "moe_combine", "moe_combine_backward", "moe_dispatch", "moe_dispatch_backward", "moe_z_loss",
+    "moe_z_loss_backward", "rms_norm", "rms_norm_backward", "rms_norm_residual", "rope", "rope_at",
+    "router_topk", "router_topk_backward", "scatter_add", "silu", "silu_backward", "softmax",
+    "softmax_backward", "sum_of_squares", "swiglu", "swiglu_backward", "swiglu_packed",
+    "swiglu_packed_backward",
 ]

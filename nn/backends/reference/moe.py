@@ -8,9 +8,13 @@ The selection itself carries no gradient."""
 from itertools import pairwise
 from typing import Any
 
-from nn.backends.array_api import namespace
-from nn.backends.reference.softmax import softmax
+import numpy as np
+
+from nn.backends.array_api import namespace, on_device
+from nn.backends.reference.activation import swiglu_packed, swiglu_packed_backward
+from nn.backends.reference.softmax import row_max, softmax
 from nn.dtypes import narrow, widen
+from nn.random import drawn_from
 
 Array = Any
 
@@ -43,6 +47,44 @@ def router_topk_backward(dweights: Array, weights: Array, experts: Array, probs:
     values = weights * (dweights - mean) if renormalize else weights * dweights
     dlogits = xp.sum(xp.where(chosen, values[:, :, None], xp.zeros_like(values)[:, :, None]), axis=1)
     return dlogits if renormalize else dlogits - probs * mean
+
+
+def jitter(x: Array, counter: Array, *, epsilon: float) -> Array:
+    """y[N,D]: x times U(1 − ε, 1 + ε), drawn on the host wherever x is"""
+    z, place = widen(x), counter.numpy() if on_device(counter) else np.asarray(counter)
+    dtype = np.float64 if z.dtype == np.float64 else np.float32
+    u = namespace(z).asarray(drawn_from(place, tuple(x.shape), dtype))
+    return narrow(z * (1.0 - epsilon + 2.0 * epsilon * u), x.dtype)
+
+
+def moe_balance_loss(probs: Array, experts: Array, coefficient: float) -> tuple[Array, Array]:
+    """(loss[1], load[E]): α E Σ_e load_e mean probs_e (Fedus et al. 2021)"""
+    xp, p, pairs = namespace(probs), widen(probs), max(1, probs.shape[0]) * experts.shape[1]
+    count = probs.shape[1]
+    load = xp.sum(xp.astype(experts[:, :, None] == xp.arange(count), p.dtype), axis=(0, 1)) / pairs
+    mean = xp.sum(p, axis=0, dtype=p.dtype) * (1.0 / max(1, probs.shape[0]))
+    return xp.sum(mean * load, keepdims=True, dtype=p.dtype) * (coefficient * count), load
+
+
+def moe_balance_loss_backward(dloss: Array, load: Array, tokens: int, coefficient: float) -> Array:
+    """dprobs[N,E]: the same row for every token"""
+    xp, count = namespace(load), load.shape[0]
+    row = widen(dloss) * (coefficient * count) * load * (1.0 / max(1, tokens))
+    return xp.asarray(xp.broadcast_to(row, (tokens, count)), copy=True)
+
+
+def moe_z_loss(logits: Array, coefficient: float) -> tuple[Array, Array]:
+    """(loss[1], lse[N]): β mean lse² (Zoph et al. 2022)"""
+    xp, z = namespace(logits), widen(logits)
+    m = row_max(z)
+    lse = m[:, 0] + xp.log(xp.sum(xp.exp(z - m), axis=-1, dtype=z.dtype))
+    return xp.sum(lse * lse, keepdims=True, dtype=z.dtype) * (coefficient / max(1, z.shape[0])), lse
+
+
+def moe_z_loss_backward(dloss: Array, logits: Array, lse: Array, coefficient: float) -> Array:
+    """dlogits[N,E] = softmax(logits) dlse,  dlse = 2 β / N lse dloss"""
+    dlse = widen(dloss) * (coefficient / max(1, logits.shape[0])) * lse
+    return softmax(widen(logits)) * (dlse + dlse)[:, None]
 
 
 def expert_order(experts: Array, num_experts: int) -> tuple[Array, Array, Array]:
@@ -130,3 +172,19 @@ def grouped_linear_backward(dy: Array, x: Array, weight: Array, offsets: Array) 
         dx[rows, :] = narrow(xp.matmul(g, widen(weight[e, ...])), x.dtype)
         dweight[e, ...] = xp.matmul(g.T, widen(x[rows, :]))
     return dx, dweight
+
+
+def gathered_swiglu(x: Array, weight: Array, offsets: Array, order: Array, choices: int, *,
+                    batch_invariant: bool = True, keep: bool = True) -> tuple[Array, Array | None]:
+    """(y[M,F], hidden[M,2F]) from x[N,I] and weight[E,2F,I], gate rows first"""
+    rows = moe_dispatch(x, order, choices)
+    hidden = grouped_linear(rows, weight, offsets, batch_invariant=batch_invariant)
+    return swiglu_packed(hidden), hidden if keep else None
+
+
+def gathered_swiglu_backward(dy: Array, hidden: Array, x: Array, weight: Array, offsets: Array, order: Array,
+                             inverse: Array, choices: int) -> tuple[Array, Array]:
+    """(dx[N,I], dweight[E,2F,I]); the rows of x are gathered once more, nothing but x is kept for it"""
+    dhidden, rows = swiglu_packed_backward(dy, hidden), moe_dispatch(x, order, choices)
+    dxs, dweight = grouped_linear_backward(dhidden, rows, weight, offsets)
+    return moe_dispatch_backward(dxs, inverse, choices), dweight

@@ -27,8 +27,16 @@ def rms_norm(x: Array, weight: Array, eps: float) -> tuple[Array, Array]:
     return narrow(narrow(z * rstd, x.dtype) * weight, x.dtype), rstd
 
 
-def rms_norm_backward(dy: Array, x: Array, weight: Array, rstd: Array) -> tuple[Array, Array]:
-    """(dx[R,D], dweight[D])"""
+def rms_norm_residual(x: Array, residual: Array, weight: Array, eps: float) -> tuple[Array, Array, Array]:
+    """(y[R,D], sum[R,D], rstd[R,1]): the norm of sum = x + residual, and the sum"""
+    total = narrow(widen(x) + widen(residual), x.dtype)
+    y, rstd = rms_norm(total, weight, eps)
+    return y, total, rstd
+
+
+def rms_norm_backward(dy: Array, x: Array, weight: Array, rstd: Array, *,
+                      dresidual: Array | None = None) -> tuple[Array, Array]:
+    """(dx[R,D], dweight[D]); dresidual is added to dx before it is rounded"""
     xp = namespace(x)
     g = widen(dy)
     normed = widen(x) * rstd
@@ -37,6 +45,8 @@ def rms_norm_backward(dy: Array, x: Array, weight: Array, rstd: Array) -> tuple[
     normed *= _mean(a * normed)
     a -= normed
     a *= rstd
+    if dresidual is not None:
+        a += widen(dresidual)
     return narrow(a, x.dtype), dweight
 
 

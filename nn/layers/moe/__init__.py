@@ -2,6 +2,6 @@
 
 from nn.layers.moe.experts import Experts
 from nn.layers.moe.layer import MoELayer
-from nn.layers.moe.router import Router, Routing
+from nn.layers.moe.router import Router, Routing, noise_counters
 
-__all__ = ["Experts", "MoELayer", "Router", "Routing"]
+__all__ = ["Experts", "MoELayer", "Router", "Routing", "noise_counters"]

@@ -25,8 +25,6 @@ class Experts(Module):
 
         Dropless: tokens are sorted by expert, so each works on one contiguous range of rows, however long."""
         plan = ops.plan(routing.experts, self.num_experts)
-        rows = ops.dispatch(x, plan)                                                              # [M,D]
-        hidden = ops.grouped_linear(rows, self.gate_up_proj, plan.offsets, batch_invariant)       # [M,2F]
-        hidden = ops.swiglu_packed(hidden)                                                        # [M,F]
+        hidden = ops.gathered_swiglu(x, self.gate_up_proj, plan, batch_invariant)                 # [M,F]
         rows = ops.grouped_linear(hidden, self.down_proj, plan.offsets, batch_invariant)          # [M,D]
         return ops.combine(rows, routing.weights, plan)

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from nn import ops
-from nn.backends.array_api import beside, namespace
+from nn.backends.array_api import namespace
 from nn.errors import InputError
 from nn.layers.auxiliary import collecting, emit_figure, emit_loss
 from nn.layers.module import Module, Parameter
 from nn.layers.moe.capacity import keep_within_capacity
-from nn.random import derive, uniform
+from nn.random import counter
 from nn.tensor import Array, Tensor
 
 
@@ -45,14 +45,19 @@ class Router(Module):
         self.num_experts, self.top_k, self.renormalize = num_experts, top_k, renormalize
         self.jitter, self.balance_coef, self.z_coef = jitter, balance_coef, z_coef
         self.capacity_factor, self.drop_policy = capacity_factor, drop_policy
-        self.noise = (0, 0, 0, 0)        # (seed, step, micro-batch, layer) of the jitter; see model.set_noise
+        self.noise: Array = counter(0, "router_jitter")       # where the jitter is drawn; see noise_counters
+
+    @property
+    def minds_places(self) -> bool:
+        """Whether a token's place among the others changes its result: jitter and dropping go by it"""
+        return self.training and bool(self.jitter or self.capacity_factor)
 
     def forward(self, x: Tensor) -> Routing:
         """x[N,D] -> Routing"""
         wide = np.float32 if x.dtype != np.float64 else np.float64
         x, weight = (z if z.dtype == wide else z.cast(wide) for z in (x, self.weight))
         if self.training and self.jitter:
-            x = x * self._noise(x)
+            x = ops.jitter(x, self.noise, self.jitter)
         logits = ops.linear(x, weight)                                                   # [N,E]
         weights, experts, probs = ops.router_topk(logits, self.top_k, self.renormalize)
         if collecting():
@@ -61,24 +66,14 @@ class Router(Module):
             weights, experts = self._drop(weights, experts)
         return Routing(weights, experts)
 
-    def _noise(self, x: Tensor) -> Array:
-        """U(1 − ε, 1 + ε), counter-based: a recomputation in backward draws the same numbers"""
-        seed, *stream = self.noise
-        u = uniform(derive(seed, "router_jitter"), *stream, shape=x.shape, dtype=x.dtype)
-        return beside(1.0 - self.jitter + 2.0 * self.jitter * u, x.data)
-
     def _emit(self, logits: Tensor, probs: Tensor, experts: Array) -> None:
-        xp, tokens = namespace(experts), max(1, logits.shape[0])
-        chosen = experts[:, :, None] == xp.arange(self.num_experts)
-        load = xp.sum(xp.astype(chosen, probs.dtype), axis=(0, 1)) / (tokens * self.top_k)            # f [E]
+        balance, load = ops.balance_loss(probs, experts, self.balance_coef)                           # f [E]
         emit_figure("moe/load", load)
         emit_figure("moe/router_entropy", _entropy(probs.data))
         if self.balance_coef:
-            mean_probs = probs.sum(axis=0) * (1.0 / tokens)                                           # P [E]
-            emit_loss("moe/load_balance", (mean_probs * load).sum() * (self.balance_coef * self.num_experts))
+            emit_loss("moe/load_balance", balance)
         if self.z_coef:
-            lse = ops.logsumexp(logits)
-            emit_loss("moe/router_z", (lse * lse).sum() * (self.z_coef / tokens))
+            emit_loss("moe/router_z", ops.z_loss(logits, self.z_coef))
 
     def _drop(self, weights: Tensor, experts: Array) -> tuple[Tensor, Array]:
         """Pairs beyond an expert's capacity get weight 0 and no expert: the residual carries the token."""
@@ -87,6 +82,14 @@ class Router(Module):
         xp = namespace(experts)
         emit_figure("moe/overflow", 1.0 - xp.mean(xp.astype(keep, weights.dtype)))
         return weights * xp.astype(keep, weights.dtype), xp.where(keep, experts, self.num_experts)
+
+
+def noise_counters(model: Module, seed: int, step: int, micro: int) -> list[tuple[Router, np.ndarray]]:
+    """Every router of a model, with where it draws its jitter in a step's micro-batch: its `noise` then, an
+    int64[4] of the host or of the model's device."""
+    routers = [module for module in model.modules() if isinstance(module, Router)]
+    return [(router, counter(seed, "router_jitter", step, micro, layer))
+            for layer, router in enumerate(routers)]
 
 
 def _entropy(probs: Array) -> Array:

@@ -99,7 +99,7 @@ MUTANTS = [
     Mutant(MMA, "the mask of the group's first head for all", "(query_head + head) * call.mask_head;",
            "query_head * call.mask_head;"),
     Mutant(MMA, "statistics of the first stage", "statistics + stage * STREAMED + c;", "statistics + c;"),
-    Mutant(MMA, "lse and delta exchanged", "i % 2 ? two.w : two.y;", "i % 2 ? two.z : two.x;"),
+    Mutant(MMA, "lse and delta exchanged", "two[i % 2].y;", "two[i % 2].x;"),
     Mutant(MMA, "softcap without its derivative", "CAPPED ? ds * fmaf(-x, x, 1.0f) : ds;", "ds;"),
     Mutant(MMA, "rows beyond the sequence are stored", "        if (row < valid && 8 * chunk < width)",
            "        if (8 * chunk < width)"),

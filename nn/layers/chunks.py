@@ -1,0 +1,23 @@
+"""Sequences cut into chunks of C tokens, the last one filled up with zeros, and put together again."""
+
+from nn import ops
+from nn.backends.array_api import namespace
+from nn.tensor import Tensor
+
+CHUNK = 64      # tokens handled together unless a block says otherwise
+
+
+def to_chunks(x: Tensor, size: int) -> Tensor:
+    """[B,H,T,...] -> [B,H,n,C,...]"""
+    batch, heads, length, *rest = x.shape
+    if missing := -length % size:
+        xp = namespace(x.data)
+        x = ops.concat([x, Tensor(xp.zeros((batch, heads, missing, *rest), dtype=x.dtype))], axis=2)
+    return x.reshape(batch, heads, (length + missing) // size, size, *rest)
+
+
+def from_chunks(x: Tensor, length: int) -> Tensor:
+    """[B,H,n,C,...] -> [B,H,T,...]: the first `length` tokens"""
+    batch, heads, count, size, *rest = x.shape
+    x = x.reshape(batch, heads, count * size, *rest)
+    return x if length == count * size else x[:, :, :length]

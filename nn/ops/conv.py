@@ -1,0 +1,50 @@
+"""Depthwise causal convolution: every channel is filtered over time, the last tap meets the present."""
+
+from typing import Any
+
+from nn.backends.array_api import namespace
+from nn.dtypes import narrow, widen
+from nn.tensor import Array, Op, Tensor
+
+
+class CausalConv(Op):
+    """y_t = Σ_j w_j ⊙ x_{t − (K−1−j)δ},  x = what came before and then the inputs:
+
+    dx_s = Σ_j w_j ⊙ dy_{s + (K−1−j)δ},  dw_j = Σ_{B,t} dy_t ⊙ x_{t − (K−1−j)δ}"""
+
+    def forward(self, x: Array, weight: Array, *, dilation: int) -> Array:
+        self.x, self.weight, self.dilation = x, weight, dilation
+        self.length = x.shape[1] - (weight.shape[1] - 1) * dilation
+        wide, taps = widen(x), widen(weight)
+        y = self._at(wide, 0) * taps[:, 0]
+        for j in range(1, weight.shape[1]):
+            y = y + self._at(wide, j) * taps[:, j]
+        return narrow(y, x.dtype)
+
+    def _at(self, x: Array, j: int) -> Array:
+        """The inputs that tap j meets, [B,T,C]"""
+        return x[:, j * self.dilation : j * self.dilation + self.length, :]
+
+    def flops(self, inputs: list[Array], results: tuple[Array, ...], options: dict[str, Any]) -> int:
+        batch, length, channels = results[0].shape
+        return 2 * batch * length * channels * inputs[1].shape[1]
+
+    def backward(self, dy: Array) -> Any:
+        xp, g, wide, taps = namespace(dy), widen(dy), widen(self.x), widen(self.weight)
+        dx, dweight = xp.zeros(wide.shape, dtype=g.dtype), []
+        for j in range(taps.shape[1]):
+            dx[:, j * self.dilation : j * self.dilation + self.length, :] += g * taps[:, j]
+            dweight.append(xp.sum(g * self._at(wide, j), axis=(0, 1), dtype=g.dtype))
+        return narrow(dx, self.x.dtype), xp.stack(dweight, axis=1)
+
+
+def causal_conv(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
+    """y[B,T,C] from x[B,(K−1)·dilation + T,C], which begins with what came before, and weight[C,K]."""
+    if x.ndim != 3 or weight.ndim != 2 or x.shape[2] != weight.shape[0]:
+        raise ValueError(f"causal_conv: x is [B,T,C] = {list(x.shape)}, weight [C,K] = {list(weight.shape)}")
+    if weight.shape[1] < 1 or dilation < 1:
+        raise ValueError(f"causal_conv: K = {weight.shape[1]} taps, dilation {dilation}; both are 1 or more")
+    before = (weight.shape[1] - 1) * dilation
+    if x.shape[1] < before:
+        raise ValueError(f"causal_conv: x holds {x.shape[1]} positions; {before} precede the first result")
+    return CausalConv.apply(x, weight, dilation=dilation)

@@ -1,0 +1,122 @@
+"""Gated linear attention in chunks: a state that every channel of the keys forgets at a rate of its own."""
+
+import math
+from typing import Any
+
+from nn.backends.array_api import namespace
+from nn.dtypes import narrow, widen
+from nn.ops.triangular import assembled, diagonal_halves, halved
+from nn.tensor import Array, Op, Tensor
+
+
+class GLAChunks(Op):
+    """S_t = diag(e^{g_t}) S_{t−1} + k_t v_tᵀ,  o_t = S_tᵀ q_t   (Yang et al. 2023, GLA)
+
+    In a chunk of C tokens behind S, with G the sums of g within it, E = e^G and Ē = e^{G_C − G}:
+        A_ij = Σ_d q_id k_jd e^{G_id − G_jd} for j ≤ i, else 0
+        O = (Q ⊙ E) S + A V,   S' = diag(e^{G_C}) S + (K ⊙ Ē)ᵀ V
+    A is no product of two matrices, as e^{−G} overflows; but for queries behind some token r and keys up to
+    it, A = (Q ⊙ e^{G − G_r}) (K ⊙ e^{G_r − G})ᵀ, whose exponents are 0 or less.  So A is built of halves: r is
+    the last token of the first half, what is left over are the two halves themselves, down to single tokens.
+
+    Backward, from dO and the gradient dS' of what follows, chunk by chunk from the last:
+        dS = (Q ⊙ E)ᵀ dO + diag(e^{G_C}) dS'
+        dA = dO Vᵀ,   dV = Aᵀ dO + (K ⊙ Ē) dS'
+        dQ = E ⊙ (dO Sᵀ) + Σ_j dA_ij k_j e^{G_i − G_j},   dK = Ē ⊙ (V dS'ᵀ) + Σ_i dA_ij q_i e^{G_i − G_j}
+    the two sums in halves as A.  g_t scales each path from a token s < t to what comes at t or later.  By q_i
+    and k_j times their gradients, paths are counted at their ends: those with i ≥ t less those with j ≥ t are
+    the ones across, those that leave the chunk ending in S':
+        dg_t = Σ_{s≥t} (q_s ⊙ dq_s − k_s ⊙ dk_s) + Σ_columns S' ⊙ dS'
+    Saved: the inputs, G, A and the states between chunks."""
+
+    def forward(self, q: Array, k: Array, v: Array, g: Array, s: Array) -> tuple[Array, Array]:
+        xp, self.dtypes_in = namespace(q), [x.dtype for x in (q, k, v, g, s)]
+        self.q, self.k, self.v, g, s = (widen(x) for x in (q, k, v, g, s))
+        self.sums = xp.cumulative_sum(g, axis=3)
+        self.scores = _scores(self.q, self.k, self.sums)                          # A [B,H,n,C,C]
+        grown, shrunk, kept = _decays(self.sums)
+        added = xp.matrix_transpose(self.k * shrunk) @ self.v                     # [B,H,n,Dk,Dv]
+        states = [s]
+        for i in range(q.shape[2]):
+            states.append(kept[:, :, i, ...] * states[-1] + added[:, :, i, ...])
+        self.states = xp.stack(states, axis=2)                                    # [B,H,n+1,Dk,Dv]
+        return (self.q * grown) @ self.states[:, :, :-1, ...] + self.scores @ self.v, states[-1]
+
+    def flops(self, inputs: list[Array], results: tuple[Array, ...], options: dict[str, Any]) -> int:
+        keys, size, width = inputs[1].shape[-1], inputs[1].shape[-2], inputs[2].shape[-1]
+        return math.prod(inputs[1].shape[:4]) * gla_flops_per_token(size, keys, width)
+
+    def backward(self, do: Array | None, ds: Array | None) -> Any:
+        xp, q, k, v = namespace(self.q), self.q, self.k, self.v
+        do = xp.zeros_like(v) if do is None else do
+        ds = xp.zeros_like(self.states[:, :, 0, ...]) if ds is None else ds
+        grown, shrunk, kept = _decays(self.sums)
+        own, ends = xp.matrix_transpose(q * grown) @ do, []
+        for i in range(q.shape[2] - 1, -1, -1):
+            ends.append(ds)
+            ds = own[:, :, i, ...] + kept[:, :, i, ...] * ds
+        after = xp.stack(ends[::-1], axis=2)                                      # dS' [B,H,n,Dk,Dv]
+        dv = xp.matrix_transpose(self.scores) @ do + (k * shrunk) @ after
+        dq, dk = _scores_backward(do @ xp.matrix_transpose(v), q, k, self.sums)
+        dq = dq + grown * (do @ xp.matrix_transpose(self.states[:, :, :-1, ...]))
+        dk = dk + shrunk * (v @ xp.matrix_transpose(after))
+        leaving = xp.sum(self.states[:, :, 1:, ...] * after, axis=-1, dtype=q.dtype)[..., None, :]
+        dg = _backwards_sum(q * dq - k * dk) + leaving
+        return tuple(narrow(x, kind) for x, kind in zip((dq, dk, dv, dg, ds), self.dtypes_in, strict=True))
+
+
+def _decays(sums: Array) -> tuple[Array, Array, Array]:
+    """E and Ē [B,H,n,C,Dk], e^{G_C} as a column [B,H,n,Dk,1]"""
+    xp, last = namespace(sums), sums[:, :, :, -1:, :]
+    return xp.exp(sums), xp.exp(last - sums), xp.exp(xp.matrix_transpose(last))
+
+
+def _across(q: Array, k: Array, sums: Array) -> tuple[Array, Array, Array, Array]:
+    """Q ⊙ e^{G − G_r} of the second half, K ⊙ e^{G_r − G} of the first, and the two exponentials"""
+    xp, h = namespace(q), q.shape[-2] // 2
+    r = sums[..., h - 1 : h, :]
+    later, earlier = xp.exp(sums[..., h:, :] - r), xp.exp(r - sums[..., :h, :])
+    return q[..., h:, :] * later, k[..., :h, :] * earlier, later, earlier
+
+
+def _scores(q: Array, k: Array, sums: Array) -> Array:
+    """A [...,C,C]"""
+    xp = namespace(q)
+    if q.shape[-2] == 1:
+        return xp.sum(q * k, axis=-1, keepdims=True, dtype=q.dtype)
+    queries, keys, _, _ = _across(q, k, sums)
+    return assembled(_scores(halved(q), halved(k), halved(sums)), queries @ xp.matrix_transpose(keys))
+
+
+def _scores_backward(da: Array, q: Array, k: Array, sums: Array) -> tuple[Array, Array]:
+    """dQ and dK of A"""
+    if q.shape[-2] == 1:
+        return da * k, da * q
+    xp, h = namespace(q), q.shape[-2] // 2
+    queries, keys, later, earlier = _across(q, k, sums)
+    dq, dk = _scores_backward(diagonal_halves(da), halved(q), halved(k), halved(sums))
+    below = da[..., h:, :h]
+    second = dq[..., 1, :, :] + later * (below @ keys)
+    first = dk[..., 0, :, :] + earlier * (xp.matrix_transpose(below) @ queries)
+    return (xp.concat([dq[..., 0, :, :], second], axis=-2), xp.concat([first, dk[..., 1, :, :]], axis=-2))
+
+
+def _backwards_sum(x: Array) -> Array:
+    """Σ over the tokens of the chunk from each one on"""
+    xp = namespace(x)
+    return xp.flip(xp.cumulative_sum(xp.flip(x, axis=3), axis=3), axis=3)
+
+
+def gla_flops_per_token(size: int, keys: int, values: int) -> int:
+    """A below its diagonal and on it, A V, two products with states"""
+    return keys * (size + 1) + 2 * size * values + 4 * keys * values
+
+
+def gla_chunks(q: Tensor, k: Tensor, v: Tensor, g: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """(o[B,H,n,C,Dv], the state after them [B,H,Dk,Dv]) of n chunks of C tokens, a power of two, behind the state
+    s[B,H,Dk,Dv]; q, k, g ≤ 0 [B,H,n,C,Dk], v[B,H,n,C,Dv]; half precision is computed in float32."""
+    size = q.shape[3] if q.ndim == 5 else 0
+    if not (q.shape == k.shape == g.shape and v.shape[:4] == q.shape[:4] and size & (size - 1) == 0 < size):
+        raise ValueError(f"gla_chunks: q {list(q.shape)}, k {list(k.shape)}, g {list(g.shape)}, v {list(v.shape)}"
+                         " are [B,H,n,C,D] with C a power of two, all alike but v's D")
+    return GLAChunks.apply(q, k, v, g, s)
