@@ -10,6 +10,7 @@ from nn.operators import Operators
 from nn.ops.attention import attention, rope
 from nn.ops.checkpoint import checkpoint
 from nn.ops.conv import causal_conv
+from nn.ops.delta import delta_chunks
 from nn.ops.elementwise import (
     absolute,
     add,
@@ -33,8 +34,10 @@ from nn.ops.elementwise import (
     tanh,
     where,
 )
+from nn.ops.features import elu_plus_one, l2_norm
 from nn.ops.gates import log_sigmoid, softplus
 from nn.ops.gather import scatter_add, take, take_along_axis
+from nn.ops.gla import gla_chunks
 from nn.ops.loss import cross_entropy, linear_cross_entropy
 from nn.ops.matmul import linear, matmul
 from nn.ops.moe import (
@@ -56,12 +59,13 @@ from nn.tensor import Tensor
 
 __all__ = [
     "absolute", "add", "attention", "balance_loss", "broadcast_to", "cast", "causal_conv", "checkpoint",
-    "clip", "combine", "concat", "cross_entropy", "cumsum", "dispatch", "div", "exp", "gathered_swiglu",
-    "gelu", "getitem", "grouped_linear", "jitter", "layer_norm", "linear", "linear_cross_entropy", "log",
-    "log_sigmoid", "log_softmax", "logsumexp", "matmul", "max", "maximum", "mean", "mul", "neg",
-    "permute", "plan", "power", "relu", "reshape", "rms_norm", "rms_norm_residual", "rope", "router_topk",
-    "scatter_add", "sigmoid", "silu", "softmax", "softplus", "split", "sqrt", "stack", "sub", "sum",
-    "swiglu", "swiglu_packed", "take", "take_along_axis", "tanh", "transpose", "where", "z_loss",
+    "clip", "combine", "concat", "cross_entropy", "cumsum", "delta_chunks", "dispatch", "div",
+    "elu_plus_one", "exp", "gathered_swiglu", "gelu", "getitem", "gla_chunks", "grouped_linear", "jitter",
+    "l2_norm", "layer_norm", "linear", "linear_cross_entropy", "log", "log_sigmoid", "log_softmax",
+    "logsumexp", "matmul", "max", "maximum", "mean", "mul", "neg", "permute", "plan", "power", "relu",
+    "reshape", "rms_norm", "rms_norm_residual", "rope", "router_topk", "scatter_add", "sigmoid", "silu",
+    "softmax", "softplus", "split", "sqrt", "stack", "sub", "sum", "swiglu", "swiglu_packed", "take",
+    "take_along_axis", "tanh", "transpose", "where", "z_loss",
 ]
 
 

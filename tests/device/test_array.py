@@ -174,6 +174,7 @@ VIEWS: list[Callable[[Any], Any]] = [
     lambda x: x.mT[0], lambda x: x.reshape(-1), lambda x: x.reshape(2, 2, 4, -1),
     lambda x: x[:, 1].reshape(5, 4), lambda x: x.T.reshape(-1), lambda x: x[:, :, 1:5].reshape(16, 4),
     lambda x: x[()], lambda x: x[1, 2, 3], lambda x: x[::2].T[::-1].reshape(5, -1),
+    lambda x: x.reshape(5, 16)[:, ::2],
 ]
 
 

@@ -58,7 +58,7 @@ PAIRS = (((3, 4), (3, 4)), ((), (3, 4)), ((3, 4), ()), ((4,), (3, 4)), ((3, 4), 
 
 SMOOTH: dict[str, Function] = {
     "exp": ops.exp, "tanh": ops.tanh, "sigmoid": ops.sigmoid, "silu": ops.silu, "gelu": ops.gelu,
-    "neg": ops.neg, "softplus": ops.softplus, "log_sigmoid": ops.log_sigmoid,
+    "neg": ops.neg, "elu_plus_one": ops.elu_plus_one, "softplus": ops.softplus, "log_sigmoid": ops.log_sigmoid,
     "cast": lambda x: ops.cast(x, np.float64)}
 POSITIVE: dict[str, Function] = {"log": ops.log, "sqrt": ops.sqrt, "power": lambda x: ops.power(x, -1.5)}
 KINKED: dict[str, Function] = {"absolute": ops.absolute, "relu": ops.relu,
@@ -237,6 +237,22 @@ def norms() -> Iterator[Row]:
               (zero, normal("nw", 3), normal("nb", 3)))
 
 
+def linear_attentions() -> Iterator[Row]:
+    """Chunks of gated linear attention and of the delta rule: inputs, and a state that came before"""
+    for count, size, keys, values in ((3, 4, 3, 2), (1, 1, 2, 2), (2, 8, 3, 5), (2, 2, 1, 1), (1, 16, 4, 3)):
+        case, lead = label((count, size, keys, values)), (1, 2, count, size)
+        q, k = normal(f"q{case}", *lead, keys), normal(f"k{case}", *lead, keys)
+        v, s = normal(f"v{case}", *lead, values), normal(f"s{case}", 1, 2, keys, values)
+        slow, fast = -np.exp(normal(f"g{case}", *lead, keys)), -np.exp(normal(f"d{case}", *lead))
+        unit, share = k / np.linalg.norm(k, axis=-1, keepdims=True), 1.0 / (1.0 + np.exp(-fast))
+        for part, take in (("", slice(None)), ("-alone", 0), ("-state-alone", 1)):
+            yield Row("gla_chunks", case + part, lambda *x, t=take: ops.gla_chunks(*x)[t], (q, k, v, slow, s))
+            yield Row("delta_chunks", case + part, lambda *x, t=take: ops.delta_chunks(*x)[t],
+                      (q, unit, v, fast, 2.0 * share, s))
+    for shape in SHAPES[1:]:
+        yield Row("l2_norm", label(shape), lambda x: ops.l2_norm(x, 1e-2), (normal(f"l{shape}", *shape),))
+
+
 def _angles(*shape: int) -> dict[str, np.ndarray]:
     """Tables whose squares do not add up to 1: the backward may not rely on it more than it says"""
     angles = 3.0 * normal("angles", *shape)
@@ -372,7 +388,7 @@ def checkpoints() -> Iterator[Row]:
 
 
 ROWS = [row for part in (elementwise, broadcasting, reductions, views, gathers, products, convolutions, norms,
-                         attentions, losses, experts, checkpoints)
+                         linear_attentions, attentions, losses, experts, checkpoints)
         for row in part()]
 OPS = list(dict.fromkeys(row.op for row in ROWS))
 
