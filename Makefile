@@ -9,7 +9,7 @@ NVCC   := $(VENV)/.nvcc
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup train test cuda lint bench gpu-check clean
+.PHONY: help setup train test cuda lint bench mutants gpu-check clean
 
 help:      ## show this list
 	@echo "usage: make COMMAND [ARGS=\"...\"] [PYTHON=python3.12]"
@@ -34,6 +34,9 @@ lint: setup      ## style and types
 # Some machines choose older BLAS kernels by environment, to be safe with old releases; a measurement wants this processor's.
 bench: setup      ## measure training and generation against the machine's ceiling; ARGS="--preset tiny" as for cuda-nn bench
 	@env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(BIN)/cuda-nn bench $(ARGS)
+
+mutants: setup $(NVCC)      ## plant every bug of tests/mutants/device in a kernel, one at a time: each must be found
+	@CUDA_NN_MUTANTS=all $(BIN)/python -m pytest -n 2 tests/mutants/device $(ARGS)
 
 gpu-check: setup $(NVCC)      ## on a GPU: all tests, compute-sanitizer and benchmarks, in one report; ARGS="--device emulated" without
 	@$(BIN)/python bench/gpu_check.py $(ARGS)

@@ -100,6 +100,13 @@ def test_take(device: EmulatedDevice) -> None:
     assert (device.asarray(np.arange(4))[device.asarray(np.array([9, 1]))].numpy() == [0, 1]).all()
 
 
+def test_take_from_more_than_32_bits(device: EmulatedDevice) -> None:
+    """Of an axis only whose end exists: it lies where 64 bits say."""
+    a, far = sample((3, 8)), 2**31
+    x = device.asarray(a).view((far + 3, 8), (8, 1), -8 * far)
+    same(x[device.asarray(np.array([far + 2, far]))], a[[2, 0]])
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, BF16, np.float32, np.int64])
 def test_take_along_axis(device: EmulatedDevice, dtype: Any) -> None:
     a, random = sample((4, 5, 6), dtype), np.random.default_rng(2)

@@ -118,6 +118,22 @@ def test_equals_the_last_rows_of_the_full_pass(device: EmulatedDevice, dtype: st
 
 
 @pytest.mark.parametrize("dtype", ALL)
+def test_pools_of_more_than_32_bits(device: EmulatedDevice, dtype: str) -> None:
+    """Of which only the last pages exist: they lie where 64 bits say."""
+    order, far = np.array([[1, 0, 2]], np.int32), 2**25
+    for heads in (2, 8):
+        q, k, v = inputs(dtype, heads=heads, capacity=48)
+        k_new, v_new = draw(dtype, 1, 1, 1, 16, seed=7), draw(dtype, 1, 1, 1, 16, seed=8)
+        there = [device.asarray(paged(x, 16, order, 3)) for x in (k, v)]
+        pools = [x.view((far + 3, 1, 16, 16), (256, 256, 16, 1), -256 * far) for x in there]
+        at = device.asarray(order + np.int32(far))
+        cache_append(*pools, *map(device.asarray, (k_new, v_new)), np.array([20], np.int32), block_table=at)
+        k[:, :, 20], v[:, :, 20] = k_new[:, :, 0], v_new[:, :, 0]
+        o, lse = decode_attention(device.asarray(q), *pools, None, scale=0.25, block_table=at)
+        accurate(dtype, o.numpy(), lse.numpy(), q, k, v, visible(1, 48), scale=0.25)
+
+
+@pytest.mark.parametrize("dtype", ALL)
 @pytest.mark.parametrize("heads", [1, 8])
 def test_bits_do_not_depend_on_the_batch(device: EmulatedDevice, dtype: str, heads: int) -> None:
     q, k, v = inputs(dtype, batch=4, heads=heads, queries=2, capacity=600)

@@ -125,6 +125,10 @@ def test_chunks_of_linear_cross_entropy(device: EmulatedDevice, dtype: str) -> N
         np.testing.assert_allclose(found[0].numpy(), loss, atol=1e-5)
         np.testing.assert_allclose(found[1].numpy().astype(np.float64), dlogits @ wide[1], atol=limit)
         np.testing.assert_allclose(held.numpy(), before + dlogits.T @ wide[0], atol=10 * limit)
+        fresh = device_loss.linear_cross_entropy_scaled(device.asarray(x), weight, targets, dloss,
+                                                        budget=budget)
+        assert fresh[2] is not None
+        np.testing.assert_allclose(fresh[2].numpy(), dlogits.T @ wide[0], atol=10 * limit)
 
 
 def test_workspace_of_linear_cross_entropy(device: EmulatedDevice) -> None:
@@ -178,6 +182,11 @@ def test_means(device: EmulatedDevice) -> None:
         assert np.array_equal(dloss, expect)
         given = device_loss.mean_loss(device.asarray(loss), targets, tokens=device.asarray(np.array([10])))[0]
         np.testing.assert_allclose(given.numpy(), loss.sum(dtype=np.float64) / 10, rtol=1e-7)
+
+
+def test_the_mean_of_equal_losses_is_that_loss(device: EmulatedDevice) -> None:
+    loss, targets = np.full(50_000, 0.1, np.float32), np.zeros(50_000, np.int64)
+    assert device_loss.mean_loss(device.asarray(loss), targets)[0].numpy()[0] == np.float32(0.1)
 
 
 def test_the_mean_over_no_token_is_0(device: EmulatedDevice) -> None:

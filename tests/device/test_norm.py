@@ -84,6 +84,16 @@ def test_half_precision(device: EmulatedDevice, rows: int, cols: int, dtype: str
              (1, 2))
 
 
+def test_more_long_rows_than_blocks(device: EmulatedDevice) -> None:
+    """A block adds its later rows to the partial sums that it keeps in memory."""
+    x, dy, weight = inputs("bfloat16", 2 * device.info.multiprocessors + 1, 2049, 3)
+    given = [device.asarray(a) for a in (dy, x, weight)]
+    _, mean, rstd = norm.layer_norm(given[1], given[2], given[2], EPS)
+    found = norm.layer_norm_backward(*given, mean, rstd)
+    accurate("layer_norm_backward", "bfloat16", list(found), dy, x, weight, mean.numpy(), rstd.numpy(),
+             floats=(1, 2))
+
+
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cols", [5, 72, 1032, 32784])

@@ -182,12 +182,26 @@ def test_a_graph_reads_what_memory_holds_by_then(device: EmulatedDevice) -> None
     assert all(np.array_equal(p.numpy(), w) for p, w in zip(tensors.params, tensors.wide, strict=True))
 
 
-def test_squares_beyond_float32(device: EmulatedDevice) -> None:
-    tensors = Tensors(device, (2,), "float32", "float32", False)
-    put(tensors.grads[0], np.array([3e30, 4e30], np.float32))
+@pytest.mark.parametrize("size", [2, 6])                     # one by one, by fours
+def test_squares_beyond_float32(device: EmulatedDevice, size: int) -> None:
+    tensors = Tensors(device, (size,), "float32", "float32", False)
+    put(tensors.grads[0], np.array([3e30, 4e30, 0, 0, 0, 0], np.float32)[:size])
     norm, _, skip = optimizer.global_norm(tensors.plan(), 1.0)
     np.testing.assert_allclose(norm.numpy()[0], 5e30, rtol=1e-6)
     assert not skip.numpy()[0]
+
+
+@pytest.mark.parametrize("which", range(5))
+def test_one_array_off_16_bytes(device: EmulatedDevice, which: int) -> None:
+    """The parameter, its gradient, a moment or the master alone begins where four cannot be moved at once."""
+    values = [draw("float32", 9), draw("float32", 9), draw("float32", 9), abs(draw("float32", 9))]
+    arrays = [device.asarray(np.pad(x, (1, 0)))[1:] if i == which else device.asarray(x)
+              for i, x in enumerate([*values, values[0]])]
+    plan = optimizer.adamw_plan(*([x] for x in arrays[:4]), masters=[arrays[4]])
+    optimizer.adamw_step(plan, one(device, 0.1, np.float64), one(device, 7, np.int64), betas=BETAS, eps=EPS)
+    reference.adamw(*values, lr=0.1, beta1=BETAS[0], beta2=BETAS[1], eps=EPS, weight_decay=0.0, step=7)
+    for x, right in zip(arrays, (values[0], values[1], *values[2:], values[0]), strict=True):
+        assert np.array_equal(x.numpy(), right)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -227,6 +241,13 @@ def test_embedding(device: EmulatedDevice, dtype: str) -> None:
         assert np.isnan(found[~inside].astype(np.float32)).all()
         few = optimizer.embedding(device.asarray(table), index[0].astype(np.int32))
         assert np.array_equal(few.numpy(), table[index[0]])
+
+
+def test_embedding_in_a_table_of_more_than_32_bits(device: EmulatedDevice) -> None:
+    """Of which only the last rows exist: they lie where 64 bits say."""
+    table, far = draw("bfloat16", 3, 8), 2**31
+    seen = device.asarray(table).view((far + 3, 8), (8, 1), -8 * far)
+    assert np.array_equal(optimizer.embedding(seen, np.array([far + 2, far])).numpy(), table[[2, 0]])
 
 
 def test_nothing(device: EmulatedDevice) -> None:

@@ -91,6 +91,23 @@ def test_strides(device: EmulatedDevice) -> None:
     judge(held.numpy().transpose(0, 2, 1, 3), x.transpose(0, 2, 1, 3), cos, sin, "float32")
 
 
+def test_strides_that_break_packs(device: EmulatedDevice) -> None:
+    """Positions an odd number of elements apart"""
+    x, (cos, sin) = draw("float32", 1, 2, 5, 16), tables(5, 8)
+    held = device.asarray(np.pad(x[0].transpose(1, 0, 2).reshape(5, 32), ((0, 0), (0, 1))))
+    y = rotary.rope(held.view((1, 2, 5, 16), (165, 16, 33, 1)), cos, sin).numpy()
+    judge(y, x, cos, sin, "float32")
+
+
+def test_tables_of_more_than_32_bits(device: EmulatedDevice) -> None:
+    """A table of which only the last rows exist: they lie where 64 bits say."""
+    x, far = draw("float32", 1, 2, 3, 8), 2**31
+    cos, sin = tables(3, 4)
+    seen = [device.asarray(a).view((far + 3, 4), (4, 1), -4 * far) for a in (cos, sin)]
+    y = rotary.rope_at(device.asarray(x), *seen, np.array([far])).numpy()
+    judge(y, x, cos, sin, "float32")
+
+
 @pytest.mark.parametrize("dtype", ["int32", "int64"])
 @pytest.mark.parametrize("starts", [[4], [0, 9, 3]])
 def test_positions_are_read_on_the_device(device: EmulatedDevice, dtype: str, starts: list[int]) -> None:

@@ -1,110 +1,107 @@
-"""csrc/kernels/attention, the forward: half precision in the bucket of 64 columns, and float."""
-
-from typing import Any
-
-import numpy as np
+"""csrc/kernels/attention: forward and decode, half precision in the bucket of 64 (128) columns, and float."""
 
 from cuda.nn.device import EmulatedDevice
 from tests.device import test_attention as tests
-from tests.device.attention_cases import accurate, visible
-from tests.device.test_attention import forward, inputs
-from tests.mutants.device.workshop import Mutant
+from tests.device import test_decode_attention as decode
+from tests.device.test_attention import inputs
+from tests.mutants.device.workshop import Mutant, without
 
-FLASH, SHARED = "kernels/attention/flash.cuh", "kernels/attention/problem.cuh"
-MMA, FLOAT = "kernels/attention/forward_mma.cuh", "kernels/attention/forward_float.cu"
-HALF, HOST = "kernels/attention/forward_half.cu", "kernels/attention/forward.cu"
-
-SOURCES = ("attention/forward.cu", "attention/forward_half.cu", "attention/forward_float.cu")
+FLASH, SHARED, MMA, HALF, FLOAT, DECODE, DECODE_MMA, DECODE_SHARED, CACHE = (
+    f"kernels/attention/{name}" for name in (
+        "flash.cuh", "problem.cuh", "forward_mma.cuh", "forward_half.cu", "forward_float.cu", "decode.cu",
+        "decode_mma.cu", "decode.h", "cache.cu"))
+NEEDS = ("array", "attention")
+UNITS = {FLASH: HALF, SHARED: HALF, MMA: HALF, DECODE_SHARED: DECODE}
+LEFT_OUT = 'fail(NN_ERROR_UNSUPPORTED, "left out")'
 TRIMS = [
-    (MMA, "    if (width <= 32) return launch_forward_mma<T, 32, false>(a, stream);\n", ""),
-    (MMA, "    if (width <= 64) return launch_forward_mma<T, 64, false>(a, stream);\n", ""),
-    (MMA, "    if (width <= 96) return launch_forward_mma<T, 96, false>(a, stream);\n", ""),
-    (MMA, "    if (width <= 128) return launch_forward_mma<T, 128, false>(a, stream);\n", ""),
-    (MMA, "return launch_forward_mma<T, 256, false>(a, stream);",
-     "return launch_forward_mma<T, 64, false>(a, stream);"),
-    (HALF, "launch_forward_mma<half, 64, true>(a, stream)", "int(NN_ERROR_UNSUPPORTED)"),
-    (HALF, "launch_forward_mma<half, 128, true>(a, stream)", "int(NN_ERROR_UNSUPPORTED)"),
-    (HOST, "nn::launch_forward_bfloat16(a, device, nn::native(stream))", "int(NN_ERROR_UNSUPPORTED)"),
+    *without("BFLOAT16"),
+    (DECODE_MMA, ": launch<half, 256>(d, c, grid, blocks, stream);", f": {LEFT_OUT};"),
+    (DECODE_MMA, "    return narrow ? launch<bfloat16, 128>(d, c, grid, blocks, stream)\n"
+     "                  : launch<bfloat16, 256>(d, c, grid, blocks, stream);", f"    return {LEFT_OUT};"),
+    *((MMA, f"    if (width <= {n}) return launch_forward_mma<T, {n}, false>(a, stream);\n", "")
+      for n in (96, 128)),
+    (MMA, "return launch_forward_mma<T, 256, false>(a, stream);", f"return {LEFT_OUT};"),
+    (HALF, "launch_forward_mma<half, 64, true>(a, stream)", LEFT_OUT),
+    (HALF, "launch_forward_mma<half, 128, true>(a, stream)", LEFT_OUT),
     (FLOAT, "return narrow ? launch<T, 1>(a, device, stream) : launch<T, 4>(a, device, stream)",
-     "return sizeof(T) == 4 ? launch<float, 1>(a, device, stream) : NN_ERROR_UNSUPPORTED"),
-]
-CASES: list[tuple[dict[str, Any], dict[str, Any]]] = [
-    ({"queries": 70, "keys": 90, "width": 40}, {"softcap": 2.0}),
-    ({"queries": 70, "keys": 200, "width": 64}, {"window": 60}),
-    ({"queries": 150, "keys": 150, "width": 64}, {"causal": False, "window": 20}),
-    ({"queries": 5, "keys": 70, "heads": 4, "groups": 2}, {}), ({"queries": 30, "keys": 7}, {}),
+     f"return sizeof(T) == 4 ? launch<float, 1>(a, device, stream) : {LEFT_OUT}"),
 ]
 
 
-def check(device: EmulatedDevice) -> None:
-    for dtype in ("float16", "float32"):
-        for sizes, options in CASES:
-            tests.check(device, dtype, inputs(dtype, **sizes), **options)
-            assert not device.reports()
-        mask = np.random.default_rng(0).random((2, 1, 20, 70)) < 0.5
-        tests.check(device, dtype, inputs(dtype, batch=2, queries=20, keys=70), mask=mask)
-        tests.test_packed_sequences(device, dtype)
-        tests.test_key_lengths_from_device_memory(device, dtype)
-    same_bits(device)
-    no_conflicts(device)
+def halves(device: EmulatedDevice) -> None:
+    tests.check(device, "float16", inputs("float16", queries=70, keys=90, width=40), softcap=2.0)
+    tests.check(device, "float16", inputs("float16", queries=5, keys=70, heads=4, groups=2))
+    tests.check(device, "float16", inputs("float16", queries=30, keys=7))
 
 
-def same_bits(device: EmulatedDevice) -> None:
-    arrays = inputs("float16", queries=70, keys=90)
-    bits = []
-    for schedule, seed in (("forward", 0), ("reverse", 0), ("random", 1)):
-        device.configure(schedule=schedule, seed=seed)
-        bits.append([x.tobytes() for x in forward(device, *arrays, scale=0.25)])
-    device.configure()
-    assert bits[0] == bits[1] == bits[2], "other bits under another schedule"
+def windows(device: EmulatedDevice) -> None:
+    tests.check(device, "float16", inputs("float16", queries=70, keys=200, width=64), window=60)
+    tests.check(device, "float16", inputs("float16", queries=150, keys=150, width=64), causal=False,
+                window=20)
 
 
-def no_conflicts(device: EmulatedDevice) -> None:
-    q, k, v = inputs("float16", queries=64, keys=64, width=64)
-    device.configure(count=1)
-    device.clear()
-    o, lse = forward(device, q, k, v, scale=0.125)
-    accurate("float16", o, lse, q, k, v, visible(64, 64), scale=0.125)
-    for kernel, counts in device.counters().items():
-        assert counts.bank_wavefronts == counts.ideal_wavefronts, f"bank conflicts in {kernel}"
-    device.configure()
+def lengths(device: EmulatedDevice) -> None:
+    tests.test_packed_sequences(device, "float16")
+    tests.test_key_lengths_from_device_memory(device, "float16")
+
+
+def floats(device: EmulatedDevice) -> None:
+    tests.check(device, "float32", inputs("float32", queries=70, keys=90, width=40, value_width=21))
+    tests.check(device, "float32", inputs("float32", queries=30, keys=7))
+
+
+def decoding(device: EmulatedDevice) -> None:
+    decode.check(device, "float32", decode.inputs("float32", batch=3, heads=4, queries=3, capacity=600),
+                 [600, 290, 5], window=300)
+    decode.check(device, "float32", decode.inputs("float32", heads=1, capacity=70, width=40), [67])
+    narrow = decode.inputs("float32", heads=3, capacity=30, width=7, value_width=5)
+    decode.check(device, "float32", narrow, [21])
+
+
+def decode_halves(device: EmulatedDevice) -> None:
+    decode.check(device, "float16", decode.inputs("float16", heads=12, capacity=300, width=40), [299])
+    decode.test_paged_equals_contiguous(device, "float16", 64)
+
+
+def pages(device: EmulatedDevice) -> None:
+    decode.test_paged_equals_contiguous(device, "float32", 64)
+
+
+def far(device: EmulatedDevice) -> None:
+    decode.test_pools_of_more_than_32_bits(device, "float32")
+
+
+def decode_traffic(device: EmulatedDevice) -> None:
+    decode.test_counts(device, "float32", 1)
 
 
 MUTANTS = [
     Mutant(FLASH, "no barrier when V has landed",
-           "__syncthreads();                                     // V is here", "//"),
+           "__syncthreads();                                     // V is here, K has been used", "", halves),
     Mutant(FLASH, "no barrier when K has landed",
-           "__syncthreads();                                     // K is here", "//"),
-    Mutant(FLASH, "a copy is not waited for", "            copy_async_wait<0>();\n        }\n    }",
-           "        }\n    }"),
+           "__syncthreads();                                     // K is here, V has been used", "", halves),
     Mutant(FLASH, "rows beyond the last key are copied",
-           "source,\n                               inside ? 16 : 0);", "source, 16);"),
-    Mutant(FLASH, "fragments of K in another order", "mma_16x8x16<T>(s[m][n + 1], a[m], b[2], b[3]);",
-           "mma_16x8x16<T>(s[m][n + 1], a[m], b[3], b[2]);"),
-    Mutant(FLASH, ".trans dropped", "from_v.load_transposed(b,", "from_v.load(b,"),
-    Mutant(FLASH, "P packed in another order", "pack_halves<T>(s[m][2 * k + e / 2][e % 2 * 2],",
-           "pack_halves<T>(s[m][2 * k + e % 2][e / 2 * 2],"),
-    Mutant(FLASH, "the sum is not rescaled", "sum[m][side] = fmaf(sum[m][side], factor[side], total);",
-           "sum[m][side] += total;"),
-    Mutant(FLASH, "o is not rescaled", "o[m][n][e] *= factor[e / 2];", "o[m][n][e] *= 1.0f;"),
-    Mutant(FLASH, "the maximum of half a row", "now = fmaxf(now, __shfl_xor_sync(ALL_LANES, now, 2));\n", ""),
-    Mutant(FLASH, "a tile on the diagonal counts as inside", "j0 + KEYS > all_to ||", "j0 >= all_to ||"),
+           "bool inside = first + row < end && chunk < from.chunks;", "bool inside = chunk < from.chunks;",
+           lengths),
+    Mutant(FLASH, "the registers of K exchanged", "mma_16x8x16<T>(s[m][n + 1], a[m], b[2], b[3]);",
+           "mma_16x8x16<T>(s[m][n + 1], a[m], b[3], b[2]);", halves),
+    Mutant(FLASH, ".trans dropped", "from_v.load_transposed(b,", "from_v.load(b,", halves),
+    Mutant(FLASH, "a tile on the diagonal counts as inside", "j0 + KEYS > all_to ||", "j0 >= all_to ||",
+           halves),
     Mutant(FLASH, "a tile on the window's edge counts as inside", "if (j0 < all_from ||",
-           "if (j0 + KEYS < all_from ||"),
-    Mutant(SHARED, "the diagonal is hidden", "causal ? first + i + 1 :", "causal ? first + i :"),
-    Mutant(SHARED, "a window one too wide", "first + i - window + 1)", "first + i - window)"),
-    Mutant(SHARED, "lengths on the device are not read", "if (a.key_lengths) s.keys", "if (false) s.keys"),
-    Mutant(SHARED, "packed sequences with a batch stride",
-           "(a.cu_queries ? first * strides[2] : b * strides[0])",
-           "(first * strides[2] + b * strides[0])"),
-    Mutant(MMA, "rows beyond the last query are stored", "if (row + r >= rows || chunk", "if (chunk"),
-    Mutant(MMA, "lse in base 2", "(t.largest[m][side] + log2f(sum)) * LN_2;",
-           "(t.largest[m][side] + log2f(sum));"),
-    Mutant(MMA, "a row that sees nothing has a finite lse", "sum == 0.0f ? -INFINITE : (t.", "(t."),
+           "if (j0 + KEYS < all_from ||", windows),
+    Mutant(SHARED, "a window one too wide", "first + i - window + 1)", "first + i - window)", windows),
     Mutant(FLOAT, "P is read before all lanes wrote",
            "            __syncwarp();\n        }\n        if (!layout.apart)",
-           "        }\n        if (!layout.apart)"),
-    Mutant(FLOAT, "the largest of half a row", "warp_reduce<Max, 16>", "warp_reduce<Max, 8>"),
-    Mutant(FLOAT, "columns beyond the width are stored", "if (column + e < value_width) line",
-           "if (true) line"),
+           "        }\n        if (!layout.apart)", floats),
+    Mutant(DECODE, "no barrier behind the scores", "= sum;\n        }\n    }\n    __syncthreads();\n",
+           "= sum;\n        }\n    }\n", decoding),
+    Mutant(DECODE, "pages in 32 bits", "table[row >> page_shift] * page_stride",
+           "table[row >> page_shift] * static_cast<int32_t>(page_stride)", far),
+    Mutant(CACHE, "a new key's page in 32 bits", "to += page * part.to_strides[0] +",
+           "to += static_cast<int32_t>(page * part.to_strides[0]) +", far),
+    Mutant(DECODE, "every lane reads what its neighbours read", "chunk += LANES_PER_KEY) {", "chunk += 1) {",
+           decode_traffic),
+    Mutant(DECODE_MMA, "rows beyond the last are stored", "            if (r >= at.rows) continue;\n", "",
+           decode_halves),
 ]
