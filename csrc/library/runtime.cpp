@@ -186,6 +186,7 @@ NN_API int nn_stream_synchronize(nn_stream stream) {
 }
 
 NN_API int nn_stream_wait(nn_stream stream, nn_event event) {
+    NN_REQUIRE(event, "event: a null pointer");
     return checked(cudaStreamWaitEvent(native(stream), native_event(event), 0), "cudaStreamWaitEvent");
 }
 
@@ -199,25 +200,30 @@ NN_API int nn_event_create(nn_event* event, int32_t timing) {
 }
 
 NN_API int nn_event_destroy(nn_event event) {
+    NN_REQUIRE(event, "event: a null pointer");
     return checked(cudaEventDestroy(native_event(event)), "cudaEventDestroy");
 }
 
 NN_API int nn_event_record(nn_event event, nn_stream stream) {
+    NN_REQUIRE(event, "event: a null pointer");
     return checked(cudaEventRecord(native_event(event), native(stream)), "cudaEventRecord");
 }
 
 NN_API int nn_event_synchronize(nn_event event) {
+    NN_REQUIRE(event, "event: a null pointer");
     counters.synchronizations += 1;
     return checked(cudaEventSynchronize(native_event(event)), "cudaEventSynchronize");
 }
 
 NN_API int nn_event_elapsed(float* milliseconds, nn_event start, nn_event stop) {
+    NN_REQUIRE(start && stop, "start or stop: a null pointer");
     NN_REQUIRE(milliseconds, "milliseconds: a null pointer");
     return checked(cudaEventElapsedTime(milliseconds, native_event(start), native_event(stop)),
                    "cudaEventElapsedTime");
 }
 
 NN_API int nn_graph_begin(nn_stream stream) {
+    NN_REQUIRE(stream, "stream: the default stream cannot be captured; create one");
     return checked(cudaStreamBeginCapture(native(stream), cudaStreamCaptureModeThreadLocal),
                    "cudaStreamBeginCapture");
 }
@@ -234,13 +240,14 @@ NN_API int nn_graph_end(nn_graph* graph, nn_stream stream) {
 }
 
 NN_API int nn_graph_launch(nn_graph graph, nn_stream stream) {
-    NN_REQUIRE(graph, "graph: null");
+    NN_REQUIRE(graph, "graph: a null pointer");
     NN_TRY(checked(cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph), native(stream)), "cudaGraphLaunch"));
     counters.graph_launches += 1;
     return NN_OK;
 }
 
 NN_API int nn_graph_destroy(nn_graph graph) {
+    NN_REQUIRE(graph, "graph: a null pointer");
     return checked(cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph)), "cudaGraphExecDestroy");
 }
 
