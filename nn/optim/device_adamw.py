@@ -45,6 +45,7 @@ class DeviceAdamW:
         self._plan: Any = None
         self._recorded: list[Any] = []         # plans of recorded steps, which live as long as those may
         self._spare: Array = None              # memory for the table of the next one
+        self._measured: Any = None             # between measure() and update(): plan, clip factor, skip
         for parameter in self._parameters.values():
             parameter.borrows_grad = True
 
@@ -60,7 +61,12 @@ class DeviceAdamW:
 
     def step(self) -> None:
         """Queue one update of every parameter; nothing is read back."""
-        from nn.backends.device import adamw_step, global_norm, increment
+        self.measure()
+        self.update()
+
+    def measure(self) -> None:
+        """Queue the norm of the gradients, and all that an update may still fail for want of."""
+        from nn.backends.device import global_norm
         if self._plan is None:
             self._begin([name for name, p in self._parameters.items() if p.grad is not None])
         missing = [name for name in self._state if self._parameters[name].grad is None]
@@ -76,8 +82,15 @@ class DeviceAdamW:
         else:
             plan = self._plan.moved(grads)
         self.norm, scale, skip = global_norm(plan, self.max_norm or 0.0, skipped=self._skipped)
+        self._measured = plan, scale, skip
+
+    def update(self) -> None:
+        """Queue what changes: the step number, then, in one launch, the parameters."""
+        from nn.backends.device import adamw_step, increment
+        plan, scale, skip = self._measured
         increment(self._step, skip=skip)
         adamw_step(plan, self._lr, self._step, betas=self.betas, eps=self.eps, scale=scale, skip=skip)
+        self._measured = None
 
     def recorded(self) -> None:
         """Let recorded steps know where their gradients lie."""
@@ -88,6 +101,12 @@ class DeviceAdamW:
     def taken(self) -> None:
         """The host has seen that the last step's norm was finite: the device has counted it, too."""
         self.steps += 1
+
+    def failed(self) -> None:
+        """A step came to an end before its last launch: it does not count, and its gradients are gone."""
+        self._measured = None
+        self.zero_grad()
+        self._step.upload(np.array([self.steps], np.int64))
 
     def zero_grad(self) -> None:
         """Forget every gradient."""

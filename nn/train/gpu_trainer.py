@@ -112,7 +112,7 @@ class _Step:
         try:
             self._launch()
         except BaseException:
-            self.trainer.optimizer.zero_grad()       # what a step that failed has left is no part of the next
+            self.trainer.optimizer.failed()          # what it has left is no part of the next
             raise
         return self._read()
 
@@ -155,9 +155,10 @@ class _Step:
         vectors = [xp.reshape(part[name], (-1,)) for part in parts for name in part]
         self.figures = xp.concat([xp.astype(vector, xp.float32, copy=False) for vector in vectors]
                                  + [xp.reshape(self.valid, (-1,))])          # the norm's place
-        optimizer.step()                # the last that asks for memory: it is made wholly, or not at all
-        optimizer.zero_grad()
+        optimizer.measure()
         self.figures[-1:] = optimizer.norm
+        optimizer.update()                   # in one launch, the last: it is made wholly, or not at all
+        optimizer.zero_grad()
 
     def _read(self) -> dict[str, Any]:
         """The one download: means over the micro-batches, of the loss the sum."""
