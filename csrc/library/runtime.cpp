@@ -76,6 +76,16 @@ int attribute(int32_t* value, cudaDeviceAttr which, int device) {
     return checked(cudaDeviceGetAttribute(value, which, device), "cudaDeviceGetAttribute");
 }
 
+// cudaMemGetInfo answers for the current device.
+int memory_of(int device, size_t* free_bytes, size_t* total) {
+    int before = 0;
+    NN_TRY(checked(cudaGetDevice(&before), "cudaGetDevice"));
+    NN_TRY(checked(cudaSetDevice(device), "cudaSetDevice"));
+    const int status = checked(cudaMemGetInfo(free_bytes, total), "cudaMemGetInfo");
+    NN_TRY(checked(cudaSetDevice(before), "cudaSetDevice"));
+    return status;
+}
+
 }  // namespace
 
 NN_API int nn_device_count(int32_t* count) {
@@ -113,7 +123,7 @@ NN_API int nn_device_query(nn_device_info* info, int32_t device) {
     NN_TRY(checked(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties"));
     std::memcpy(full.name, properties.name, sizeof full.name);
     size_t free_bytes = 0, total = 0;
-    NN_TRY(checked(cudaMemGetInfo(&free_bytes, &total), "cudaMemGetInfo"));
+    NN_TRY(memory_of(device, &free_bytes, &total));
     full.memory = static_cast<int64_t>(total), full.free_memory = static_cast<int64_t>(free_bytes);
     std::memcpy(info, &full, static_cast<size_t>(full.size));
     return NN_OK;

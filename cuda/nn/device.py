@@ -26,9 +26,10 @@ from cuda.nn.array import DeviceArray
 from cuda.nn.dtypes import CODES, code
 from cuda.nn.emulator.counters import ModuleCounters, read_counters
 from cuda.nn.errors import DeviceArgumentError, DeviceError, NoDeviceError
-from cuda.nn.library import Library
+from cuda.nn.library import Library, split
 from cuda.nn.memory import Pool
 from cuda.nn.namespace import Namespace
+from cuda.nn.prototypes import prototypes
 from cuda.nn.prototypes import runtime as prototypes_runtime
 from cuda.nn.prototypes.runtime import DeviceInfo
 
@@ -100,6 +101,10 @@ class Device:
 
     def call(self, name: str, *arguments: Any) -> None:
         """nn_<name>(*arguments, this device's stream)"""
+        for i, argument in enumerate(arguments):
+            if argument.__class__ is DeviceArray and argument.device is not self:
+                word = split(prototypes()[f"nn_{name}"])[0][i].rstrip("*")
+                raise DeviceArgumentError(f"{name}: {word}: {argument!r} is on another device than {self!r}")
         getattr(self.library, f"nn_{name}")(*arguments, self.stream)
 
     # ---- arrays ----

@@ -8,7 +8,6 @@ copy, and what NumPy writes there is not seen by the checks.  It has no __cuda_a
 CUDA library could use its addresses.  The other way round, host memory that the emulated device did not
 allocate can be imported, but its checks report kernels that touch it; device.asarray copies it."""
 
-import ctypes
 from ctypes import (
     CFUNCTYPE,
     POINTER,
@@ -24,8 +23,6 @@ from ctypes import (
     c_uint32,
     c_uint64,
     c_void_p,
-    cast,
-    py_object,
     pythonapi,
     sizeof,
 )
@@ -67,26 +64,10 @@ class ManagedVersioned(Structure):
 NAMES = {Managed: b"dltensor", ManagedVersioned: b"dltensor_versioned"}
 Deleter = CFUNCTYPE(None, c_void_p)
 
-_exported: dict[int, Any] = {}       # what each capsule's struct needs, until its deleter is called
-
-# The addresses of objects, not the objects: a destructor may not touch the count of what is being destroyed.
-_new = PYFUNCTYPE(py_object, c_void_p, c_char_p, c_void_p)(("PyCapsule_New", pythonapi))
+# The addresses of objects, not the objects.
 _is_valid = PYFUNCTYPE(c_int, c_void_p, c_char_p)(("PyCapsule_IsValid", pythonapi))
 _pointer = PYFUNCTYPE(c_void_p, c_void_p, c_char_p)(("PyCapsule_GetPointer", pythonapi))
 _set_name = PYFUNCTYPE(c_int, c_void_p, c_char_p)(("PyCapsule_SetName", pythonapi))
-
-
-@Deleter
-def _delete(managed: int) -> None:
-    _exported.pop(managed, None)
-
-
-@PYFUNCTYPE(None, c_void_p)
-def _destroy(capsule: int) -> None:
-    """A capsule that nobody consumed takes its array with it."""
-    for name in NAMES.values():
-        if _is_valid(capsule, name):
-            _exported.pop(_pointer(capsule, name), None)
 
 
 # ---- DLPack, to others ----
@@ -104,25 +85,36 @@ def dlpack(x: "DeviceArray", *, stream: Any = None, max_version: tuple[int, int]
     if copy:
         x = x.copy()
     _ready_for(x.device, stream)
-    kind = ManagedVersioned if max_version is not None and max_version[0] >= 1 else Managed
-    managed = kind(deleter=cast(_delete, c_void_p))
-    if isinstance(managed, ManagedVersioned):
-        managed.major, managed.minor = VERSION
-        managed.flags = COPIED if copy else 0
-    kept = _describe(managed.tensor, x)
-    address = ctypes.addressof(managed)
-    _exported[address] = managed, kept, x
-    return _new(address, NAMES[kind], cast(_destroy, c_void_p))
+    capsule = np.asarray(_Memory(x)).__dlpack__(max_version=max_version)
+    for kind, name in NAMES.items():
+        if _is_valid(id(capsule), name):
+            _describe(kind.from_address(_pointer(id(capsule), name)), x, copied=bool(copy))
+    return capsule
 
 
-def _describe(tensor: DLTensor, x: "DeviceArray") -> Any:
-    axes = c_int64 * max(1, x.ndim)
-    shape, strides = axes(*x.shape), axes(*x.strides)
-    tensor.data, (tensor.device_type, tensor.device_id) = x.pointer, dlpack_device(x)
-    tensor.ndim, tensor.bits, tensor.lanes = x.ndim, 8 * x.dtype.itemsize, 1
-    tensor.code = 4 if x.dtype == BFLOAT16 else 6 if x.dtype == BOOL else KINDS[x.dtype.kind]
-    tensor.shape, tensor.strides = cast(shape, POINTER(c_int64)), cast(strides, POINTER(c_int64))
-    return shape, strides
+class _Memory:
+    """The device's memory as NumPy takes it, without looking at it.
+
+    NumPy makes the capsule, and what frees it, in C.  A destructor in Python would run with an exception set
+    where a consumer refuses the capsule, and CPython ends every call then with a SystemError of its own."""
+
+    def __init__(self, x: "DeviceArray") -> None:
+        dtype = np.dtype(np.uint16) if x.dtype == BFLOAT16 else x.dtype
+        self.kept = x
+        self.__array_interface__ = {
+            "version": 3, "shape": x.shape, "typestr": dtype.str, "data": (x.pointer, False),
+            "strides": tuple(s * dtype.itemsize for s in x.strides)}
+
+
+def _describe(managed: Any, x: "DeviceArray", copied: bool) -> None:
+    """What NumPy could not know: where the memory is, and a type that it does not have"""
+    tensor = managed.tensor
+    tensor.data, tensor.byte_offset = x.pointer, 0
+    tensor.device_type, tensor.device_id = dlpack_device(x)
+    if x.dtype == BFLOAT16:
+        tensor.code = 4
+    if isinstance(managed, ManagedVersioned) and copied:
+        managed.flags |= COPIED
 
 
 def _ready_for(device: "Device", stream: Any) -> None:

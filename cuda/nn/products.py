@@ -67,6 +67,7 @@ def call(a: DeviceArray, b: DeviceArray, *, trans_a: bool = False, trans_b: bool
          bias: DeviceArray | None = None, activation: str | None = None, path: str = "auto", splits: int = 0,
          tf32: bool = False) -> tuple[Gemm, DeviceArray, tuple[Any, ...]]:
     """The nn_gemm of gemm(...), its destination, and the arrays that must live until it is queued."""
+    _check_places(a, b=b, out=out, bias=bias)
     x, y = operand(_of_type(a, b)), operand(_of_type(b, a))
     m, k = (x.columns, x.rows) if trans_a else (x.rows, x.columns)
     inner, n = (y.columns, y.rows) if trans_b else (y.rows, y.columns)
@@ -76,29 +77,41 @@ def call(a: DeviceArray, b: DeviceArray, *, trans_a: bool = False, trans_b: bool
             f"batches {x.batch or 1} and {y.batch or 1} must agree")
     batch = x.batch if x.batch is not None else y.batch
     shape = (m, n) if batch is None else (batch, m, n)
+    if out is None and beta:
+        raise DeviceArgumentError(f"beta: {beta} without out, whose numbers it multiplies")
     if out is None:
         out = a.device.empty(shape, out_dtype or x.array.dtype)
     elif out.shape != shape:
         raise DeviceArgumentError(f"out: shape {list(out.shape)}; expected {list(shape)}")
     z = operand(out, copy=False)
-    if z.transposed and m > 1 and n > 1:
+    if z.transposed and out.size:              # of a single row too: its elements are not neighbours
         raise _scattered(out)
     if bias is not None:
         bias = bias.contiguous()
         if bias.shape != (n,):
             raise DeviceArgumentError(f"bias: shape {list(bias.shape)}; expected [{n}]")
-    if activation not in ACTIVATIONS:
-        known = ", ".join(str(name) for name in ACTIVATIONS)
-        raise DeviceArgumentError(f"activation: {activation!r}; expected one of {known}")
     made = Gemm(
         size=sizeof(Gemm), c=out.pointer, a=x.array.pointer, b=y.array.pointer,
         bias=None if bias is None else bias.pointer, m=m, n=n, k=k, batch=1 if batch is None else batch,
         lda=x.leading, ldb=y.leading, ldc=z.leading if not z.transposed else max(n, 1), stride_a=x.step,
         stride_b=y.step, stride_c=z.step if batch is None or batch > 1 else m * n, alpha=alpha, beta=beta,
         trans_a=trans_a != x.transposed, trans_b=trans_b != y.transposed, dtype=x.array.code,
-        c_dtype=out.code, bias_dtype=0 if bias is None else bias.code, activation=ACTIVATIONS[activation],
-        compute=int(tf32), path=PATHS[path], splits=splits)
+        c_dtype=out.code, bias_dtype=0 if bias is None else bias.code,
+        activation=_one_of(ACTIVATIONS, "activation", activation), compute=int(tf32),
+        path=_one_of(PATHS, "path", path), splits=splits)
     return made, out, (x.array, y.array, bias)
+
+
+def _check_places(a: DeviceArray, **others: DeviceArray | None) -> None:
+    for name, x in others.items():
+        if x is not None and x.device is not a.device:
+            raise DeviceArgumentError(f"{name}: {x!r} is on another device than {a!r}")
+
+
+def _one_of(table: dict[Any, int], what: str, name: str | None) -> int:
+    if name not in table:
+        raise DeviceArgumentError(f"{what}: {name!r}; expected one of {', '.join(map(str, table))}")
+    return table[name]
 
 
 def _of_type(x: DeviceArray, other: DeviceArray) -> DeviceArray:

@@ -156,6 +156,35 @@ def test_a_bad_argument_is_refused_by_name(device: EmulatedDevice, function: str
     assert not wrong, "\n".join(wrong)
 
 
+MANY = 1 << 30
+PRODUCTS: dict[str, list[dict[str, int]]] = {
+    "attention_forward": [{"batch": MANY, "heads": MANY, "groups": MANY, "queries": MANY}],
+    "attention_backward": [{"batch": MANY, "heads": MANY, "groups": 1, "queries": MANY // 2},
+                           {"heads": 0, "groups": 1 << 32}],
+    "attention_decode": [{"batch": MANY, "heads": MANY, "groups": MANY, "queries": 16}],
+    "cache_append": [{"batch": MANY, "groups": MANY}, {"groups": MANY, "queries": MANY}],
+}
+
+
+@pytest.mark.parametrize(("function", "sizes"), [(name, x) for name, all_ in PRODUCTS.items() for x in all_])
+def test_sizes_whose_product_overflows_are_refused(device: EmulatedDevice, function: str,
+                                                   sizes: dict[str, int]) -> None:
+    """Each of them alone would do."""
+    call = make(device, function, dtype="bfloat16", width=16)
+    for i, name in enumerate(call.names):
+        if name in sizes:
+            call.arguments[i] = sizes[name]
+    for struct in (x for x in call.arguments if isinstance(x, Structure)):
+        for name in sizes.keys() & {field[0] for field in struct._fields_}:
+            setattr(struct, name, sizes[name])
+    device.configure(fail_launch=1)
+    try:
+        with pytest.raises(DeviceArgumentError, match=r"batch|groups"):
+            call.launch()
+    finally:
+        device.configure()
+
+
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.02}                           # of the largest number
 
 

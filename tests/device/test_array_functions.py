@@ -10,6 +10,8 @@ import pytest
 from cuda.nn.device import EmulatedDevice
 from cuda.nn.errors import DeviceArgumentError
 from cuda.nn.graph import Graph
+from cuda.nn.layout import layout
+from cuda.nn.reductions import Reduction
 from tests.device.test_array import same, sample
 
 BF16 = ml_dtypes.bfloat16
@@ -270,3 +272,11 @@ def test_making_and_joining(device: EmulatedDevice) -> None:
     assert x.__array_namespace__() is xp
     with pytest.raises(TypeError, match="without reading the device"):
         xp.nonzero(x)
+
+
+def test_mean_of_integers_in_float64(device: EmulatedDevice) -> None:
+    """Which nobody asks for in Python: not divided as integers."""
+    x, y = device.asarray(np.array([1, 2, 4, 8], np.int64)), device.empty((), np.float64)
+    sizes = layout((4,), (0,), (1,)), 1, int(Reduction.MEAN), y.code, x.code
+    device.call("array_reduce", y, x, *sizes, None, 0)
+    assert y.numpy() == 3.75

@@ -239,6 +239,14 @@ def test_what_sm75_leaves_to_float_arithmetic(device: EmulatedDevice) -> None:
         assert path(*up(device, inputs(dtype, width=width))) == FLOAT
 
 
+@pytest.mark.parametrize(("arch", "width"), [("sm_75", 192), ("sm_86", 256)])
+def test_float_tiles_of_half_the_keys(device: EmulatedDevice, width: int) -> None:
+    """Where shared memory holds no more: whole tiles in the middle of what a row sees, and edges."""
+    for keys, causal, window in ((70, False, 0), (90, True, 40)):
+        check(device, "float32", inputs("float32", heads=1, queries=37, keys=keys, width=width),
+              causal=causal, window=window, expected=FLOAT)
+
+
 @pytest.mark.parametrize("dtype", ALL)
 def test_bits_do_not_depend_on_the_batch(device: EmulatedDevice, dtype: str) -> None:
     arrays = inputs(dtype, batch=3, heads=4, groups=2, queries=40, keys=70)

@@ -210,7 +210,8 @@ OPTIONS = {
     "lengths": Case(9, 80, batch=3, lengths=(5, 0, 80)),
     "lengths-window": Case(30, 80, batch=2, lengths=(70, 33), window=9),
     "negative-scale": Case(20, 20, scale=-0.3),
-    "no-scale": Case(20, 20, scale=1e-30), "many-heads": Case(3, 5, heads=33, batch=2),
+    "no-scale": Case(20, 20, scale=1e-30), "softcap-no-scale": Case(20, 20, softcap=4.0, scale=1e-45),
+    "many-heads": Case(3, 5, heads=33, batch=2),
 }
 
 

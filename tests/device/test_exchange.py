@@ -19,7 +19,8 @@ from cuda.nn.device import EmulatedDevice
 def test_numpy_sees_the_memory(device: EmulatedDevice, dtype: Any) -> None:
     a = (np.arange(24) % 7).astype(dtype).reshape(4, 6)
     x = device.asarray(a)
-    for view in (lambda x: x, lambda x: x[1:, ::-2], lambda x: x.T, lambda x: x[2, 3], lambda x: x[:0]):
+    for view in (lambda x: x, lambda x: x[1:, ::-2], lambda x: x.T, lambda x: x[2, 3], lambda x: x[:0],
+                 lambda x: x[2:2, 1:]):
         seen = np.from_dlpack(view(x))
         assert seen.dtype == dtype
         np.testing.assert_array_equal(seen, view(a))
@@ -44,13 +45,43 @@ def test_the_memory_lives_as_long_as_the_other_side(device: EmulatedDevice) -> N
 @pytest.mark.parametrize("max_version", [None, (1, 0)])
 def test_a_capsule_that_nobody_takes_frees_its_array(device: EmulatedDevice, max_version: Any) -> None:
     x = device.asarray(np.zeros(3, np.float32))
-    block, before = weakref.ref(x.block), len(exchange._exported)
+    block = weakref.ref(x.block)
     capsule = x.__dlpack__(max_version=max_version)
-    assert len(exchange._exported) == before + 1
-    del x, capsule
+    del x
+    gc.collect()
+    assert block() is not None
+    del capsule
     gc.collect()
     assert block() is None
-    assert len(exchange._exported) == before
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_who_refuses_a_capsule_says_why_and_frees_it(monkeypatch: pytest.MonkeyPatch, device: EmulatedDevice,
+                                                     dtype: Any) -> None:
+    """Its destructor runs with the consumer's exception set, and must leave it as it is."""
+    x = device.zeros((3,), dtype)
+    block = weakref.ref(x.block)
+    monkeypatch.setattr(type(device), "dlpack_type", exchange.CUDA)
+    with pytest.raises((BufferError, RuntimeError), match=r"(?i)unsupported device"):
+        np.from_dlpack(x)
+    del x
+    gc.collect()
+    assert block() is None
+
+
+def test_what_a_capsule_says(monkeypatch: pytest.MonkeyPatch, device: EmulatedDevice) -> None:
+    monkeypatch.setattr(type(device), "dlpack_type", exchange.CUDA)
+    x = device.zeros((3, 4), ml_dtypes.bfloat16)[::-1, 1:]
+    capsule = x.__dlpack__(max_version=(1, 0), copy=False)
+    found = exchange.ManagedVersioned.from_address(
+        exchange._pointer(id(capsule), b"dltensor_versioned"))
+    tensor = found.tensor
+    assert (found.major, found.flags, tensor.device_type, tensor.device_id) == (1, 0, exchange.CUDA, 0)
+    assert (tensor.data + tensor.byte_offset, tensor.code, tensor.bits, tensor.lanes) == (x.pointer, 4, 16, 1)
+    assert (tensor.shape[:2], tensor.strides[:2]) == ([3, 3], [-4, 1])
+    copied = x.__dlpack__(max_version=(1, 0), copy=True)
+    assert exchange.ManagedVersioned.from_address(
+        exchange._pointer(id(copied), b"dltensor_versioned")).flags == exchange.COPIED
 
 
 class Exporter:

@@ -27,9 +27,9 @@ Result = tuple[DeviceArray, ...]
 
 
 @pytest.fixture
-def fast() -> Iterator[EmulatedDevice]:
+def fast(arch: str) -> Iterator[EmulatedDevice]:
     """Checks keep notes on every byte of an allocation; here nothing is checked, and no memory is kept."""
-    device = opened("sm_80", "fast")
+    device = opened(arch, "fast")
     device.configure()
     with device.using_pool(Pool(device.library, exact=True)):
         yield device
@@ -112,6 +112,20 @@ def test_rows_beyond_32_bits(fast: EmulatedDevice, name: str) -> None:
     for one, other in zip(CALLS[name](fast, Far(fast)), CALLS[name](fast, fast.asarray), strict=True):
         assert np.isfinite(other.numpy().astype(np.float64)).all()
         np.testing.assert_array_equal(one.numpy(), other.numpy())
+
+
+@pytest.mark.parametrize("arch", ["sm_90a"])
+def test_tensor_copies_beyond_32_bits(fast: EmulatedDevice) -> None:
+    """Rows of A and C, and matrices of a batch"""
+    b = fast.asarray(draw("bfloat16", 24, 64))
+    results = []
+    for place in (Far(fast), fast.asarray):
+        out, many = place(np.zeros((2, 24), b.dtype)), place(draw("bfloat16", 2, 16, 64))
+        products.gemm(place(draw("bfloat16", 2, 64)), b, trans_b=True, out=out, path="wgmma")
+        results.append([out.numpy(), products.gemm(many, b, trans_b=True, path="wgmma").numpy()])
+    for one, other in zip(*results, strict=True):
+        assert (other != 0).any()
+        np.testing.assert_array_equal(one, other)
 
 
 def test_an_embedding_table_beyond_32_bits(fast: EmulatedDevice) -> None:

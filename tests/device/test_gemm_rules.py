@@ -45,6 +45,9 @@ WRONG = [
     ({"activation": 9}, "activation: 9 is not in 0"), ({"compute": 2}, "compute: 2"),
     ({"path": 77}, "path: 77"), ({"splits": -1}, "splits: -1"), ({"c": None}, "c: a null pointer"),
     ({"a": None}, "a or b: a null pointer"),
+    ({"ldb": 2**47}, "ldb: 140737488355328 with 16 rows is too large"),
+    ({"batch": 2**20, "stride_c": 2**40}, "stride_c: 1099511627776 with 1048576 problems is too large"),
+    ({"batch": 2**20, "stride_a": 2**40}, "stride_a: 1099511627776 with 1048576 problems is too large"),
 ]
 
 
@@ -146,6 +149,41 @@ def test_choice(device: EmulatedDevice, dtype: str, m: int, n: int, k: int,
     assert (choice.why.decode().partition(":")[0], choice.tile_m, choice.splits) == expected
 
 
+@pytest.mark.parametrize(("arch", "dtype", "batch", "sizes", "expected"), [
+    # tiny: few rows, rows that are not aligned, one row too many
+    *((arch, "float16", 0, (8, 8, 8), ("skinny", 4, 1)) for arch in ("sm_75", "sm_80", "sm_90a")),
+    *((arch, "float16", 0, (1, 1, 1), ("skinny", 4, 1)) for arch in ("sm_75", "sm_80", "sm_90a")),
+    *((arch, "float16", 0, (5, 5, 5), ("ffma", 64, 1)) for arch in ("sm_75", "sm_80", "sm_90a")),
+    *((arch, "float16", 0, (17, 8, 8), ("mma", 64, 1)) for arch in ("sm_75", "sm_80", "sm_90a")),
+    *((arch, "float32", 0, (17, 8, 8), ("ffma", 64, 1)) for arch in ("sm_75", "sm_80", "sm_90a")),
+    # a batch counts: the large tile comes once every multiprocessor has one (40, 108, 132 of them)
+    ("sm_75", "float16", 39, (128, 128, 64), ("mma", 64, 1)),
+    ("sm_75", "float16", 40, (128, 128, 64), ("mma", 128, 1)),
+    ("sm_80", "bfloat16", 107, (128, 128, 64), ("mma", 64, 1)),
+    ("sm_80", "bfloat16", 108, (128, 128, 64), ("mma", 128, 1)),
+    ("sm_80", "float32", 108, (128, 128, 64), ("ffma", 128, 1)),
+    ("sm_90a", "bfloat16", 131, (128, 256, 256), ("wgmma", 128, 1)),
+    ("sm_90a", "bfloat16", 132, (128, 256, 256), ("wgmma", 256, 1)),
+    ("sm_90a", "bfloat16", 0, (65, 65, 256), ("wgmma", 128, 1)),
+    ("sm_90a", "bfloat16", 0, (64, 65, 256), ("mma", 64, 1)),
+    ("sm_86", "bfloat16", 0, (4096, 4096, 4096), ("mma", 128, 1)),
+    ("sm_89", "bfloat16", 0, (4096, 4096, 4096), ("mma", 128, 1))])
+def test_choice_of_batches(device: EmulatedDevice, dtype: str, batch: int, sizes: tuple[int, int, int],
+                           expected: tuple[str, int, int]) -> None:
+    m, n, k = sizes
+    lead = (batch,) if batch else ()
+    x, w = device.empty((*lead, m, k), TYPES[dtype]), device.empty((*lead, n, k), TYPES[dtype])
+    choice = products.which(device, products.call(x, w, trans_b=True)[0])
+    assert (choice.why.decode().partition(":")[0], choice.tile_n, choice.splits) == expected
+
+
+def test_a_choice_says_why(device: EmulatedDevice) -> None:
+    x, odd = device.empty((2, 64, 64), np.float16), device.empty((2, 64, 65), np.float16)
+    assert b"16 bytes" in products.which(device, products.call(odd, odd, trans_b=True)[0]).why
+    assert products.which(device, products.call(x, x)[0]).why == b"mma: tensor cores"
+    assert b"both operands" in products.which(device, products.call(x, x, trans_a=True, trans_b=True)[0]).why
+
+
 def test_the_workspace_of_the_largest_serves_all(device: EmulatedDevice, arrays: Arrays) -> None:
     def bound(m: int, n: int, k: int, batch: int) -> int:
         call = sized(m, n, k, batch)
@@ -238,14 +276,17 @@ def test_few_rows_read_the_weights_once(device: EmulatedDevice, dtype: str, tran
     assert found.distinct_bytes_read == size * (n * k + m * k)
 
 
-def test_a_fused_end_moves_no_more(device: EmulatedDevice) -> None:
-    """beta C reads C once, the bias once per part of 16 rows"""
-    bias, out = device.asarray(np.ones(64, np.float32)), device.asarray(np.ones((64, 64), np.float16))
-    found = counted(device, "float16", 64, 64, 32, path="mma", bias=bias, out=out, beta=1.0,
-                    activation="gelu")
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize(("path", "dtype"), [("mma", "float16"), ("ffma", "float32")])
+def test_a_fused_end_moves_no_more(device: EmulatedDevice, path: str, dtype: str, kind: str) -> None:
+    """beta C reads C once, the bias in whole sectors"""
+    bias, out = device.asarray(np.ones(64, TYPES[kind])), device.asarray(np.ones((64, 64), TYPES[dtype]))
+    found = counted(device, dtype, 64, 64, 32, path=path, bias=bias, out=out, beta=1.0, activation="gelu")
+    size = np.dtype(TYPES[dtype]).itemsize
     assert not conflicts(found)
-    assert found.distinct_bytes_read == 2 * (2 * 64 * 32 + 64 * 64) + 4 * 64
-    assert found.bytes_written == 2 * 64 * 64
+    assert found.sectors == found.ideal_sectors
+    assert found.distinct_bytes_read == size * (2 * 64 * 32 + 64 * 64) + bias.nbytes
+    assert found.bytes_written == size * 64 * 64
 
 
 # ---- where chunks lie --------------------------------------------------------------------------------------

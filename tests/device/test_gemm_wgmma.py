@@ -87,10 +87,12 @@ def test_wide_tiles(device: EmulatedDevice, dtype: str, flags: Flags) -> None:
     assert alone.numpy().tobytes() == first.tobytes()
 
 
-def test_blocks_that_take_a_second_tile(device: EmulatedDevice) -> None:
-    """It begins in the middle of the ring: three stages after the first; other rows and columns than those"""
+@pytest.mark.parametrize("splits", [1, 2])
+def test_blocks_that_take_a_second_tile(device: EmulatedDevice, splits: int) -> None:
+    """It begins in the middle of the ring: three stages after the first (two or one, where k is cut); other
+    rows and columns than those"""
     a, b = operands("bfloat16", 40, 300, 136)
-    y = multiply(device, many(device, a, 300), stored(b, True)).numpy()
+    y = multiply(device, many(device, a, 300), stored(b, True), splits=splits).numpy()
     for problem in (0, len(y) // 2, -1):
         judge(y[problem], a, b, "bfloat16")
 
@@ -340,5 +342,6 @@ def test_a_fused_end_moves_no_more(device: EmulatedDevice) -> None:
     out = device.asarray(np.ones((128, 128), ml_dtypes.bfloat16))
     found = counted(device, "bfloat16", NT, 128, 128, 64, bias=bias, out=out, beta=1.0, activation="gelu")
     assert not conflicts(found)
+    assert found.sectors == found.ideal_sectors
     assert found.distinct_bytes_read == 2 * (2 * 128 * 64 + 128 * 128) + 4 * 128
     assert found.bytes_written == 2 * 128 * 128

@@ -142,6 +142,8 @@ def test_wgmma_is_fed_by_tensor_copies_and_not_serialized() -> None:
                                     key=lambda loop: loop.instructions) for wanted in ("HGMMA", "UTMALDG"))
         waits = sum(n for opcode, n in multiplying.opcodes.items() if opcode.startswith("WARPGROUP.DEPBAR"))
         assert waits == 1, kernel.name
+        moved = sum(n for opcode, n in kernel.opcodes.items() if opcode.startswith("USETMAXREG"))
+        assert moved == 2, f"{kernel.name}: ptxas left out setmaxnreg"
         assert not has(multiplying.opcodes, "UTMALDG"), kernel.name
         assert not has(copying.opcodes, "HGMMA"), kernel.name
 

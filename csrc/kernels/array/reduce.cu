@@ -266,7 +266,7 @@ NN_API int nn_array_reduce(void* y, const void* x, const nn_array_layout* layout
              plan.lanes, plan.columns, divides(plan, x, x_dtype), as_parameter<2>(plan.kept, plan.outputs),
              as_parameter<1>(plan.reduced, plan.length)};
     const bool whole = !floating(x_dtype) && x_dtype != NN_FLOAT64 && (op != NN_MEAN || !floating(y_dtype));
-    if (x_dtype == NN_FLOAT64) {
+    if (x_dtype == NN_FLOAT64 || (op == NN_MEAN && y_dtype == NN_FLOAT64)) {
         NN_SUPPORT(!is_place(op), "op: %d is not made for float64; cast to float32", op);
         return launch<double, false>(r, stream);
     }

@@ -95,10 +95,11 @@ __device__ __forceinline__ float exp2_flushed(float x) {
 
 // How scores become probabilities: p = 2^(factor x − lse), x the score or tanh(inner · score).
 struct Exponent {
-    float factor, inner;                                                 // inner: 0 without softcap
+    float factor, inner;
+    bool capped;                                                         // inner may be 0, as scale may
     __device__ Exponent(const Backward& call)
         : factor(LOG2_OF_E * (call.softcap > 0.0f ? call.softcap : call.scale)),
-          inner(call.softcap > 0.0f ? call.scale / call.softcap : 0.0f) {}
+          inner(call.scale / call.softcap), capped(call.softcap > 0.0f) {}
 };
 
 // s: scores -> P.  dp: dP -> dS.  (lse, Δ) belong to columns, if the keys are owned, otherwise to rows.
@@ -270,10 +271,10 @@ __global__ void __launch_bounds__(32 * BackwardTile<D, KEYS>::MAX_WARPS, 1)
                 products<T, D>(s, owned1, one, c);
                 products<T, D>(dp, owned2, two, c);
                 const float2* columns = statistics + stage * STREAMED + c;
-                if (exponent.inner == 0.0f)
-                    differentiate<KEYS, false>(s, dp, columns, row_statistics, exponent);
-                else
+                if (exponent.capped)
                     differentiate<KEYS, true>(s, dp, columns, row_statistics, exponent);
+                else
+                    differentiate<KEYS, false>(s, dp, columns, row_statistics, exponent);
                 if (!sight.all(i0, i1, j0, j1)) hide<KEYS>(s, dp, sight, KEYS ? j0 : i0, KEYS ? i0 : j0);
                 if constexpr (KEYS) accumulate<T, D>(out2, s, two, c, piece.part * C);
                 accumulate<T, D>(out1, dp, one, c, piece.part * C);

@@ -79,6 +79,8 @@ NN_API int nn_cache_append(const nn_cache* cache, const void* k, const void* v, 
                  positions, c.block_table, c.groups, queries, c.batch * c.groups * queries, c.capacity,
                  c.page,
                  c.max_pages, c.pages};
+    NN_REQUIRE(a.rows <= (int64_t{1} << 60) / nn::ATTENTION_MAX_WIDTH,
+               "batch, groups, queries: %lld rows are too many", (long long)a.rows);
     if (a.rows == 0 || c.capacity == 0) return NN_OK;
     NN_REQUIRE(k && v && positions, "k, v or positions: a null pointer");
     NN_REQUIRE(nn::aligned(positions, 4), "positions: %p is not aligned to int32", (const void*)positions);

@@ -38,11 +38,20 @@ inline int check_options(int64_t* window, float scale, float softcap) {
     return NN_OK;
 }
 
-inline int check_heads(int64_t heads, int64_t groups) {
-    NN_REQUIRE_SIZE(heads, ATTENTION_MAX_LENGTH);
-    NN_REQUIRE(groups >= 1 && heads % groups == 0, "groups: %lld; heads (%lld) is not a multiple of it",
-               (long long)groups, (long long)heads);
+// Their number times a length has to fit 64 bits.
+inline int check_rows(int64_t batch, const char* name, int64_t heads) {
+    NN_REQUIRE(heads == 0 || batch <= MAX_GRID_X / heads, "batch, %s: %lld times %lld is more than 2^31 - 1",
+               name, (long long)batch, (long long)heads);
     return NN_OK;
+}
+
+inline int check_heads(int64_t batch, int64_t heads, int64_t groups) {
+    NN_REQUIRE_SIZE(heads, ATTENTION_MAX_LENGTH);
+    NN_REQUIRE(groups >= 1 && groups <= ATTENTION_MAX_LENGTH && heads % groups == 0,
+               "groups: %lld is not in 1 ... 2^30, or heads (%lld) is not a multiple of it",
+               (long long)groups, (long long)heads);
+    NN_TRY(check_rows(batch, "groups", groups));
+    return check_rows(batch, "heads", heads);
 }
 
 inline int check_floating(int32_t dtype) {
@@ -55,7 +64,7 @@ inline int check_floating(int32_t dtype) {
 inline int read_call(nn_attention* a, const nn_attention* call, const char* argument) {
     NN_TRY(copy_call(a, call, argument, "attention"));
     NN_REQUIRE_SIZE(a->batch, ATTENTION_MAX_LENGTH);
-    NN_TRY(check_heads(a->heads, a->groups));
+    NN_TRY(check_heads(a->batch, a->heads, a->groups));
     NN_REQUIRE_SIZE(a->queries, ATTENTION_MAX_LENGTH);
     NN_REQUIRE_SIZE(a->keys, ATTENTION_MAX_LENGTH);
     NN_REQUIRE_WIDTH(a->width);
@@ -80,6 +89,7 @@ inline int read_cache(nn_cache* c, const nn_cache* cache) {
     NN_REQUIRE_SIZE(c->batch, ATTENTION_MAX_LENGTH);
     NN_REQUIRE(c->groups >= 1 && c->groups <= ATTENTION_MAX_LENGTH, "groups: %lld is not positive",
                (long long)c->groups);
+    NN_TRY(check_rows(c->batch, "groups", c->groups));
     NN_REQUIRE_SIZE(c->capacity, ATTENTION_MAX_LENGTH);
     NN_REQUIRE_WIDTH(c->width);
     NN_REQUIRE_WIDTH(c->value_width);

@@ -236,7 +236,7 @@ int launch_float(const nn_decode& d, const nn_cache& c, const DecodeGrid& grid, 
 
 int check_decode(nn_decode* d, const nn_decode* call, const nn_cache& c) {
     NN_TRY(copy_call(d, call, "call", "decode"));
-    NN_TRY(check_heads(d->heads, c.groups));
+    NN_TRY(check_heads(c.batch, d->heads, c.groups));
     NN_REQUIRE_SIZE(d->queries, MAX_DECODE_QUERIES);
     NN_TRY(check_options(&d->window, d->scale, d->softcap));
     if (c.batch == 0 || d->heads == 0 || d->queries == 0) return NN_OK;

@@ -11,7 +11,8 @@ namespace nn {
 
 int heads_in_tile(const nn_attention& a, int tile_rows) {
     const int64_t ratio = a.heads / a.groups, alone = ceil_div(a.queries, tile_rows) * ratio;
-    return ceil_div(a.queries * ratio, tile_rows) * 10 < alone * 9 ? static_cast<int>(ratio) : 1;
+    const bool fuller = ceil_div(a.queries * ratio, tile_rows) * 10 < alone * 9;
+    return fuller && a.queries * ratio <= ATTENTION_MAX_LENGTH ? static_cast<int>(ratio) : 1;
 }
 
 namespace {

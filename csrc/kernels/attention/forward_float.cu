@@ -131,7 +131,8 @@ __global__ void __launch_bounds__(FLOAT_THREADS, WIDE == 1 ? 3 : 2)
                     }
                 }
             }
-            const bool edge = j0 < all_from || j0 + FLOAT_KEYS > all_to || a.mask;
+            // half a tile: the second key of a thread is the first one again, and must be hidden
+            const bool edge = layout.keys < FLOAT_KEYS || j0 < all_from || j0 + FLOAT_KEYS > all_to || a.mask;
 #pragma unroll
             for (int r = 0; r < 4; r++) {
 #pragma unroll

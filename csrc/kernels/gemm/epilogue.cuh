@@ -1,7 +1,7 @@
 // The end of a matrix product: C = activation(alpha sums + beta C + bias), rounded once, in 16-byte stores.
 #pragma once
 
-#include "device/number.cuh"
+#include "device/activation.cuh"
 #include "device/pack.cuh"
 #include "mainloop.cuh"
 #include "nn/gemm.h"
@@ -12,6 +12,17 @@ __device__ __forceinline__ float load_number(const void* from, int64_t at, int32
     if (dtype == NN_FLOAT32) return static_cast<const float*>(from)[at];
     if (dtype == NN_FLOAT16) return to_float(static_cast<const half*>(from)[at]);
     return to_float(static_cast<const bfloat16*>(from)[at]);
+}
+
+// Four neighbours, zeros beyond `count`; `at_once`: all are there, and aligned as a pack.
+__device__ __forceinline__ void load_numbers(float (&x)[4], const void* from, int64_t at, int32_t dtype,
+                                             int count, bool at_once) {
+    if (dtype == NN_FLOAT32)
+        load_floats(x, static_cast<const float*>(from) + at, count, at_once);
+    else if (dtype == NN_FLOAT16)
+        load_floats(x, static_cast<const half*>(from) + at, count, at_once);
+    else
+        load_floats(x, static_cast<const bfloat16*>(from) + at, count, at_once);
 }
 
 __device__ __forceinline__ void store_number(void* to, int64_t at, int32_t dtype, float x) {
@@ -25,12 +36,9 @@ __device__ __forceinline__ void store_number(void* to, int64_t at, int32_t dtype
 
 __device__ __forceinline__ float activate(float x, int32_t activation) {
     switch (activation) {
-        case NN_ACTIVATION_SILU: return x / (1.0f + expf(-x));
-        case NN_ACTIVATION_GELU: return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
-        case NN_ACTIVATION_GELU_TANH: {
-            float u = 0.79788456080286536f * (x + 0.044715f * x * x * x);
-            return 0.5f * x * (1.0f + tanhf(u));
-        }
+        case NN_ACTIVATION_SILU: return silu(x);
+        case NN_ACTIVATION_GELU: return gelu(x);
+        case NN_ACTIVATION_GELU_TANH: return gelu_tanh(x);
         case NN_ACTIVATION_RELU: return x > 0.0f || x != x ? x : 0.0f;
     }
     return x;
@@ -45,6 +53,7 @@ struct Epilogue {
     float alpha, beta;
     int32_t c_dtype, bias_dtype, activation;
     int32_t wide;                                      // rows of C start at multiples of 16 bytes
+    int32_t wide_bias;                                 // the bias starts at a multiple of 4 elements
 
     // Device scalars are read once, by every thread.
     __device__ __forceinline__ void begin() {
@@ -81,18 +90,19 @@ __device__ __forceinline__ void finish_part(const Part& part, const Epilogue& e,
         const int64_t row = row0 + r, column = column0 + q;
         const int count = row < e.m && column < e.n ? (e.n - column < 4 ? int(e.n - column) : 4) : 0;
         if (count == 0) continue;
-        float x[4], before[4] = {};
+        float x[4], before[4] = {}, bias[4] = {};
         load_floats(x, part.at + r * part.stride + q);
         const bool at_once = e.wide && count == 4;
         if (e.beta != 0.0f && e.c_dtype == NN_FLOAT32)
             load_floats(before, static_cast<const float*>(e.c) + row * e.ldc + column, count, at_once);
         else if (e.beta != 0.0f)
             load_floats(before, static_cast<const T*>(e.c) + row * e.ldc + column, count, at_once);
+        if (e.bias) load_numbers(bias, e.bias, column, e.bias_dtype, count, e.wide_bias && count == 4);
 #pragma unroll
         for (int j = 0; j < 4; j++) {
             x[j] = e.alpha * x[j];
             if (e.beta != 0.0f) x[j] += e.beta * before[j];
-            if (e.bias && j < count) x[j] += load_number(e.bias, column + j, e.bias_dtype);
+            if (e.bias) x[j] += bias[j];
         }
         if (e.activation != NN_ACTIVATION_NONE)
 #pragma unroll

@@ -62,8 +62,11 @@ int read_call(nn_gemm* full, const nn_gemm* call) {
 
 bool floating(int32_t dtype) { return dtype == NN_FLOAT32 || dtype == NN_FLOAT16 || dtype == NN_BFLOAT16; }
 
-// Elements from the first of a matrix to one beyond its last fit into 2^62.
-bool fits(int64_t rows, int64_t stride) { return rows == 0 || stride <= (int64_t(1) << 62) / rows; }
+// From the first element of an array to one beyond its last: more than an address space holds, and so few
+// that bytes of C times 1024 splits stay below 2^63.
+constexpr int64_t SPAN = int64_t(1) << 50;
+
+bool fits(int64_t count, int64_t stride) { return stride <= SPAN / std::max<int64_t>(count, 1); }
 
 int check_sizes(const nn_gemm& g) {
     const struct {
@@ -86,6 +89,13 @@ int check_sizes(const nn_gemm& g) {
         NN_REQUIRE(fits(s.rows, s.value), "%s: %lld with %lld rows is too large", s.name, (long long)s.value,
                    (long long)s.rows);
     }
+    const struct {
+        const char* name;
+        int64_t value;
+    } steps[] = {{"stride_a", g.stride_a}, {"stride_b", g.stride_b}, {"stride_c", g.stride_c}};
+    for (const auto& s : steps)
+        NN_REQUIRE(fits(g.batch, s.value), "%s: %lld with %lld problems is too large", s.name,
+                   (long long)s.value, (long long)g.batch);
     // C's problems must not write the same elements
     NN_REQUIRE(g.batch <= 1 || g.m == 0 || g.n == 0 || g.stride_c >= (g.m - 1) * g.ldc + g.n,
                "stride_c: %lld lets problems overlap; at least %lld", (long long)g.stride_c,
@@ -290,7 +300,8 @@ Problem problem_of(const nn_gemm& g, const Choice& choice, void* workspace) {
     p.wide_a = rows_aligned(g.a, g.lda, g.stride_a, g.batch, g.dtype, bytes);
     p.wide_b = rows_aligned(g.b, g.ldb, g.stride_b, g.batch, g.dtype, bytes);
     p.end = {g.c, g.bias, g.alpha_device, g.beta_device, g.m, g.n, g.ldc, g.alpha, g.beta, g.c_dtype,
-             g.bias_dtype, g.activation, rows_aligned(g.c, g.ldc, g.stride_c, g.batch, g.c_dtype, 16)};
+             g.bias_dtype, g.activation, rows_aligned(g.c, g.ldc, g.stride_c, g.batch, g.c_dtype, 16),
+             g.bias && aligned(g.bias, static_cast<size_t>(4 * dtype_bytes(g.bias_dtype)))};
     return p;
 }
 

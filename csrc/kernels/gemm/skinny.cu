@@ -59,7 +59,7 @@ template <class T> __global__ void __launch_bounds__(32 * SKINNY_WARPS) gemm_ski
 }
 
 // C[m, 8 x 16 bytes] = A[m, k] B[k, n]: a warp has four rows of B at a time, the block 32.
-template <class T> __global__ void __launch_bounds__(256) gemm_skinny_nn(const Problem p) {
+template <class T> __global__ void __launch_bounds__(256, 2) gemm_skinny_nn(const Problem p) {
     constexpr int M = 8, N = PACK<T>, COLUMNS = 8 * N, WARPS = 8, DEPTH = 64;
     __shared__ float shared[WARPS][M][COLUMNS];
     __shared__ float part[M][DEPTH];                   // of A, as floats

@@ -93,6 +93,7 @@ static int check(const nn_linear_cross_entropy* call) {
     NN_REQUIRE(call->vocabulary > 0, "vocabulary: %lld is not positive", (long long)call->vocabulary);
     NN_TRY(check_elements("vocabulary", call->vocabulary, "width", call->width));
     NN_REQUIRE(call->chunk > 0, "chunk: %lld is not positive", (long long)call->chunk);
+    NN_TRY(check_elements("chunk", std::min(call->chunk, call->rows), "vocabulary", call->vocabulary));
     NN_TRY(check_loss(call->label_smoothing, call->z_loss, call->softcap));
     NN_TRY(check_floating("dtype", call->dtype));
     NN_TRY(check_index("target_dtype", call->target_dtype));

@@ -151,8 +151,7 @@ int combine_backward(T* dys, float* dweights, const T* dy, const T* ys, const fl
 int check_sizes(int64_t tokens, int64_t choices, int64_t width) {
     NN_TRY(check_int("tokens", tokens));
     NN_REQUIRE(choices >= 1 && choices <= 1024, "choices: %lld is not in 1 ... 1024", (long long)choices);
-    NN_REQUIRE(tokens * choices <= 2147483648, "tokens * choices: %lld is more than 2^31",
-               (long long)(tokens * choices));
+    NN_TRY(check_int("tokens * choices", tokens * choices));    // a block each, at most
     return check_int("width", width);
 }
 

@@ -43,6 +43,10 @@ def ends(device: EmulatedDevice) -> None:
     tests.test_alpha_and_beta_from_the_device(device, "mma")
 
 
+def biases(device: EmulatedDevice) -> None:
+    tests.test_a_bias_may_begin_anywhere(device, "mma", "float16", 1)
+
+
 def splits(device: EmulatedDevice) -> None:
     tests.test_a_chosen_split_sums(device)
 
@@ -83,7 +87,10 @@ MUTANTS = [
            "const int line = ALONG_K ? lane % 16", aligned),
     Mutant(MAIN, "a part is read before all lanes wrote", "        __syncwarp();\n        visit(Part{mine",
            "        visit(Part{mine", aligned),
-    Mutant(END, "bias behind the last column", "if (e.bias && j < count)", "if (e.bias)", linear),
+    Mutant(END, "bias behind the last column", "e.bias_dtype, count, e.wide_bias && count == 4);",
+           "e.bias_dtype, 4, e.wide_bias);", linear),
+    Mutant(END, "a bias is read in packs wherever it begins", "e.wide_bias && count == 4", "count == 4",
+           biases),
     Mutant(END, "NaN becomes 0", "return x > 0.0f || x != x ? x : 0.0f;", "return x > 0.0f ? x : 0.0f;",
            ends),
     Mutant(SUM, "the last split is left out", "split < p.splits; split++) sum",

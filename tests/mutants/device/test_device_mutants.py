@@ -20,7 +20,8 @@ EVERY = [(name, mutant) for name in families() for mutant in family(name).MUTANT
 IDS = [f"{name}: {mutant.story}" for name, mutant in EVERY]
 SOURCES = build.source_folder()
 WITHOUT_A_BUG = {f"kernels/{name}.cu" for name in (      # a few lines that choose what the others hold
-    "attention/forward", "attention/forward_bfloat16", "attention/backward_bfloat16", "gemm/mma_bf16")}
+    "attention/forward", "attention/forward_bfloat16", "attention/backward_bfloat16", "gemm/mma_bf16",
+    "gemm/wgmma_f16_sm90a")}
 
 
 def chosen() -> list[tuple[str, Mutant]]:
@@ -65,8 +66,7 @@ def test_what_is_trimmed_stands_once_in_the_sources(name: str) -> None:
 
 def test_every_kernel_file_has_a_bug() -> None:
     files = {mutant.file for _, mutant in EVERY} | {unit_of(family(name), mutant) for name, mutant in EVERY}
-    kernels = {str(path.relative_to(SOURCES)) for path in (SOURCES / "kernels").rglob("*.cu")
-               if not path.stem.endswith("_sm90a")}          # the checks' device is an sm_80
+    kernels = {str(path.relative_to(SOURCES)) for path in (SOURCES / "kernels").rglob("*.cu")}
     assert kernels - files == WITHOUT_A_BUG
     assert len(EVERY) >= 90
 

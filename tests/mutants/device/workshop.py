@@ -7,6 +7,7 @@ A family is a module beside this one with
     NEEDS       folders below csrc/kernels whose objects its checks call ("." is the files that have none)
     TRIMS       (file, text, instead): fewer instantiations, so that a mutant is compiled quickly
     UNITS       {header: the source that is compiled for a bug in it}
+    ARCH        what its checks run on, if not sm_80
     MUTANTS     the bugs, each with the check that must find it: ordinary tests, with few of their cases
 
 Found: a failed check (a wrong value, other bits under another schedule, waste counted) or a report of the
@@ -145,7 +146,7 @@ class Workshop:
     def _exchanged(self, mutant: Mutant) -> Path:
         """The healthy library, of which one object's kernels will be taken from the PTX compiled here."""
         unit = unit_of(self.made, mutant)
-        self._compile(unit, "-arch=compute_80", "-ptx", "-o", str(self.folder / PTX))
+        self._compile(unit, f"-arch=compute_{arch_of(self.made)}", "-ptx", "-o", str(self.folder / PTX))
         shutil.copy(self._object(unit), self.folder / OBJECT)
         return self.healthy
 
@@ -153,8 +154,8 @@ class Workshop:
         """A library of the object compiled here and the healthy ones that the checks call."""
         unit, library = unit_of(self.made, mutant), self.folder / build.EMULATED
         (self.folder / PTX).unlink(missing_ok=True)
-        self._compile(unit, "--compress-mode=none", build.generate(("80",), ptx_only=True), "-Xcompiler",
-                      "-O0", "-c", "-o", str(self.folder / OBJECT))
+        self._compile(unit, "--compress-mode=none", build.generate((arch_of(self.made),), ptx_only=True),
+                      "-Xcompiler", "-O0", "-c", "-o", str(self.folder / OBJECT))
         objects = self.healthy.parent / "objects"
         folders = [objects / "library", *(objects / "kernels" / need for need in self.made.NEEDS)]
         others = {path for folder in folders for path in folder.glob("*.o")} - {self._object(unit)}
@@ -195,6 +196,10 @@ class Workshop:
             raise RuntimeError(f"{self.name}.{check.__name__} could not be run: {said}")
         assert isinstance(said, Finding)
         return said
+
+
+def arch_of(made: Any) -> str:
+    return str(getattr(made, "ARCH", "sm_80")).removeprefix("sm_")
 
 
 def unit_of(made: Any, mutant: Mutant) -> str:
@@ -244,7 +249,8 @@ class Recording(EmulatedDevice):
 def examine(sender: Connection, name: str, check: str, library: Path, kernels: frozenset[str],
             folder: Path) -> None:
     """Sends a Finding, or a text if the check could not run."""
-    device = (EmulatedDevice if kernels else Recording)(library, arch="sm_80", mode="check")
+    device = (EmulatedDevice if kernels else Recording)(library, arch=f"sm_{arch_of(family(name))}",
+                                                        mode="check")
     try:
         sender.send(inspect(device, getattr(family(name), check), kernels, folder))
     except Exception as error:
