@@ -10,6 +10,7 @@ from nn.operators import Operators
 from nn.ops.attention import attention, rope
 from nn.ops.checkpoint import checkpoint
 from nn.ops.conv import causal_conv
+from nn.ops.decayed import decayed_chunks
 from nn.ops.delta import delta_chunks
 from nn.ops.elementwise import (
     absolute,
@@ -40,6 +41,7 @@ from nn.ops.gather import scatter_add, take, take_along_axis
 from nn.ops.gla import gla_chunks
 from nn.ops.loss import cross_entropy, linear_cross_entropy
 from nn.ops.matmul import linear, matmul
+from nn.ops.merged import merged_attention
 from nn.ops.moe import (
     balance_loss,
     combine,
@@ -53,19 +55,26 @@ from nn.ops.moe import (
 )
 from nn.ops.norm import layer_norm, rms_norm, rms_norm_residual
 from nn.ops.reduce import cumsum, logsumexp, max, mean, sum
+from nn.ops.roots import signed_sqrt
+from nn.ops.scan import selective_scan
+from nn.ops.sinkhorn import sinkhorn
 from nn.ops.softmax import log_softmax, softmax
+from nn.ops.streams import read_streams, write_streams
+from nn.ops.tiled import tiled_attention
 from nn.ops.views import broadcast_to, concat, getitem, permute, reshape, split, stack, transpose
 from nn.tensor import Tensor
 
 __all__ = [
     "absolute", "add", "attention", "balance_loss", "broadcast_to", "cast", "causal_conv", "checkpoint",
-    "clip", "combine", "concat", "cross_entropy", "cumsum", "delta_chunks", "dispatch", "div",
-    "elu_plus_one", "exp", "gathered_swiglu", "gelu", "getitem", "gla_chunks", "grouped_linear", "jitter",
-    "l2_norm", "layer_norm", "linear", "linear_cross_entropy", "log", "log_sigmoid", "log_softmax",
-    "logsumexp", "matmul", "max", "maximum", "mean", "mul", "neg", "permute", "plan", "power", "relu",
-    "reshape", "rms_norm", "rms_norm_residual", "rope", "router_topk", "scatter_add", "sigmoid", "silu",
-    "softmax", "softplus", "split", "sqrt", "stack", "sub", "sum", "swiglu", "swiglu_packed", "take",
-    "take_along_axis", "tanh", "transpose", "where", "z_loss",
+    "clip", "combine", "concat", "cross_entropy", "cumsum", "decayed_chunks", "delta_chunks",
+    "dispatch", "div", "elu_plus_one", "exp", "gathered_swiglu", "gelu", "getitem", "gla_chunks",
+    "grouped_linear", "jitter", "l2_norm", "layer_norm", "linear", "linear_cross_entropy", "log",
+    "log_sigmoid", "log_softmax", "logsumexp", "matmul", "max", "maximum", "mean", "merged_attention",
+    "mul", "neg", "permute", "plan", "power", "read_streams", "relu", "reshape", "rms_norm",
+    "rms_norm_residual", "rope", "router_topk", "scatter_add", "selective_scan", "sigmoid",
+    "signed_sqrt", "silu", "sinkhorn", "softmax", "softplus", "split", "sqrt", "stack", "sub", "sum",
+    "swiglu", "swiglu_packed", "take", "take_along_axis", "tanh", "tiled_attention", "transpose",
+    "where", "write_streams", "z_loss",
 ]
 
 

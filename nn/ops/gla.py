@@ -5,7 +5,8 @@ from typing import Any
 
 from nn.backends.array_api import namespace
 from nn.dtypes import narrow, widen
-from nn.ops.triangular import assembled, diagonal_halves, halved
+from nn.ops.decayed import backwards_sum
+from nn.ops.triangular import assembled, diagonal_halves, halved, product, transposed
 from nn.tensor import Array, Op, Tensor
 
 
@@ -16,8 +17,8 @@ class GLAChunks(Op):
         A_ij = Σ_d q_id k_jd e^{G_id − G_jd} for j ≤ i, else 0
         O = (Q ⊙ E) S + A V,   S' = diag(e^{G_C}) S + (K ⊙ Ē)ᵀ V
     A is no product of two matrices, as e^{−G} overflows; but for queries behind some token r and keys up to
-    it, A = (Q ⊙ e^{G − G_r}) (K ⊙ e^{G_r − G})ᵀ, whose exponents are 0 or less.  So A is built of halves: r is
-    the last token of the first half, what is left over are the two halves themselves, down to single tokens.
+    it, A = (Q ⊙ e^{G − G_r}) (K ⊙ e^{G_r − G})ᵀ, whose exponents are 0 or less.  So A is built of halves: r
+    ends the first half, and what is left over are the two halves themselves, down to single tokens.
 
     Backward, from dO and the gradient dS' of what follows, chunk by chunk from the last:
         dS = (Q ⊙ E)ᵀ dO + diag(e^{G_C}) dS'
@@ -35,12 +36,13 @@ class GLAChunks(Op):
         self.sums = xp.cumulative_sum(g, axis=3)
         self.scores = _scores(self.q, self.k, self.sums)                          # A [B,H,n,C,C]
         grown, shrunk, kept = _decays(self.sums)
-        added = xp.matrix_transpose(self.k * shrunk) @ self.v                     # [B,H,n,Dk,Dv]
+        added = product(transposed(self.k * shrunk), self.v)                     # [B,H,n,Dk,Dv]
         states = [s]
         for i in range(q.shape[2]):
             states.append(kept[:, :, i, ...] * states[-1] + added[:, :, i, ...])
         self.states = xp.stack(states, axis=2)                                    # [B,H,n+1,Dk,Dv]
-        return (self.q * grown) @ self.states[:, :, :-1, ...] + self.scores @ self.v, states[-1]
+        o = product(self.q * grown, self.states[:, :, :-1, ...]) + product(self.scores, self.v)
+        return narrow(o, self.dtypes_in[2]), narrow(states[-1], self.dtypes_in[4])
 
     def flops(self, inputs: list[Array], results: tuple[Array, ...], options: dict[str, Any]) -> int:
         keys, size, width = inputs[1].shape[-1], inputs[1].shape[-2], inputs[2].shape[-1]
@@ -48,27 +50,27 @@ class GLAChunks(Op):
 
     def backward(self, do: Array | None, ds: Array | None) -> Any:
         xp, q, k, v = namespace(self.q), self.q, self.k, self.v
-        do = xp.zeros_like(v) if do is None else do
-        ds = xp.zeros_like(self.states[:, :, 0, ...]) if ds is None else ds
+        do = xp.zeros_like(v) if do is None else widen(do)
+        ds = xp.zeros_like(self.states[:, :, 0, ...]) if ds is None else widen(ds)
         grown, shrunk, kept = _decays(self.sums)
-        own, ends = xp.matrix_transpose(q * grown) @ do, []
+        own, ends = product(transposed(q * grown), do), []
         for i in range(q.shape[2] - 1, -1, -1):
             ends.append(ds)
             ds = own[:, :, i, ...] + kept[:, :, i, ...] * ds
         after = xp.stack(ends[::-1], axis=2)                                      # dS' [B,H,n,Dk,Dv]
-        dv = xp.matrix_transpose(self.scores) @ do + (k * shrunk) @ after
-        dq, dk = _scores_backward(do @ xp.matrix_transpose(v), q, k, self.sums)
-        dq = dq + grown * (do @ xp.matrix_transpose(self.states[:, :, :-1, ...]))
-        dk = dk + shrunk * (v @ xp.matrix_transpose(after))
+        dv = product(transposed(self.scores), do) + product(k * shrunk, after)
+        dq, dk = _scores_backward(product(do, transposed(v)), q, k, self.sums)
+        dq = dq + grown * product(do, transposed(self.states[:, :, :-1, ...]))
+        dk = dk + shrunk * product(v, transposed(after))
         leaving = xp.sum(self.states[:, :, 1:, ...] * after, axis=-1, dtype=q.dtype)[..., None, :]
-        dg = _backwards_sum(q * dq - k * dk) + leaving
+        dg = backwards_sum(q * dq - k * dk) + leaving
         return tuple(narrow(x, kind) for x, kind in zip((dq, dk, dv, dg, ds), self.dtypes_in, strict=True))
 
 
 def _decays(sums: Array) -> tuple[Array, Array, Array]:
     """E and Ē [B,H,n,C,Dk], e^{G_C} as a column [B,H,n,Dk,1]"""
     xp, last = namespace(sums), sums[:, :, :, -1:, :]
-    return xp.exp(sums), xp.exp(last - sums), xp.exp(xp.matrix_transpose(last))
+    return xp.exp(sums), xp.exp(last - sums), xp.exp(transposed(last))
 
 
 def _across(q: Array, k: Array, sums: Array) -> tuple[Array, Array, Array, Array]:
@@ -85,7 +87,7 @@ def _scores(q: Array, k: Array, sums: Array) -> Array:
     if q.shape[-2] == 1:
         return xp.sum(q * k, axis=-1, keepdims=True, dtype=q.dtype)
     queries, keys, _, _ = _across(q, k, sums)
-    return assembled(_scores(halved(q), halved(k), halved(sums)), queries @ xp.matrix_transpose(keys))
+    return assembled(_scores(halved(q), halved(k), halved(sums)), product(queries, transposed(keys)))
 
 
 def _scores_backward(da: Array, q: Array, k: Array, sums: Array) -> tuple[Array, Array]:
@@ -96,15 +98,9 @@ def _scores_backward(da: Array, q: Array, k: Array, sums: Array) -> tuple[Array,
     queries, keys, later, earlier = _across(q, k, sums)
     dq, dk = _scores_backward(diagonal_halves(da), halved(q), halved(k), halved(sums))
     below = da[..., h:, :h]
-    second = dq[..., 1, :, :] + later * (below @ keys)
-    first = dk[..., 0, :, :] + earlier * (xp.matrix_transpose(below) @ queries)
+    second = dq[..., 1, :, :] + later * product(below, keys)
+    first = dk[..., 0, :, :] + earlier * product(transposed(below), queries)
     return (xp.concat([dq[..., 0, :, :], second], axis=-2), xp.concat([first, dk[..., 1, :, :]], axis=-2))
-
-
-def _backwards_sum(x: Array) -> Array:
-    """Σ over the tokens of the chunk from each one on"""
-    xp = namespace(x)
-    return xp.flip(xp.cumulative_sum(xp.flip(x, axis=3), axis=3), axis=3)
 
 
 def gla_flops_per_token(size: int, keys: int, values: int) -> int:
@@ -113,10 +109,11 @@ def gla_flops_per_token(size: int, keys: int, values: int) -> int:
 
 
 def gla_chunks(q: Tensor, k: Tensor, v: Tensor, g: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-    """(o[B,H,n,C,Dv], the state after them [B,H,Dk,Dv]) of n chunks of C tokens, a power of two, behind the state
-    s[B,H,Dk,Dv]; q, k, g ≤ 0 [B,H,n,C,Dk], v[B,H,n,C,Dv]; half precision is computed in float32."""
+    """(o[B,H,n,C,Dv], the state after them [B,H,Dk,Dv]) of n chunks of C tokens, a power of two, behind the
+    state s[B,H,Dk,Dv]; q, k, g ≤ 0 [B,H,n,C,Dk], v[B,H,n,C,Dv].  Half precision is computed in float32; o
+    has v's type, the state that of s."""
     size = q.shape[3] if q.ndim == 5 else 0
     if not (q.shape == k.shape == g.shape and v.shape[:4] == q.shape[:4] and size & (size - 1) == 0 < size):
-        raise ValueError(f"gla_chunks: q {list(q.shape)}, k {list(k.shape)}, g {list(g.shape)}, v {list(v.shape)}"
-                         " are [B,H,n,C,D] with C a power of two, all alike but v's D")
+        raise ValueError(f"gla_chunks: q {list(q.shape)}, k {list(k.shape)}, g {list(g.shape)} and "
+                         f"v {list(v.shape)} are [B,H,n,C,D], C a power of two, all alike but v's D")
     return GLAChunks.apply(q, k, v, g, s)

@@ -1,8 +1,19 @@
-"""Lower triangular matrices in halves, [[A, 0], [X, B]]: what is done to one of size 2h is done to A and B, as
-a stack of two of size h, and to X, by products.  Sizes are powers of two; arrays, not tensors."""
+"""Lower triangular matrices in halves, [[A, 0], [X, B]]: what is done to one of size 2h is done to A and B, a
+stack of two of size h, and to X, by products.  Sizes are powers of two; arrays, not tensors."""
 
+from nn.backends import kernels
 from nn.backends.array_api import namespace
 from nn.tensor import Array
+
+
+def product(a: Array, b: Array) -> Array:
+    """a[...,I,K] b[...,K,J]"""
+    return kernels.matmul(a, b)
+
+
+def transposed(x: Array) -> Array:
+    """[...,I,J] -> [...,J,I]"""
+    return namespace(x).matrix_transpose(x)
 
 
 def lower(size: int, like: Array, strict: bool = False) -> Array:
@@ -37,7 +48,8 @@ def unit_lower_inverse(a: Array) -> Array:
     if size <= 2:
         return lower(size, a) - lower(size, a, strict=True) - a         # I − a, as a² = 0
     halves, h = unit_lower_inverse(diagonal_halves(a)), size // 2
-    return assembled(halves, -(halves[..., 1, :, :] @ (a[..., h:, :h] @ halves[..., 0, :, :])))
+    below = product(halves[..., 1, :, :], product(a[..., h:, :h], halves[..., 0, :, :]))
+    return assembled(halves, -below)
 
 
 def inverse_flops(size: int) -> int:

@@ -96,7 +96,7 @@ def test_qk_norm_comes_before_the_rotation() -> None:
     attention.q_norm.weight.data = np.linspace(0.5, 2.0, 6)
     q = ops.linear(Tensor(inputs()), attention.q_proj.weight).data.reshape(2, 7, 4, 6)
     normed = q / np.sqrt((q * q).mean(axis=-1, keepdims=True) + 1e-6) * attention.q_norm.weight.data
-    found = attention._heads(attention.q_proj(Tensor(inputs())), attention.q_norm).data
+    found = attention.heads(attention.q_proj(Tensor(inputs())), attention.q_norm).data
     np.testing.assert_allclose(found, normed.transpose(0, 2, 1, 3), rtol=1e-13)
 
 

@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 
 from nn import ops
+from nn.backends.array_api import namespace
+from nn.ops.merged import KeySet
+from nn.ops.tiled import Tile
 from nn.random import counter
 from nn.tensor import Tensor
 
@@ -58,7 +61,8 @@ PAIRS = (((3, 4), (3, 4)), ((), (3, 4)), ((3, 4), ()), ((4,), (3, 4)), ((3, 4), 
 
 SMOOTH: dict[str, Function] = {
     "exp": ops.exp, "tanh": ops.tanh, "sigmoid": ops.sigmoid, "silu": ops.silu, "gelu": ops.gelu,
-    "neg": ops.neg, "elu_plus_one": ops.elu_plus_one, "softplus": ops.softplus, "log_sigmoid": ops.log_sigmoid,
+    "neg": ops.neg, "elu_plus_one": ops.elu_plus_one, "softplus": ops.softplus,
+    "log_sigmoid": ops.log_sigmoid,
     "cast": lambda x: ops.cast(x, np.float64)}
 POSITIVE: dict[str, Function] = {"log": ops.log, "sqrt": ops.sqrt, "power": lambda x: ops.power(x, -1.5)}
 KINKED: dict[str, Function] = {"absolute": ops.absolute, "relu": ops.relu,
@@ -238,7 +242,7 @@ def norms() -> Iterator[Row]:
 
 
 def linear_attentions() -> Iterator[Row]:
-    """Chunks of gated linear attention and of the delta rule: inputs, and a state that came before"""
+    """Chunks of linear attention with decays and of the delta rule: inputs, a state that came before"""
     for count, size, keys, values in ((3, 4, 3, 2), (1, 1, 2, 2), (2, 8, 3, 5), (2, 2, 1, 1), (1, 16, 4, 3)):
         case, lead = label((count, size, keys, values)), (1, 2, count, size)
         q, k = normal(f"q{case}", *lead, keys), normal(f"k{case}", *lead, keys)
@@ -246,11 +250,28 @@ def linear_attentions() -> Iterator[Row]:
         slow, fast = -np.exp(normal(f"g{case}", *lead, keys)), -np.exp(normal(f"d{case}", *lead))
         unit, share = k / np.linalg.norm(k, axis=-1, keepdims=True), 1.0 / (1.0 + np.exp(-fast))
         for part, take in (("", slice(None)), ("-alone", 0), ("-state-alone", 1)):
+            yield Row("decayed_chunks", case + part, lambda *x, t=take: ops.decayed_chunks(*x)[t],
+                      (q, k, v, fast, s))
             yield Row("gla_chunks", case + part, lambda *x, t=take: ops.gla_chunks(*x)[t], (q, k, v, slow, s))
             yield Row("delta_chunks", case + part, lambda *x, t=take: ops.delta_chunks(*x)[t],
                       (q, unit, v, fast, 2.0 * share, s))
     for shape in SHAPES[1:]:
         yield Row("l2_norm", label(shape), lambda x: ops.l2_norm(x, 1e-2), (normal(f"l{shape}", *shape),))
+
+
+def scans() -> Iterator[Row]:
+    """One token at a time, in even and in uneven chunks"""
+    for (batch, length, channels, states), size in (((2, 5, 3, 4), 4), ((1, 7, 2, 1), 1), ((1, 9, 1, 2), 64),
+                                                    ((1, 1, 1, 1), 4), ((2, 0, 2, 3), 4), ((1, 6, 2, 2), 3)):
+        case = f"{label((batch, length, channels, states))}-{size}"
+        x, d = normal(f"x{case}", batch, length, channels), normal(f"d{case}", channels)
+        steps, rates = np.exp(normal(f"s{case}", *x.shape)), -np.exp(normal(f"r{case}", channels, states))
+        b, c = normal(f"b{case}", batch, length, states), normal(f"c{case}", batch, length, states)
+        h = normal(f"h{case}", batch, channels, states)
+        for part, take in (("", slice(None)), ("-alone", 0), ("-state-alone", 1)):
+            yield Row("selective_scan", case + part,
+                      lambda *t, s=size, take=take: ops.selective_scan(*t, chunk_size=s)[take],
+                      (x, steps, rates, b, c, d, h))
 
 
 def _angles(*shape: int) -> dict[str, np.ndarray]:
@@ -289,6 +310,36 @@ def attentions() -> Iterator[Row]:
         inputs = (normal(f"q{name}", b, h, t, 4), normal(f"k{name}", b, g, s, 4),
                   normal(f"v{name}", b, g, s, 3))
         yield Row("attention", name, lambda q, k, v, o=options: ops.attention(q, k, v, **o), inputs)
+
+
+def parted_attentions() -> Iterator[Row]:
+    """Softmax over two sets of keys, with sink logits; over tiles of keys, of which some are in no tile"""
+    mask = integers("parts", 2, 2, 1, 5, 3).astype(bool)
+    arrays = tuple(normal(f"parts{i}", *shape) for i, shape in enumerate(
+        ((2, 4, 5, 4), (2, 2, 6, 4), (2, 2, 6, 3), (2, 2, 3, 4), (2, 2, 3, 3), (4,))))
+
+    def merged(*tensors: Tensor, window: int = 0) -> Tensor:
+        q, k, v, k2, v2, *sinks = tensors
+        there = namespace(q.data).asarray(mask)
+        sets = [KeySet(k, v, window=window), KeySet(k2, v2, causal=False, mask=there)]
+        return ops.merged_attention(q, sets, sinks=sinks[0] if sinks else None)
+
+    yield Row("merged_attention", "two-sets", merged, arrays[:5])
+    yield Row("merged_attention", "sinks", merged, arrays)
+    yield Row("merged_attention", "window", lambda *x: merged(*x, window=2), arrays)
+
+    def blind(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor) -> Tensor:
+        hidden = namespace(q.data).asarray(np.zeros((1, 1, 3, 4), bool))
+        return ops.merged_attention(q, [KeySet(k, v, causal=False, mask=hidden)], sinks=sinks)
+
+    yield Row("merged_attention", "nothing-visible", blind,
+              (normal("hq", 1, 2, 3, 4), normal("hk", 1, 1, 4, 4), normal("hv", 1, 1, 4, 2), normal("hb", 2)))
+    tiles = [Tile(0, 2, ((0, 2),)), Tile(2, 4, ((0, 1), (3, 5))), Tile(4, 5, ((1, 2), (5, 6)))]
+    for causal in (True, False):
+        yield Row("tiled_attention", "causal" if causal else "both-ways",
+                  lambda q, k, v, c=causal: ops.tiled_attention(q, k, v, tiles, causal=c), arrays[:3])
+    yield Row("tiled_attention", "no-queries", lambda q, k, v: ops.tiled_attention(q, k, v, []),
+              (normal("none", 1, 2, 0, 4), normal("nk", 1, 1, 3, 4), normal("nv", 1, 1, 3, 2)))
 
 
 def losses() -> Iterator[Row]:
@@ -375,6 +426,24 @@ def experts() -> Iterator[Row]:
                   (normal(f"packed{rows}", rows, 2 * half),))
 
 
+def residual_streams() -> Iterator[Row]:
+    """Doubly stochastic matrices; streams read from and written to, by maps per token and shared ones"""
+    for n, iterations in ((1, 1), (2, 1), (3, 4), (4, 20)):
+        for variant in "ABC":
+            yield Row("sinkhorn", f"{variant}-{n}-{iterations}",
+                      lambda x, t=iterations, v=variant: ops.sinkhorn(x, t, 1e-3, v),
+                      (normal(f"sinkhorn{n}", 2, n, n),))
+    yield Row("sinkhorn", "empty", ops.sinkhorn, (normal("e", 0, 2, 2),))
+    for lead, n, width in (((2, 3), 4, 5), ((1,), 1, 1), ((0,), 2, 3)):
+        for case, maps in ((label((*lead, n, width)), lead), (f"{label((*lead, n, width))}-shared", ())):
+            x, y = normal(f"x{case}", *lead, n, width), normal(f"y{case}", *lead, width)
+            mix, write = normal(f"m{case}", *maps, n, n), normal(f"b{case}", *maps, n)
+            yield Row("read_streams", case, ops.read_streams, (x, write))
+            yield Row("write_streams", case, ops.write_streams, (x, mix, write, y))
+    for shape in SHAPES:
+        yield Row("signed_sqrt", label(shape), ops.signed_sqrt, (away(normal(f"r{shape}", *shape)),))
+
+
 def checkpoints() -> Iterator[Row]:
     yield Row("checkpoint", "one", lambda x: ops.checkpoint(lambda t: ops.tanh(t) * t, x),
               (normal("c", 3, 4),))
@@ -388,7 +457,8 @@ def checkpoints() -> Iterator[Row]:
 
 
 ROWS = [row for part in (elementwise, broadcasting, reductions, views, gathers, products, convolutions, norms,
-                         linear_attentions, attentions, losses, experts, checkpoints)
+                         linear_attentions, scans, attentions, parted_attentions, losses, experts,
+                         residual_streams, checkpoints)
         for row in part()]
 OPS = list(dict.fromkeys(row.op for row in ROWS))
 

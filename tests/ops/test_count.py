@@ -30,6 +30,8 @@ COUNTED: dict[str, tuple[Callable[[], Any], int]] = {
     "convolution": (lambda: ops.causal_conv(t(2, 3 + 5, 6), t(6, 4)), 2 * 2 * 5 * 6 * 4),
     "grouped product": (lambda: ops.grouped_linear(t(7, 3), t(2, 4, 3), np.array([0, 4, 6])), 2 * 6 * 3 * 4),
     "logits and loss": (lambda: ops.linear_cross_entropy(t(3, 4), t(5, 4), np.arange(3)), 2 * 3 * 4 * 5),
+    "selective scan": (lambda: ops.selective_scan(t(2, 5, 3), t(2, 5, 3), t(3, 4), t(2, 5, 4), t(2, 5, 4),
+                                                  t(3), t(2, 3, 4)), 9 * 2 * 5 * 3 * 4),
     "elementwise": (lambda: ops.silu(t(3, 4)) * t(3, 4) + 1.0, 0),
     "norm and softmax": (lambda: ops.softmax(ops.rms_norm(t(3, 4), t(4))), 0)}
 
@@ -40,6 +42,10 @@ def test_products(name: str) -> None:
     with count_flops() as count:
         function()
     assert count.flops == sum(count.by_operation.values()) == expected
+
+
+# what multiplies without calling np.matmul: elementwise, or by the operator @
+NO_MATMUL = {"causal_conv", "selective_scan"}
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -56,7 +62,7 @@ def test_no_operation_that_multiplies_matrices_is_forgotten(op: str, monkeypatch
     with count_flops() as count, no_grad():
         for row in rows_of(op):
             row.function(*map(Tensor, row.inputs))
-    assert (count.flops > 0) == (sum(sizes) > 0 or op == "causal_conv")
+    assert (count.flops > 0) == (sum(sizes) > 0 or op in NO_MATMUL)
 
 
 def test_elements_of_the_rest_but_views() -> None:

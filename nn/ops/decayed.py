@@ -1,0 +1,97 @@
+"""Linear attention with one decay per head and token, in chunks; what other recurrences with decays share."""
+
+import math
+from typing import Any
+
+from nn.backends.array_api import namespace
+from nn.dtypes import narrow, widen
+from nn.ops.triangular import lower, product, transposed
+from nn.tensor import Array, Op, Tensor
+
+
+class DecayedChunks(Op):
+    """S_t = e^{g_t} S_{t−1} + k_t v_tᵀ,  o_t = S_tᵀ q_t   (Sun et al. 2023; Dao & Gu 2024)
+
+    In a chunk of C tokens behind S, with G the sums of g within it, E = e^G, Ē = e^{G_C − G} and
+    Γ_ij = e^{G_i − G_j} for j ≤ i, else 0:
+        O = (Q ⊙ E) S + A V with A = Q Kᵀ ⊙ Γ,   S' = e^{G_C} S + (K ⊙ Ē)ᵀ V
+    Backward, from dO and the gradient dS' of what follows, chunk by chunk from the last:
+        dS = (Q ⊙ E)ᵀ dO + e^{G_C} dS'
+        dV = Aᵀ dO + (K ⊙ Ē) dS',   N = dO Vᵀ ⊙ Γ
+        dQ = E ⊙ (dO Sᵀ) + N K,   dK = Nᵀ Q + Ē ⊙ (V dS'ᵀ)
+    g_t scales each path from a token s < t to what comes at t or later.  By q_i and k_j times their
+    gradients, paths are counted at their ends: those with i ≥ t less those with j ≥ t are the ones across,
+    those that leave the chunk ending in S':
+        dg_t = Σ_{s≥t} (⟨q_s, dq_s⟩ − ⟨k_s, dk_s⟩) + Σ S' ⊙ dS'
+    Saved: the inputs, G, A and the states between chunks."""
+
+    def forward(self, q: Array, k: Array, v: Array, g: Array, s: Array) -> tuple[Array, Array]:
+        xp, self.dtypes_in = namespace(q), [x.dtype for x in (q, k, v, g, s)]
+        self.q, self.k, self.v, g, s = (widen(x) for x in (q, k, v, g, s))
+        self.sums = xp.cumulative_sum(g, axis=3)
+        self.scores = product(self.q, transposed(self.k)) * between(self.sums)    # A [B,H,n,C,C]
+        grown, shrunk, kept = decays(self.sums)
+        added, states = product(transposed(self.k * shrunk), self.v), [s]         # [B,H,n,Dk,Dv]
+        for i in range(q.shape[2]):
+            states.append(kept[:, :, i, ...] * states[-1] + added[:, :, i, ...])
+        self.states = xp.stack(states, axis=2)                                    # [B,H,n+1,Dk,Dv]
+        o = product(self.q * grown, self.states[:, :, :-1, ...]) + product(self.scores, self.v)
+        return narrow(o, self.dtypes_in[2]), narrow(states[-1], self.dtypes_in[4])
+
+    def flops(self, inputs: list[Array], results: tuple[Array, ...], options: dict[str, Any]) -> int:
+        keys, size, width = inputs[1].shape[-1], inputs[1].shape[-2], inputs[2].shape[-1]
+        return math.prod(inputs[1].shape[:4]) * decayed_flops_per_token(size, keys, width)
+
+    def backward(self, do: Array | None, ds: Array | None) -> Any:
+        xp, q, k, v = namespace(self.q), self.q, self.k, self.v
+        do = xp.zeros_like(v) if do is None else widen(do)
+        ds = xp.zeros_like(self.states[:, :, 0, ...]) if ds is None else widen(ds)
+        grown, shrunk, kept = decays(self.sums)
+        own, ends = product(transposed(q * grown), do), []
+        for i in range(q.shape[2] - 1, -1, -1):
+            ends.append(ds)
+            ds = own[:, :, i, ...] + kept[:, :, i, ...] * ds
+        after = xp.stack(ends[::-1], axis=2)                                      # dS' [B,H,n,Dk,Dv]
+        n = product(do, transposed(v)) * between(self.sums)
+        dq = grown * product(do, transposed(self.states[:, :, :-1, ...])) + product(n, k)
+        dk = product(transposed(n), q) + shrunk * product(v, transposed(after))
+        dv = product(transposed(self.scores), do) + product(k * shrunk, after)
+        dg = None
+        if self.needs[3]:
+            leaving = xp.sum(self.states[:, :, 1:, ...] * after, axis=(-2, -1), dtype=q.dtype)[..., None]
+            dg = backwards_sum(xp.sum(q * dq - k * dk, axis=-1, dtype=q.dtype)) + leaving
+        found = zip((dq, dk, dv, dg, ds), self.dtypes_in, strict=True)
+        return tuple(None if x is None else narrow(x, kind) for x, kind in found)
+
+
+def between(sums: Array) -> Array:
+    """Γ [...,C,C] from G [...,C]; what is above the diagonal is 0 before the exponential, or it overflowed"""
+    kept = lower(sums.shape[-1], sums)
+    return namespace(sums).exp((sums[..., :, None] - sums[..., None, :]) * kept) * kept
+
+
+def decays(sums: Array) -> tuple[Array, Array, Array]:
+    """E and Ē [B,H,n,C,1], e^{G_C} [B,H,n,1,1] from G [B,H,n,C]"""
+    xp, last = namespace(sums), sums[..., -1:]
+    return xp.exp(sums)[..., None], xp.exp(last - sums)[..., None], xp.exp(last)[..., None]
+
+
+def backwards_sum(x: Array) -> Array:
+    """Of [B,H,n,C,...], Σ over the tokens of the chunk from each one on"""
+    xp = namespace(x)
+    return xp.flip(xp.cumulative_sum(xp.flip(x, axis=3), axis=3), axis=3)
+
+
+def decayed_flops_per_token(size: int, keys: int, values: int) -> int:
+    """Q Kᵀ and A V, two products with states"""
+    return 2 * size * (keys + values) + 4 * keys * values
+
+
+def decayed_chunks(q: Tensor, k: Tensor, v: Tensor, g: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """(o[B,H,n,C,Dv], the state after them [B,H,Dk,Dv]) of n chunks of C tokens behind the state
+    s[B,H,Dk,Dv]; q, k [B,H,n,C,Dk], v[B,H,n,C,Dv], g ≤ 0 [B,H,n,C].  Half precision is computed in float32;
+    o has v's type, the state that of s."""
+    if not (q.ndim == 5 and q.shape == k.shape and v.shape[:4] == q.shape[:4] == g.shape):
+        raise ValueError(f"decayed_chunks: q {list(q.shape)}, k {list(k.shape)} and v {list(v.shape)} are "
+                         f"[B,H,n,C,D], g {list(g.shape)} is [B,H,n,C]")
+    return DecayedChunks.apply(q, k, v, g, s)
