@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 
 from nn import ops
-from nn.backends.array_api import namespace
+from nn.backends.array_api import beside, namespace
 from nn.dtypes import Shape
+from nn.layers.masks import newest
 from nn.layers.module import Module, Parameter
 from nn.names import check_name
 from nn.tensor import Array, Tensor
@@ -37,16 +38,39 @@ class ShortConv(Module):
         """Inputs before a token that its result depends on: the length of the tail a state keeps."""
         return (self.kernel_size - 1) * self.dilation
 
-    def forward(self, x: Tensor, tail: Array | None = None) -> tuple[Tensor, Array]:
+    def forward(self, x: Tensor, tail: Array | None = None,
+                mask: Array | None = None) -> tuple[Tensor, Array]:
         """(y[B,T,C], the newest `reach` inputs [B,reach,C]) from x[B,T,C] behind tail[B,reach,C]; without a
-        tail, zeros came before."""
-        if tail is None:
-            tail = namespace(x.data).zeros((x.shape[0], self.reach, x.shape[2]), dtype=x.dtype)
-        whole = ops.concat([Tensor(tail), x], axis=1)
-        newest = namespace(whole.data).asarray(whole.data[:, x.shape[1] :, :], copy=True)
-        y = ops.causal_conv(whole, self.weight, self.dilation)
-        y = y if self.bias is None else y + self.bias
-        return (ops.silu(y) if self.activation == "silu" else y), newest
+        tail, zeros came before.  Padding (mask, as in nn/layers/protocol.py) is left out of what is kept."""
+        y, kept = depthwise_conv1d_causal(x, self.weight, self.bias, tail, mask, dilation=self.dilation)
+        return (ops.silu(y) if self.activation == "silu" else y), kept
+
+
+def depthwise_conv1d_causal(inputs: Tensor, weight: Tensor, bias: Tensor | None = None,
+                            cache: Array | None = None, mask: Array | None = None, *,
+                            dilation: int = 1) -> tuple[Tensor, Array]:
+    """(y[B,T,C], the newest (K−1)·dilation inputs: the cache for what follows) from inputs[B,T,C] behind such
+    a cache, weight[C,K] and bias[C]:  y_t = b + Σ_j w_j ⊙ x_{t − (K−1−j)δ}.  Without a cache, zeros came
+    before.  What the mask calls padding is left out of the new cache; in y it counts as it is."""
+    if cache is None:
+        reach = (weight.shape[1] - 1) * dilation
+        cache = namespace(inputs.data).zeros((inputs.shape[0], reach, inputs.shape[2]), dtype=inputs.dtype)
+    whole = ops.concat([Tensor(cache), inputs], axis=1)
+    y = ops.causal_conv(whole, weight, dilation)
+    return (y if bias is None else y + bias), _kept(whole.data, newest(mask, inputs.shape[1]), cache.shape[1])
+
+
+def _kept(whole: Array, keep: Array | None, reach: int) -> Array:
+    """The newest `reach` rows of whole[B,reach+T,C], copied, without those that keep[B,T] calls padding"""
+    xp, length = namespace(whole), whole.shape[1] - reach
+    if keep is None or not reach or not length:
+        return xp.asarray(whole[:, length:, :], copy=True)
+    keep = np.asarray(keep.numpy() if hasattr(keep, "numpy") else keep)
+    known = np.concatenate([np.ones((len(keep), reach), bool), keep.astype(bool)], axis=1)
+    order = np.argsort(~known, axis=1, kind="stable")                             # what is kept, then padding
+    last = np.sum(known, axis=1, keepdims=True) - reach + np.arange(reach)        # [B,reach]
+    index = np.repeat(np.take_along_axis(order, last, axis=1)[:, :, None], whole.shape[2], axis=2)
+    return xp.take_along_axis(whole, beside(index, whole), axis=1)
 
 
 def conv_parameters(channels: int, kernel_size: int, bias: bool = False) -> int:

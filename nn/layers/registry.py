@@ -14,8 +14,18 @@ from nn.names import by_name, check_name
 # Mix information between tokens: attention, recurrences.
 MIXERS = {
     "full_attention": "nn.layers.attention.causal.CausalSelfAttention",
-    "sliding_attention": "nn.layers.attention.causal.SlidingWindowAttention",
+    "sliding_attention": "nn.layers.attention.window.SlidingWindowAttention",
     "retention": "nn.layers.attention.linear.retention.Retention",
+    "linear_attention": "nn.layers.attention.linear.kernelized.LinearAttention",
+    "gla": "nn.layers.attention.linear.gla.GLA",
+    "delta_net": "nn.layers.attention.linear.delta.DeltaNet",
+    "gated_delta_net": "nn.layers.attention.linear.gated_delta.GatedDeltaNet",
+    "gated_attention": "nn.layers.attention.gated.GatedAttention",
+    "mla": "nn.layers.attention.mla.MLA",
+    "mamba": "nn.layers.ssm.mamba.Mamba",
+    "mamba2": "nn.layers.ssm.mamba2.Mamba2",
+    "block_sparse": "nn.layers.attention.sparse.block.BlockSparseAttention",
+    "nsa": "nn.layers.attention.sparse.nsa.NativeSparseAttention",
 }
 
 # Work on each token by itself.
@@ -27,6 +37,10 @@ FEED_FORWARDS = {
 
 # Add what was stored elsewhere: tables, banks, summaries.
 MEMORIES: dict[str, str] = {
+    "cross_attention": "nn.layers.attention.cross.CrossAttention",
+    "engram": "nn.layers.memory.engram.Engram",
+    "rmc": "nn.layers.memory.rmc.RMC",
+    "nsb": "nn.layers.memory.nsb.NSB",
 }
 
 # How branches read from the residual stream and write to it.
@@ -35,11 +49,14 @@ RESIDUALS = {
     "post_norm": "nn.layers.residual.connection.PostNorm",
     "sandwich": "nn.layers.residual.connection.Sandwich",
     "parallel": "nn.layers.residual.connection.Parallel",
+    "hc": "nn.layers.residual.hyper.HyperConnection",
+    "mhc": "nn.layers.residual.manifold.ManifoldConnection",
 }
 
 # Put blocks together, and are blocks themselves.
 STACKS = {
     "stack": "nn.layers.stack.Stack",
+    "recursion": "nn.layers.recursion.engine.RecursionEngine",
 }
 
 # Mixers that have a letter in patterns like "RRRA".
@@ -47,6 +64,12 @@ LETTERS = {
     "A": "full_attention",
     "S": "sliding_attention",
     "R": "retention",
+    "M": "mamba",
+    "N": "mamba2",
+    "L": "linear_attention",
+    "G": "gla",
+    "D": "delta_net",
+    "Q": "gated_delta_net",
 }
 
 ROLES = {"mixer": MIXERS, "feed_forward": FEED_FORWARDS, "memory": MEMORIES, "residual": RESIDUALS,

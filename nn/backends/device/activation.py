@@ -1,7 +1,8 @@
 """Activations on the device (csrc/kernels/elementwise): SiLU, GELU (exact and tanh form), SwiGLU."""
 
 from cuda.nn.array import DeviceArray
-from nn.backends.device.arrays import cast, mapped, mapped_backward, same_type
+from cuda.nn.errors import DeviceArgumentError
+from nn.backends.device.arrays import cast, expect, mapped, mapped_backward, same_type
 
 
 def _sizes(x: DeviceArray) -> tuple[int, int]:
@@ -35,6 +36,7 @@ def gelu_tanh_backward(dy: DeviceArray, x: DeviceArray) -> DeviceArray:
 def swiglu(gate: DeviceArray, up: DeviceArray) -> DeviceArray:
     dtype = gate.dtype
     gate, up = same_type(gate, up)
+    expect("up", up, gate.shape)
     y = gate.device.empty(gate.shape, gate.dtype)
     gate.device.call("swiglu_forward", y, gate, up, gate.size, gate.code)
     return cast(y, dtype)
@@ -43,6 +45,8 @@ def swiglu(gate: DeviceArray, up: DeviceArray) -> DeviceArray:
 def swiglu_backward(dy: DeviceArray, gate: DeviceArray, up: DeviceArray) -> tuple[DeviceArray, DeviceArray]:
     dtypes = gate.dtype, up.dtype
     gate, up, dy = same_type(gate, up, dy)
+    expect("up", up, gate.shape)
+    expect("dy", dy, gate.shape)
     dgate, dup = (gate.device.empty(gate.shape, gate.dtype) for _ in range(2))
     gate.device.call("swiglu_backward", dgate, dup, dy, gate, up, gate.size, gate.code)
     return cast(dgate, dtypes[0]), cast(dup, dtypes[1])
@@ -51,7 +55,7 @@ def swiglu_backward(dy: DeviceArray, gate: DeviceArray, up: DeviceArray) -> tupl
 def swiglu_packed(x: DeviceArray) -> DeviceArray:
     """y[R,F] of x[R,2F], whose rows hold gate, then up"""
     (x,) = same_type(x)
-    rows, half = x.shape[0], x.shape[1] // 2
+    rows, half = _halves(x)
     y = x.device.empty((rows, half), x.dtype)
     x.device.call("swiglu_packed_forward", y, x, rows, half, x.code)
     return y
@@ -60,6 +64,15 @@ def swiglu_packed(x: DeviceArray) -> DeviceArray:
 def swiglu_packed_backward(dy: DeviceArray, x: DeviceArray) -> DeviceArray:
     """[dgate, dup] side by side"""
     x, dy = same_type(x, dy)
+    rows, half = _halves(x)
+    expect("dy", dy, (rows, half))
     dx = x.device.empty(x.shape, x.dtype)
-    x.device.call("swiglu_packed_backward", dx, dy, x, x.shape[0], x.shape[1] // 2, x.code)
+    x.device.call("swiglu_packed_backward", dx, dy, x, rows, half, x.code)
     return dx
+
+
+def _halves(x: DeviceArray) -> tuple[int, int]:
+    """(R, F) of x[R,2F]"""
+    if x.ndim != 2 or x.shape[1] % 2:
+        raise DeviceArgumentError(f"x: shape {list(x.shape)} is not [R,2F], gate beside up")
+    return x.shape[0], x.shape[1] // 2

@@ -10,7 +10,7 @@ import numpy as np
 
 from cuda.nn.array import DeviceArray
 from cuda.nn.prototypes.attention import Attention, Cache, Decode
-from nn.backends.device.arrays import cast, scratch
+from nn.backends.device.arrays import cast, expect, expect_device, expect_size, scratch
 
 DECODE_QUERIES = 16        # at most, in nn_attention_decode
 
@@ -57,14 +57,17 @@ def attention_call(q: DeviceArray, k: DeviceArray, v: DeviceArray, o: DeviceArra
                    cu_keys: Any = None) -> tuple[Attention, list[DeviceArray]]:
     """The C structure, and the arrays made for it, to be kept until the call."""
     (batch, heads, queries, width), (groups, keys) = q.shape, k.shape[1:3]
+    check_shapes(q, k, v)
+    lengths = {"key_lengths": (key_lengths, batch), "cu_queries": (cu_queries, None),
+               "cu_keys": (cu_keys, None if cu_queries is None else len(cu_queries))}
     kept: list[DeviceArray] = []
+    pointers = {name: _pointer(name, q, values, kept, size) for name, (values, size) in lengths.items()}
     call = Attention(
         o=o.pointer, lse=lse.pointer, q=q.pointer, k=k.pointer, v=v.pointer, batch=batch, heads=heads,
         groups=groups, queries=queries, keys=keys, width=width, value_width=v.shape[3],
         o_strides=o.strides[:3], q_strides=q.strides[:3], k_strides=k.strides[:3], v_strides=v.strides[:3],
-        lse_strides=lse.strides[:2], key_lengths=_pointer(q, key_lengths, kept),
-        cu_queries=_pointer(q, cu_queries, kept), cu_keys=_pointer(q, cu_keys, kept), window=window,
-        scale=scale, softcap=softcap, causal=causal, dtype=q.code)
+        lse_strides=lse.strides[:2], window=window, scale=scale, softcap=softcap, causal=causal, dtype=q.code,
+        **pointers)
     if mask is not None:
         mask = q.device.asarray(mask)
         if mask.dtype != np.dtype(np.bool_):
@@ -87,9 +90,11 @@ def decode_attention(q: DeviceArray, k_cache: DeviceArray, v_cache: DeviceArray,
     kept: list[DeviceArray] = []
     k_cache, v_cache = _rows(k_cache, v_cache)
     cache = _cache(q.shape[0], k_cache, v_cache, block_table, kept)
-    call = Decode(o=o.pointer, lse=lse.pointer, q=q.pointer, lengths=_pointer(q, lengths, kept),
-                  heads=q.shape[1], queries=q.shape[2], o_strides=o.strides[:3], q_strides=q.strides[:3],
-                  window=window, scale=scale, softcap=softcap, causal=causal)
+    expect_device(q, k_cache=k_cache, v_cache=v_cache)
+    expect("k_cache", k_cache, (*k_cache.shape[:3], q.shape[3]))
+    call = Decode(o=o.pointer, lse=lse.pointer, q=q.pointer, heads=q.shape[1], queries=q.shape[2],
+                  lengths=_pointer("lengths", q, lengths, kept, q.shape[0]), o_strides=o.strides[:3],
+                  q_strides=q.strides[:3], window=window, scale=scale, softcap=softcap, causal=causal)
     size = q.device.library.nn_attention_decode_workspace_size(*q.shape[:3], cache.capacity,
                                                                cache.value_width)
     q.device.call("attention_decode", byref(call), byref(cache), *scratch(q, size))
@@ -103,9 +108,19 @@ def cache_append(k_cache: DeviceArray, v_cache: DeviceArray, k: DeviceArray, v: 
     kept: list[DeviceArray] = []
     k, v = _rows(k, v)
     _same_types(k, k_cache, v_cache)
+    expect_device(k, k_cache=k_cache, v_cache=v_cache)
     cache = _cache(k.shape[0], k_cache, v_cache, block_table, kept)
-    k.device.call("cache_append", byref(cache), k, v, _pointer(k, positions, kept), k.shape[2],
-                  *k.strides[:3], *v.strides[:3])
+    for name, new, held in (("k", k, k_cache), ("v", v, v_cache)):
+        expect(name, new, (k.shape[0], held.shape[1], k.shape[2], held.shape[3]))
+    k.device.call("cache_append", byref(cache), k, v, _pointer("positions", k, positions, kept, k.shape[0]),
+                  k.shape[2], *k.strides[:3], *v.strides[:3])
+
+
+def check_shapes(q: DeviceArray, k: DeviceArray, v: DeviceArray) -> None:
+    """q[B,H,T,D], k[B,G,S,D], v[B,G,S,Dv]"""
+    expect_device(q, k=k, v=v)
+    expect("k", k, (q.shape[0], *k.shape[1:3], q.shape[3]))
+    expect("v", v, (*k.shape[:3], v.shape[-1]))
 
 
 def _same_types(x: DeviceArray, *others: DeviceArray) -> None:
@@ -139,13 +154,14 @@ def _packed(x: DeviceArray) -> DeviceArray:
     return x.reshape(1, *x.shape).permute((0, 2, 1, 3))
 
 
-def _pointer(x: DeviceArray, values: Any, kept: list[DeviceArray]) -> int | None:
-    """Of int32 values on the device of x."""
+def _pointer(name: str, x: DeviceArray, values: Any, kept: list[DeviceArray],
+             size: int | None = None) -> int | None:
+    """Of int32 values on the device of x, so many of them."""
     if values is None:
         return None
     array = x.device.asarray(values, dtype=np.int32)
-    if array.dtype != np.dtype(np.int32):
-        raise TypeError(f"attention: lengths, positions and tables are int32, not {array.dtype}")
+    if size is not None:
+        expect_size(name, array, size)
     kept.append(array if array.is_contiguous else array.contiguous())
     return kept[-1].pointer
 
@@ -155,10 +171,14 @@ def _cache(batch: int, k: DeviceArray, v: DeviceArray, block_table: Any, kept: l
     if k.strides[-1] != 1 or v.strides[-1] != 1:
         raise ValueError("attention: the last axis of a cache must be dense")
     pages, groups, length, width = k.shape
+    if block_table is None:
+        expect("k_cache", k, (batch, *k.shape[1:]))
+    expect("v_cache", v, (*k.shape[:3], v.shape[-1]))
     cache = Cache(k=k.pointer, v=v.pointer, batch=batch, groups=groups, capacity=length, width=width,
                   value_width=v.shape[3], k_strides=k.strides[:3], v_strides=v.strides[:3], dtype=k.code)
     if block_table is not None:
-        cache.block_table = _pointer(k, block_table, kept)
+        cache.block_table = _pointer("block_table", k, block_table, kept)
+        expect("block_table", kept[-1], (batch, *kept[-1].shape[1:2]))
         cache.page, cache.pages, cache.max_pages = length, pages, kept[-1].shape[1]
         cache.capacity = length * cache.max_pages
     return cache

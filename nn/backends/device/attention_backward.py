@@ -8,7 +8,8 @@ import numpy as np
 from cuda.nn.array import DeviceArray
 from cuda.nn.prototypes.attention import Attention
 from cuda.nn.prototypes.attention_backward import AttentionGradients
-from nn.backends.device.arrays import FLOAT32, cast, dense, scratch
+from nn.backends.device.arrays import FLOAT32, cast, dense, expect, scratch
+from nn.backends.device.attention import check_shapes
 
 
 def attention_backward(do: DeviceArray, q: DeviceArray, k: DeviceArray, v: DeviceArray, o: DeviceArray,
@@ -18,6 +19,10 @@ def attention_backward(do: DeviceArray, q: DeviceArray, k: DeviceArray, v: Devic
     types = [x.dtype for x in (q, k, v)]
     do, q, k, v, o = (cast(rows_dense(q.device.asarray(x)), q.dtype) for x in (do, q, k, v, o))
     (lse,) = dense(cast(q.device.asarray(lse), FLOAT32))
+    check_shapes(q, k, v)
+    for name, array in (("do", do), ("o", o)):
+        expect(name, array, (*q.shape[:3], v.shape[3]))
+    expect("lse", lse, q.shape[:3])
     gradients = tuple(q.device.empty(x.shape, x.dtype) for x in (q, k, v))
     launch(do, q, k, v, o, lse, *gradients, scale=scale, causal=causal, window=window, mask=mask)
     dq, dk, dv = map(cast, gradients, types)

@@ -8,7 +8,7 @@ import numpy as np
 from cuda.nn.array import DeviceArray
 from cuda.nn.errors import DeviceArgumentError
 from cuda.nn.prototypes.loss import CrossEntropy, LinearCrossEntropy
-from nn.backends.device.arrays import FLOAT32, dense, scratch
+from nn.backends.device.arrays import FLOAT32, dense, expect_size, scratch
 
 BUDGET = 256 << 20          # bytes of logits and their gradients that linear_cross_entropy holds at a time
 
@@ -93,6 +93,8 @@ def mean_loss(loss: DeviceArray, targets: Any, *, tokens: DeviceArray | None = N
     """(mean[1], tokens[1]:int64) of loss[R]: its sum divided by `tokens`, or by the number of targets that
     are not ignore_index; the mean over none is 0.  Everything stays on the device."""
     loss, targets = dense(loss, targets)
+    expect_size("loss", loss, targets.size, np.float32)
+    expect_size("tokens", tokens, 1, np.int64)
     device = loss.device
     mean, count = device.empty((1,), np.float32), device.empty((1,), np.int64)
     device.call("mean_loss_forward", mean, None, count, loss, targets, tokens, loss.size, ignore_index,
@@ -104,6 +106,8 @@ def mean_loss_backward(dmean: DeviceArray, targets: Any, count: DeviceArray, *,
                        ignore_index: int = -100) -> DeviceArray:
     """dloss[R] = dmean[1] / count[1] for rows that count"""
     dmean, targets = dense(dmean, targets)
+    expect_size("dmean", dmean, 1, np.float32)
+    expect_size("count", count, 1, np.int64)
     dloss = dmean.device.empty(targets.shape, np.float32)
     dmean.device.call("mean_loss_backward", dloss, dmean, targets, count, targets.size, ignore_index,
                       targets.code)

@@ -1,14 +1,12 @@
 """Mixture of experts on the device: the plan, rows to experts and back, all experts' linear maps, and the
 router's auxiliary losses.  No expert count is read on the host: a captured step serves any routing."""
 
-from typing import Any
-
 import numpy as np
 
 from cuda.nn.device import Device, DeviceArray
 from cuda.nn.errors import DeviceArgumentError
 from nn.backends.device.activation import swiglu_packed_backward
-from nn.backends.device.arrays import FLOAT32, cast, dense
+from nn.backends.device.arrays import FLOAT32, cast, dense, expect, expect_size
 
 # ---- plan and rows ----
 
@@ -29,7 +27,7 @@ def expert_order(experts: DeviceArray, num_experts: int) -> tuple[DeviceArray, D
 def moe_dispatch(x: DeviceArray, order: DeviceArray, choices: int) -> DeviceArray:
     """xs[r] = x[order[r] // choices]:  x[N,D] -> [M,D]"""
     (tokens, width), rows = x.shape, order.shape[0]
-    _expect("order", order, (tokens * choices,), np.int64)
+    expect("order", order, (tokens * choices,), np.int64)
     xs = x.device.empty((rows, width), x.dtype)
     x.device.call("moe_dispatch_forward", xs, x.contiguous(), order.contiguous(), tokens, choices,
                   width, x.code)
@@ -39,7 +37,7 @@ def moe_dispatch(x: DeviceArray, order: DeviceArray, choices: int) -> DeviceArra
 def moe_dispatch_backward(dxs: DeviceArray, inverse: DeviceArray, choices: int) -> DeviceArray:
     """dx[n] = Σ_k dxs[inverse[n,k]], in the order of the choices:  dxs[M,D] -> [N,D]"""
     rows, width = dxs.shape
-    _expect("inverse", inverse, (rows,), np.int64)
+    expect("inverse", inverse, (rows,), np.int64)
     if choices < 1 or rows % choices:
         raise DeviceArgumentError(f"choices: {choices} does not divide {rows} rows")
     dx = dxs.device.empty((rows // choices, width), dxs.dtype)
@@ -51,9 +49,9 @@ def moe_dispatch_backward(dxs: DeviceArray, inverse: DeviceArray, choices: int) 
 def moe_combine(ys: DeviceArray, weights: DeviceArray, inverse: DeviceArray) -> DeviceArray:
     """y[n] = Σ_k weights[n,k] ys[inverse[n,k]], in the order of the choices:  ys[M,D] -> [N,D]"""
     (tokens, choices), width = weights.shape, ys.shape[1]
-    _expect("ys", ys, (tokens * choices, width), ys.dtype)
-    _expect("weights", weights, (tokens, choices), np.float32)
-    _expect("inverse", inverse, (tokens * choices,), np.int64)
+    expect("ys", ys, (tokens * choices, width), ys.dtype)
+    expect("weights", weights, (tokens, choices), np.float32)
+    expect("inverse", inverse, (tokens * choices,), np.int64)
     y = ys.device.empty((tokens, width), ys.dtype)
     ys.device.call("moe_combine_forward", y, ys.contiguous(), weights.contiguous(),
                    inverse.contiguous(), tokens, choices, width, ys.code)
@@ -64,10 +62,10 @@ def moe_combine_backward(dy: DeviceArray, ys: DeviceArray, weights: DeviceArray,
                          inverse: DeviceArray) -> tuple[DeviceArray, DeviceArray]:
     """(dys[M,D], dweights[N,K]) in one pass over the tokens, which needs `inverse` alone"""
     (tokens, choices), width = weights.shape, ys.shape[1]
-    _expect("ys", ys, (tokens * choices, width), dy.dtype)
-    _expect("dy", dy, (tokens, width), dy.dtype)
-    _expect("weights", weights, (tokens, choices), np.float32)
-    _expect("inverse", inverse, (tokens * choices,), np.int64)
+    expect("ys", ys, (tokens * choices, width), dy.dtype)
+    expect("dy", dy, (tokens, width), dy.dtype)
+    expect("weights", weights, (tokens, choices), np.float32)
+    expect("inverse", inverse, (tokens * choices,), np.int64)
     dys, dweights = ys.device.empty(ys.shape, ys.dtype), ys.device.empty((tokens, choices), np.float32)
     ys.device.call("moe_combine_backward", dys, dweights, dy.contiguous(), ys.contiguous(),
                    weights.contiguous(), inverse.contiguous(), tokens, choices, width, ys.code)
@@ -89,10 +87,10 @@ def gathered_linear(x: DeviceArray, weight: DeviceArray, offsets: DeviceArray, o
                     choices: int) -> DeviceArray:
     """grouped_linear(moe_dispatch(x, order, choices), weight, offsets), bit for bit, copying no rows"""
     (count, outputs, inputs), rows = weight.shape, x.shape[0] * choices
-    _expect("x", x, (x.shape[0], inputs), weight.dtype)
-    _expect("offsets", offsets, (count + 1,), np.int64)
+    expect("x", x, (x.shape[0], inputs), weight.dtype)
+    expect("offsets", offsets, (count + 1,), np.int64)
     if order is not None:
-        _expect("order", order, (rows,), np.int64)
+        expect("order", order, (rows,), np.int64)
     y = x.device.empty((rows, outputs), x.dtype)
     x.device.call("grouped_linear_forward", y, x.contiguous(), weight.contiguous(),
                   offsets.contiguous(), _dense(order), choices, rows, count, inputs, outputs, x.code)
@@ -107,10 +105,10 @@ def gathered_swiglu(x: DeviceArray, weight: DeviceArray, offsets: DeviceArray, o
     (count, outputs, inputs), rows, device = weight.shape, x.shape[0] * choices, x.device
     if outputs % 2:
         raise DeviceArgumentError(f"weight: {list(weight.shape)} has no two halves, gate and up")
-    _expect("x", x, (x.shape[0], inputs), weight.dtype)
-    _expect("offsets", offsets, (count + 1,), np.int64)
+    expect("x", x, (x.shape[0], inputs), weight.dtype)
+    expect("offsets", offsets, (count + 1,), np.int64)
     if order is not None:
-        _expect("order", order, (rows,), np.int64)
+        expect("order", order, (rows,), np.int64)
     y = device.empty((rows, outputs // 2), x.dtype)
     hidden = device.empty((rows, outputs), x.dtype) if keep else None
     device.call("grouped_swiglu_forward", y, hidden, x.contiguous(), weight.contiguous(),
@@ -128,9 +126,9 @@ def gathered_linear_backward(dy: DeviceArray, x: DeviceArray, weight: DeviceArra
                              order: DeviceArray | None, choices: int) -> tuple[DeviceArray, DeviceArray]:
     """(dxs[M,I], dweight[E,O,I] in float32) of gathered_linear; moe_dispatch_backward turns dxs into dx."""
     (count, outputs, inputs), rows, device = weight.shape, dy.shape[0], dy.device
-    _expect("dy", dy, (x.shape[0] * choices, outputs), weight.dtype)
-    _expect("x", x, (x.shape[0], inputs), weight.dtype)
-    _expect("offsets", offsets, (count + 1,), np.int64)
+    expect("dy", dy, (x.shape[0] * choices, outputs), weight.dtype)
+    expect("x", x, (x.shape[0], inputs), weight.dtype)
+    expect("offsets", offsets, (count + 1,), np.int64)
     dy, x, weight, offsets = (array.contiguous() for array in (dy, x, weight, offsets))
     dx, dweight = device.empty((rows, inputs), x.dtype), device.empty(weight.shape, np.float32)
     device.call("grouped_linear_backward_input", dx, dy, weight, offsets, rows, count, inputs, outputs,
@@ -157,7 +155,7 @@ def moe_balance_loss(probs: DeviceArray, experts: DeviceArray,
     """(loss[1], load[E]) from probs[N,E] and experts[N,K]: loss = α E Σ_e load_e mean probs_e"""
     (tokens, count), choices, device = probs.shape, experts.shape[1], probs.device
     probs = cast(dense(probs)[0], FLOAT32)
-    _expect("experts", experts, (tokens, choices), experts.dtype)
+    expect("experts", experts, (tokens, choices), experts.dtype)
     loss, load = device.empty((1,), np.float32), device.empty((count,), np.float32)
     size = device.library.nn_moe_balance_loss_workspace_size(tokens, count)
     device.call("moe_balance_loss_forward", loss, load, probs.contiguous(), experts.contiguous(), tokens,
@@ -169,6 +167,7 @@ def moe_balance_loss_backward(dloss: DeviceArray, load: DeviceArray, tokens: int
                               coefficient: float) -> DeviceArray:
     """dprobs[N,E]; the load is a constant"""
     load, dloss = (cast(array, FLOAT32) for array in dense(load, dloss))
+    expect_size("dloss", dloss, 1)
     dprobs = load.device.empty((tokens, load.shape[0]), np.float32)
     load.device.call("moe_balance_loss_backward", dprobs, dloss, load, tokens, load.shape[0], coefficient)
     return dprobs
@@ -189,6 +188,8 @@ def moe_z_loss_backward(dloss: DeviceArray, logits: DeviceArray, lse: DeviceArra
                         coefficient: float) -> DeviceArray:
     """dlogits[N,E]"""
     logits, dloss, lse = (cast(array, FLOAT32) for array in dense(logits, dloss, lse))
+    expect_size("dloss", dloss, 1)
+    expect_size("lse", lse, logits.shape[0])
     dlogits = logits.device.empty(logits.shape, np.float32)
     logits.device.call("moe_z_loss_backward", dlogits, dloss, logits.contiguous(), lse, *logits.shape,
                        coefficient)
@@ -201,9 +202,3 @@ def _workspace(device: Device, size: int) -> DeviceArray | None:
 
 def _dense(array: DeviceArray | None) -> DeviceArray | None:
     return None if array is None else array.contiguous()
-
-
-def _expect(name: str, array: DeviceArray, shape: tuple[int, ...], dtype: Any) -> None:
-    if array.shape != shape or array.dtype != np.dtype(dtype):
-        raise DeviceArgumentError(f"{name}: {array.dtype}{list(array.shape)}; expected "
-                                  f"{np.dtype(dtype)}{list(shape)}")

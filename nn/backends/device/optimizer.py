@@ -19,7 +19,7 @@ from cuda.nn.array import DeviceArray
 from cuda.nn.device import Device
 from cuda.nn.dtypes import FLOATING
 from cuda.nn.errors import DeviceArgumentError
-from nn.backends.device.arrays import FLOAT32, dense, scratch
+from nn.backends.device.arrays import FLOAT32, dense, expect_size, scratch
 
 # nn_tensor and nn_chunk of nn/optimizer.h
 TENSOR = np.dtype([("param", "u8"), ("master", "u8"), ("grad", "u8"), ("m", "u8"), ("v", "u8"),
@@ -90,10 +90,10 @@ def adamw_step(plan: AdamWPlan, lr: DeviceArray, step: DeviceArray, *, betas: tu
                scale: DeviceArray | None = None, skip: DeviceArray | None = None) -> None:
     """One AdamW step on the whole plan, in place: lr[1] float64; step[1] int64, from 1; scale[1] float32
     multiplies the gradients; nothing is changed where skip[1] int32 is not 0."""
-    _expect("lr", lr, np.float64)
-    _expect("step", step, np.int64)
-    _expect("scale", scale, np.float32)
-    _expect("skip", skip, np.int32)
+    expect_size("lr", lr, 1, np.float64)
+    expect_size("step", step, 1, np.int64)
+    expect_size("scale", scale, 1, np.float32)
+    expect_size("skip", skip, 1, np.int32)
     plan.device.call("adamw_forward", plan.tensors, plan.chunks, plan.chunk_count, lr, step, scale, skip,
                      *betas, eps)
 
@@ -103,8 +103,8 @@ def global_norm(plan: AdamWPlan, max_norm: float = 0.0, *, scale: DeviceArray | 
     """(norm[1], scale[1], skip[1]) of the plan's gradients times `scale`[1] (None: 1), all on the device: the
     new scale clips to max_norm (0: no clipping); skip is 1 if the norm is not finite, and skipped[1] int64 is
     increased then."""
-    _expect("scale", scale, np.float32)
-    _expect("skipped", skipped, np.int64)
+    expect_size("scale", scale, 1, np.float32)
+    expect_size("skipped", skipped, 1, np.int64)
     device = plan.device
     norm, clipped = device.empty((1,), np.float32), device.empty((1,), np.float32)
     skip = device.empty((1,), np.int32)
@@ -122,8 +122,8 @@ def zero_gradients(plan: AdamWPlan) -> None:
 
 def increment(counter: DeviceArray, *, skip: DeviceArray | None = None) -> None:
     """counter[1] int64 += 1, unless skip[1] int32 is not 0."""
-    _expect("counter", counter, np.int64)
-    _expect("skip", skip, np.int32)
+    expect_size("counter", counter, 1, np.int64)
+    expect_size("skip", skip, 1, np.int32)
     counter.device.call("counter_increment", counter, skip)
 
 
@@ -161,6 +161,8 @@ def scatter_add_into(out: DeviceArray, source: DeviceArray, index: Any, *,
     """The same, added to a dense float32 out[rows,D], of which only named rows are touched; or over it."""
     source, index = dense(source, index)
     rows, width = out.shape[0], source.size // max(1, source.shape[0])
+    if not out.is_contiguous:
+        raise DeviceArgumentError(f"out: strides {out.strides} of shape {out.shape}; expected a dense array")
     if index.size != source.shape[0] or out.shape[1:] != source.shape[1:] or out.dtype != FLOAT32:
         raise DeviceArgumentError(f"scatter_add: out {out.dtype} {out.shape}, source {source.shape}, index "
                                   f"{index.shape} do not fit together")
@@ -190,8 +192,3 @@ def _check_tensor(i: int, param: DeviceArray, grad: DeviceArray, m: DeviceArray,
             names = ", ".join(dtype.name for dtype in allowed)
             raise DeviceArgumentError(f"{name} of tensor {i}: {array.dtype} {array.shape}; expected "
                                       f"dense {names} {param.shape}")
-
-
-def _expect(name: str, array: DeviceArray | None, dtype: Any) -> None:
-    if array is not None and (array.size != 1 or array.dtype != dtype):
-        raise DeviceArgumentError(f"{name}: {array.dtype} {array.shape}; expected one {np.dtype(dtype)}")

@@ -9,6 +9,7 @@ from cuda.nn.device import Device, DeviceArray
 from cuda.nn.dtypes import code
 from cuda.nn.errors import DeviceArgumentError
 from cuda.nn.prototypes.rope import Rope, RopeArray
+from nn.backends.device.arrays import expect_device
 
 SCALINGS = {"none": 0, "linear": 1, "ntk": 2}
 
@@ -46,6 +47,7 @@ def rope_qk(q: DeviceArray | None, k: DeviceArray | None, cos: Any, sin: Any, *,
     if k is not None and q is not None and (k.dtype != q.dtype or q.shape[::2] != k.shape[::2]
                                             or q.shape[3] != k.shape[3]):
         raise DeviceArgumentError(f"q, k: {q.dtype} {q.shape}, {k.dtype} {k.shape} differ in more than heads")
+    expect_device(first, k=k)
     rows, half = cos.shape[-2:]
     if positions is None and rows < length:
         raise DeviceArgumentError(f"cos, sin: {rows} rows for {length} positions")
@@ -61,7 +63,10 @@ def rope_qk(q: DeviceArray | None, k: DeviceArray | None, cos: Any, sin: Any, *,
     turned = []
     for name, x in (("q", q), ("k", k)):
         if x is not None:
-            x = x if x.strides[3] == 1 or width <= 1 else x.contiguous()
+            dense = x.strides[3] == 1 or width <= 1
+            if in_place and not dense:
+                raise DeviceArgumentError(f"{name}: strides {x.strides}; in place, the last must be 1")
+            x = x if dense else x.contiguous()
             y = x if in_place else device.empty(x.shape, x.dtype)
             setattr(call, name, _array(y, x))
         turned.append(None if x is None else y)

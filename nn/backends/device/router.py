@@ -5,16 +5,14 @@ from typing import Any
 import numpy as np
 
 from cuda.nn.array import DeviceArray
-from cuda.nn.errors import DeviceArgumentError
-from nn.backends.device.arrays import FLOAT32, cast, dense
+from nn.backends.device.arrays import FLOAT32, cast, dense, expect
 
 
 def jitter(x: DeviceArray, counter: Any, *, epsilon: float) -> DeviceArray:
     """x times U(1 - epsilon, 1 + epsilon); counter int64[4] is read on the device: a recorded step draws
     what it holds at each replay."""
     x, counter = dense(x, counter)
-    if counter.shape != (4,) or counter.dtype != np.int64:
-        raise DeviceArgumentError(f"counter: {counter.dtype}{list(counter.shape)}; expected int64[4]")
+    expect("counter", counter, (4,), np.int64)
     y = x.device.empty(x.shape, x.dtype)
     x.device.call("router_jitter_forward", y, x, counter, x.size, epsilon, x.code)
     return y
@@ -36,8 +34,11 @@ def router_topk_backward(dweights: DeviceArray, weights: DeviceArray, experts: D
                          probs: DeviceArray, *,
                          renormalize: bool = True) -> DeviceArray:
     probs, experts, dweights, weights = dense(probs, experts, dweights, weights)
+    choices = probs.shape[0], experts.shape[-1]
+    for name, array in (("experts", experts), ("dweights", dweights), ("weights", weights)):
+        expect(name, array, choices)
     dlogits = probs.device.empty(probs.shape, FLOAT32)
     probs.device.call("router_topk_backward", dlogits, cast(dweights, FLOAT32), cast(weights, FLOAT32),
                       experts,
-                      cast(probs, FLOAT32), *probs.shape, experts.shape[1], int(renormalize), experts.code)
+                      cast(probs, FLOAT32), *probs.shape, choices[1], int(renormalize), experts.code)
     return dlogits

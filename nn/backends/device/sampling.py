@@ -14,7 +14,7 @@ from cuda.nn.device import Device
 from cuda.nn.errors import DeviceArgumentError
 from cuda.nn.prototypes.sampling import Sample
 from nn import random
-from nn.backends.device.arrays import scratch
+from nn.backends.device.arrays import expect_device, scratch
 
 INT64 = np.dtype(np.int64)
 
@@ -38,6 +38,8 @@ def sample(logits: DeviceArray, history: DeviceArray | None, lengths: DeviceArra
         raise DeviceArgumentError(f"logits: shape {logits.shape} is not [batch, vocabulary]")
     if logits.strides[1] != 1 or logits.strides[0] < logits.shape[1]:
         logits = logits.contiguous()
+    expect_device(logits, history=history, lengths=lengths, keys=keys, steps=steps, rows=rows, flags=flags,
+                  out=out)
     device, (batch, vocabulary) = logits.device, logits.shape
     tokens = device.empty((batch,), np.int64) if out is None else out
     _expect("out", tokens, INT64, (batch,))

@@ -1,88 +1,111 @@
 """Grouped-query attention (Ainslie et al. 2023): H query heads share G key/value heads.
 
-G = H is multi-head, G = 1 multi-query attention.  Options: QK-norm, sliding window, biases."""
+G = H is multi-head, G = 1 multi-query attention.  Options: QK-norm, sliding window, biases, sinks.
+
+Other attention layers are this one with a step of their own: `projected` (what queries, keys and values are
+made of), `attended` (which keys a query sees, and what is kept of them), `output` (what becomes of o)."""
 
 from typing import Any
 
-import numpy as np
-
 from nn import ops
 from nn.backends import kernels
-from nn.backends.array_api import on_device
 from nn.cache import LayerCache, StaticLayerCache
-from nn.dtypes import is_half
 from nn.errors import InputError
+from nn.layers.attention.positions import angles, kept, left_out
 from nn.layers.linear import Linear
-from nn.layers.module import Module
+from nn.layers.module import Module, Parameter
 from nn.layers.norm import RMSNorm
 from nn.layers.rotary import Rotary
+from nn.names import check_name
+from nn.ops.merged import KeySet
 from nn.tensor import Array, Tensor
+
+QK_NORMS = ("none", "head", "full", "l2")
 
 
 class GroupedAttention(Module):
-    """o = W_o softmax(q kᵀ / √Dh) v with q, k turned by the rotary angle of their position."""
+    """o = W_o softmax(q kᵀ / √Dh) v with q, k turned by the rotary angle of their position.
+
+    qk_norm: "head" (True), RMSNorm of every head by itself, one weight for all (Qwen3); "full", RMSNorm of
+    all heads together (OLMoE); "l2", every head scaled to length 1, and the scores by √Dh, not 1/√Dh: what
+    "head" gives without weights.  All before the rotation.
+    sinks: a learned logit per query head takes part in every softmax and adds nothing (gpt-oss).
+    clip_qkv: queries, keys and values are cut to −c ... c, behind a norm of all heads, before one per head.
+    context_size: width of what keys and values are made of, if not of x."""
 
     def __init__(self, hidden_size: int, num_heads: int, num_kv_heads: int, head_dim: int,
-                 rotary: Rotary | None, *, qk_norm: bool = False, eps: float = 1e-6, bias: bool = False,
-                 window: int = 0, std: float = 0.02, out_std: float | None = None,
-                 dtype: Any = "float32") -> None:
+                 rotary: Rotary | None, *, qk_norm: str | bool = False, eps: float = 1e-6, bias: bool = False,
+                 window: int = 0, sinks: bool = False, clip_qkv: float = 0.0, context_size: int = 0,
+                 std: float = 0.02, out_std: float | None = None, dtype: Any = "float32") -> None:
         if num_kv_heads < 1 or num_heads % num_kv_heads:
             raise InputError(f"num_heads: {num_heads} is not a multiple of num_kv_heads: {num_kv_heads}")
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
-        self.rotary, self.window = rotary, window
+        self.rotary, self.window, self.eps, self.clip = rotary, window, eps, clip_qkv
+        self.qk_norm = qk_norm if isinstance(qk_norm, str) else "head" if qk_norm else "none"
+        check_name("qk_norm", self.qk_norm, QK_NORMS)
+        self.scale = head_dim**0.5 if self.qk_norm == "l2" else head_dim**-0.5
         options: dict[str, Any] = {"bias": bias, "std": std, "dtype": dtype}
         self.q_proj = Linear(hidden_size, num_heads * head_dim, **options)
-        self.k_proj = Linear(hidden_size, num_kv_heads * head_dim, **options)
-        self.v_proj = Linear(hidden_size, num_kv_heads * head_dim, **options)
+        self.k_proj = Linear(context_size or hidden_size, num_kv_heads * head_dim, **options)
+        self.v_proj = Linear(context_size or hidden_size, num_kv_heads * head_dim, **options)
         self.o_proj = Linear(num_heads * head_dim, hidden_size, **options | {"std": out_std or std})
-        self.q_norm = RMSNorm(head_dim, eps, dtype=dtype) if qk_norm else None
-        self.k_norm = RMSNorm(head_dim, eps, dtype=dtype) if qk_norm else None
+        widths = {"head": (1, 1), "full": (num_heads, num_kv_heads)}.get(self.qk_norm)
+        self.q_norm = RMSNorm(widths[0] * head_dim, eps, dtype=dtype) if widths else None
+        self.k_norm = RMSNorm(widths[1] * head_dim, eps, dtype=dtype) if widths else None
+        self.sinks = Parameter((num_heads,), dtype=dtype, decay=False) if sinks else None
 
-    def init_state(self, batch_size: int) -> LayerCache:
+    def init_state(self, batch_size: int) -> Any:
         return LayerCache()
 
-    def forward(self, x: Tensor, *, state: LayerCache | None = None, mask: Array | None = None,
-                mode: str | None = None) -> tuple[Tensor, LayerCache | None]:
+    def forward(self, x: Tensor, *, state: Any = None, mask: Array | None = None,
+                mode: str | None = None) -> tuple[Tensor, Any]:
         """x[B,T,D] -> y[B,T,D].  state: cache to continue (and extend).  mask: keep-mask [B,S] over all keys,
         cached ones included; padded positions are not counted.  Both modes compute the same here."""
-        length = x.shape[1]
-        q = self._heads(self.q_proj(x), self.q_norm)                                   # [B,H,T,Dh]
-        k = self._heads(self.k_proj(x), self.k_norm)                                   # [B,G,T,Dh]
-        v = self._heads(self.v_proj(x), None)                                          # [B,G,T,Dh]
+        q, k, v = self.projected(x)
         if isinstance(state, StaticLayerCache):
-            return self._output(self._continued(state, q, k, v, mask)), state
+            return self.output(self._continued(state, q, k, v, mask), x), state
         if self.rotary:
-            device = x.data.device if on_device(x.data) else None
-            cos, sin = self._angles(length, state, mask, x.dtype, device)
+            cos, sin = angles(self.rotary, x, self.first_position(state), x.shape[1], mask)
             q, k = (ops.rope(z, cos, sin, self.rotary.interleaved) for z in (q, k))
+        return self.output(self.attended(q, k, v, state, mask, mode), x), state
+
+    def first_position(self, state: Any) -> Array | int:
+        """Of the next token: a number, or one per row [B]"""
+        return 0 if state is None else state.offset - state.padding
+
+    def projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q[B,H,T,Dh], k[B,G,T,Dh], v[B,G,T,Dh], not yet turned"""
+        return (self.heads(self.q_proj(x), self.q_norm, self.qk_norm == "l2"),
+                self.heads(self.k_proj(x), self.k_norm, self.qk_norm == "l2"), self.heads(self.v_proj(x)))
+
+    def attended(self, q: Tensor, k: Tensor, v: Tensor, state: Any, mask: Array | None,
+                 mode: str | None) -> Tensor:
+        """o[B,H,T,Dh] of turned queries and keys; the state is extended."""
         if state is not None:
-            k, v = self._extended(state, k, v, mask)                                   # [B,G,S,Dh]
-        keep = None if mask is None else mask[:, None, None, :]
-        return self._output(ops.attention(q, k, v, window=self.window, mask=keep)), state
+            k, v = extended(state, k, v, mask)                                             # [B,G,S,Dh]
+        keep = kept(mask, k.shape[2])
+        if self.sinks is None:
+            return ops.attention(q, k, v, scale=self.scale, window=self.window, mask=keep)
+        return ops.merged_attention(q, [KeySet(k, v, window=self.window, mask=keep)], sinks=self.sinks,
+                                    scale=self.scale)
 
-    def _output(self, o: Tensor) -> Tensor:
+    def output(self, o: Tensor, x: Tensor) -> Tensor:
         """[B,H,T,Dh] -> [B,T,D]"""
+        return self.o_proj(self.joined(o))
+
+    def joined(self, o: Tensor) -> Tensor:
+        """[B,H,T,Dh] -> [B,T,H*Dh]"""
         batch, _, length, _ = o.shape
-        return self.o_proj(o.permute(0, 2, 1, 3).reshape(batch, length, self.num_heads * self.head_dim))
+        return o.permute(0, 2, 1, 3).reshape(batch, length, self.num_heads * self.head_dim)
 
-    def _heads(self, x: Tensor, norm: RMSNorm | None) -> Tensor:
-        """[B,T,n*Dh] -> [B,n,T,Dh], normalised per head before the rotation if asked (Qwen3)"""
+    def heads(self, x: Tensor, norm: RMSNorm | None = None, unit: bool = False) -> Tensor:
+        """[B,T,n*Dh] -> [B,n,T,Dh], normalised as a whole or per head if asked, or every head of length 1"""
+        if norm and self.qk_norm == "full":
+            x, norm = norm(x), None
+        x = ops.clip(x, -self.clip, self.clip) if self.clip else x
         x = x.reshape(*x.shape[:2], x.shape[2] // self.head_dim, self.head_dim)
-        return (norm(x) if norm else x).permute(0, 2, 1, 3)
-
-    def _angles(self, length: int, state: LayerCache | None, mask: Array | None,
-                dtype: Any, device: Any) -> tuple[Array, Array]:
-        assert self.rotary is not None
-        kind = np.float32 if is_half(dtype) else dtype
-        first = state.offset - state.padding if state is not None else 0      # a number, or one per row [B]
-        if mask is None and isinstance(first, int):
-            if device is None:
-                return self.rotary(first, length, kind)
-            cos, sin = self.rotary.placed(device, first + length)
-            return cos[first : first + length, :], sin[first : first + length, :]
-        keep = np.ones((1, length), bool) if mask is None else mask[:, -length:]
-        positions = np.reshape(first, (-1, 1)) + np.cumsum(keep, axis=1) - 1                        # [B,T]
-        return self.rotary.at(np.maximum(positions, 0), kind)
+        x = ops.l2_norm(x, self.eps) if unit else norm(x) if norm else x
+        return x.permute(0, 2, 1, 3)
 
     def _continued(self, state: StaticLayerCache, q: Tensor, k: Tensor, v: Tensor,
                    mask: Array | None) -> Tensor:
@@ -90,20 +113,27 @@ class GroupedAttention(Module):
         known here."""
         if mask is not None:
             raise InputError("mask: a cache of fixed size takes no padding; decode such rows one by one")
+        if self.sinks is not None:
+            raise InputError("sinks: a cache of fixed size knows no sink logits; use KVCache")
         if self.rotary:
             cos, sin = state.angles(self.rotary)
             q, k = (Tensor(kernels.rope_at(z.data, cos, sin, state.positions,
                                            interleaved=self.rotary.interleaved)) for z in (q, k))
         state.store(k.data, v.data)
-        o = kernels.decode_attention(q.data, state.k, state.v, state.lengths + q.shape[2],
-                                     scale=self.head_dim**-0.5, window=self.window)
+        o = kernels.decode_attention(q.data, state.k, state.v, state.lengths + q.shape[2], scale=self.scale,
+                                     window=self.window)
         return Tensor(o)
 
-    def _extended(self, state: LayerCache, k: Tensor, v: Tensor, mask: Array | None) -> tuple[Tensor, Tensor]:
-        """Keys and values of cached and new tokens, which the cache now holds too."""
-        if k.requires_grad:
-            raise RuntimeError("attention: a cache keeps no gradients; call with state= under no_grad()")
-        if mask is not None:
-            state.padding = state.padding + np.sum(~mask[:, -k.shape[2] :], axis=1)
-        keys, values = state.append(k.data, v.data)
-        return Tensor(keys), Tensor(values)
+
+def extended(state: LayerCache, k: Tensor, v: Tensor, mask: Array | None) -> tuple[Tensor, Tensor]:
+    """Keys and values of cached and new tokens, which the cache now holds too."""
+    unrecorded(k)
+    state.padding = state.padding + left_out(mask, k.shape[2])
+    keys, values = state.append(k.data, v.data)
+    return Tensor(keys), Tensor(values)
+
+
+def unrecorded(k: Tensor) -> None:
+    """RuntimeError if gradients would be lost in a cache."""
+    if k.requires_grad:
+        raise RuntimeError("attention: a cache keeps no gradients; call with state= under no_grad()")

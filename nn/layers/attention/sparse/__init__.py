@@ -1,0 +1,1 @@
+"""Attention that looks at some of the keys."""
