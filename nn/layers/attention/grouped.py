@@ -113,8 +113,9 @@ class GroupedAttention(Module):
         known here."""
         if mask is not None:
             raise InputError("mask: a cache of fixed size takes no padding; decode such rows one by one")
-        if self.sinks is not None:
-            raise InputError("sinks: a cache of fixed size knows no sink logits; use KVCache")
+        if self.sinks is not None or type(self).attended is not GroupedAttention.attended:
+            raise InputError(f"{type(self).__name__}: a cache of fixed size serves attention to all keys or "
+                             "to a window of them, without sinks; take init_state()")
         if self.rotary:
             cos, sin = state.angles(self.rotary)
             q, k = (Tensor(kernels.rope_at(z.data, cos, sin, state.positions,

@@ -7,10 +7,12 @@ import pytest
 
 from nn import ops
 from nn.layers.auxiliary import collect
+from nn.layers.linear import Embedding, Linear
 from nn.layers.memory.canonical import canonical_ids, normalized
 from nn.layers.memory.engram import Engram, EngramSettings
 from nn.layers.memory.hashing import HashTables, hash_tables, multipliers, primes_from
 from nn.ops.roots import signed_sqrt
+from nn.optim.adamw import AdamW
 from nn.tensor import Tensor, no_grad
 from tests.blocks.harness import close, shaken
 from tests.gradients import check
@@ -257,6 +259,34 @@ def test_counts_of_the_published_configuration() -> None:
     flops = s.flops(1, 1)
     assert flops == {"projections": 2 * 1024 * 2560 * 2, "conv": 2 * 2560 * 4}
     assert s.parameters(active=True)["table"] == 1024
+
+
+def test_it_learns_what_two_tokens_say_and_one_does_not() -> None:
+    """A chain in which each token is a fixed function of the two before: learned with the memory alone"""
+    draw, size = random(0), 8
+    follow, ids = draw.permuted(np.tile(np.arange(size), (size, 1)), axis=1), draw.integers(0, size, (16, 2))
+    for _ in range(22):
+        ids = np.concatenate([ids, follow[ids[:, -2], ids[:, -1]][:, None]], axis=1)
+    losses = []
+    for remembers in (False, True):
+        embed, head = Embedding(size, 16, std=0.5), Linear(16, size, std=0.2)
+        memory = Engram(EngramSettings.create(hidden_size=16, vocab_size=size, engram_vocab_size=(200, 200),
+                                              n_head_per_ngram=2, n_embed_per_ngram=16, init_std=0.2))
+        parts = {"embed": embed, "head": head} | ({"memory": memory} if remembers else {})
+        named = {f"{name}.{key}": p for name, part in parts.items()
+                 for key, p in part.initialize(1).named_parameters().items()}
+        optimizer = AdamW(named, lr=0.03)
+        for _ in range(60):
+            h = embed(ids[:, 1:-1])
+            h = h + memory(h, ids=ids[:, 1:-1])[0] if remembers else h
+            loss = ops.cross_entropy(head(h).reshape(-1, size), ids[:, 2:].reshape(-1)).mean()
+            for p in named.values():
+                p.grad = None
+            loss.backward()
+            optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] > 1.0
+    assert losses[1] < 0.2
 
 
 @pytest.mark.parametrize(("options", "named"), [
