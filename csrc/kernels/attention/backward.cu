@@ -136,7 +136,8 @@ bool tensor_core_path(const Backward& call, const Device& device) {
     for (const View* view : {&call.q, &call.k, &call.v, &call.d_o, &call.dq, &call.dk, &call.dv})
         if (!in_chunks(*view, 8)) return false;
     return call.width % 8 == 0 && call.value_width % 8 == 0 &&
-           (call.dtype == NN_FLOAT16 || (call.dtype == NN_BFLOAT16 && device.capability >= 80));
+           ((call.dtype == NN_FLOAT16 && device.capability >= 75) ||
+            (call.dtype == NN_BFLOAT16 && device.capability >= 80));
 }
 
 // The call as the kernels see it, checked, without a workspace.
