@@ -57,8 +57,8 @@ class State:
 
     def load_state_dict(self, values: dict[str, np.ndarray]) -> None:
         """Continue where another state was: this one, fresh from init_state(), takes over its values.
-        InputError names a value that has no place here."""
-        used: set[str] = set()
+        InputError names a value that has no place here, or one that is missing."""
+        used, missing = set[str](), list[str]()
         for name, value in self._fields():
             for key, part in _parts(name, value):
                 inner = {k[len(key) + 1 :]: v for k, v in values.items() if k.startswith(f"{key}.")}
@@ -67,8 +67,12 @@ class State:
             if name in values:
                 setattr(self, name, _loaded(values[name], value))
                 used.add(name)
+            elif _is_array(value) or isinstance(value, int | float):
+                missing.append(name)
         if extra := sorted(values.keys() - used):
             raise InputError(f"state: {type(self).__name__} has no place for {', '.join(extra[:3])}")
+        if missing:
+            raise InputError(f"state: {type(self).__name__} is given no {', '.join(missing)}")
 
     @property
     def nbytes(self) -> int:

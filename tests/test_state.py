@@ -94,3 +94,12 @@ def test_a_cache_is_a_state() -> None:
     empty = LayerCache()
     empty.load_state_dict(LayerCache().state_dict())
     assert empty.k is None
+
+
+def test_a_value_that_is_missing_is_named() -> None:
+    """A file cut short must not leave half a state as it was before the first token."""
+    saved = state().state_dict()
+    for name, named in (("inner.s", "Inner is given no s"), ("parts.2.offset", "Inner is given no offset"),
+                        ("tail", "Outer is given no tail")):
+        with pytest.raises(InputError, match=named):
+            state().load_state_dict({key: values for key, values in saved.items() if key != name})

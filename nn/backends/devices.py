@@ -3,6 +3,7 @@
     device = open_device("auto")          # the GPU, or None: the CPU
     model.to(device)"""
 
+import logging
 import os
 from functools import cache
 from typing import Any
@@ -11,6 +12,7 @@ from nn.errors import InputError
 from nn.names import check_name
 
 DEVICES = ("auto", "cpu", "cuda", "emulated")
+log = logging.getLogger("nn.backends")
 OPTIONS: dict[str, dict[str, Any]] = {"cuda": {}, "emulated": {}}      # with which each is first opened
 
 
@@ -22,7 +24,11 @@ def open_device(name: str) -> Any:
     wanted = os.environ.get("NN_BACKEND")
     if name == "auto" and wanted in ("cuda", "emulated"):
         name = wanted
-    if name == "cpu" or (name == "auto" and missing("cuda")):
+    if name == "cpu":
+        return None
+    if name == "auto" and (reason := missing("cuda")):
+        if fault("cuda"):
+            log.warning("the GPU is not used: %s", reason)
         return None
     name = "cuda" if name == "auto" else name
     if reason := missing(name):
@@ -32,9 +38,20 @@ def open_device(name: str) -> Any:
     return device(name, **OPTIONS[name])
 
 
-@cache
 def missing(name: str) -> str | None:
     """Why a device cannot be used here and how that is changed; None if it can."""
+    return None if (error := _error(name)) is None else str(error)
+
+
+def fault(name: str) -> bool:
+    """Whether it fails for another reason than that there is no device, or no library for it."""
+    from cuda.nn.errors import NoDeviceError
+
+    return not isinstance(_error(name), NoDeviceError | None)
+
+
+@cache
+def _error(name: str) -> Exception | None:
     from cuda.nn.emulator.errors import EmulatorError
     from cuda.nn.errors import DeviceError
 
@@ -49,5 +66,5 @@ def missing(name: str) -> str | None:
             toolchain.nvcc()
             toolchain.host_compiler()
     except (DeviceError, EmulatorError, OSError) as error:
-        return str(error)
+        return error.with_traceback(None)            # it is kept, and its frames are not
     return None

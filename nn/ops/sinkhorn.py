@@ -17,21 +17,17 @@ ROWS, COLUMNS = 1, 0          # the axis of [o,i,N] that a sum over a row, or ov
 
 class Sinkhorn(Op):
     """Variant A: softmax of the rows, + ε, then columns and t − 1 times (rows, columns) divided by their sum
-    + ε.  Variant B: t times (columns, rows) of e^L.
+    + ε.
 
     A step Y = X / s, s = Σ_axis X + ε, has dX = (dY − Σ_axis dY ⊙ Y) / s; only the sums are kept, as X = Y s.
-    Before the first step, A: X = P + ε, dL = P ⊙ (dX − Σ_row dX ⊙ P);  B: X = e^(L − max), dL = X ⊙ dX (the
-    maximum cancels)."""
+    Before the first step, X = P + ε, dL = P ⊙ (dX − Σ_row dX ⊙ P)."""
 
-    def forward(self, logits: Array, *, iterations: int, eps: float, variant: str) -> Array:
-        xp, self.shape, self.softmax = namespace(logits), logits.shape, variant == "A"
+    def forward(self, logits: Array, *, iterations: int, eps: float) -> Array:
+        xp, self.shape = namespace(logits), logits.shape
         x = in_front(widen(logits))
-        x = xp.exp(x - xp.max(x, axis=ROWS if self.softmax else (0, 1), keepdims=True))
-        if self.softmax:
-            x = x / xp.sum(x, axis=ROWS, keepdims=True, dtype=x.dtype)
-            self.p, x, self.axes = x, x + eps, (COLUMNS, *(ROWS, COLUMNS) * (iterations - 1))
-        else:
-            eps, self.axes = 0.0, (COLUMNS, ROWS) * iterations
+        x = xp.exp(x - xp.max(x, axis=ROWS, keepdims=True))
+        x = x / xp.sum(x, axis=ROWS, keepdims=True, dtype=x.dtype)
+        self.p, x, self.axes = x, x + eps, (COLUMNS, *(ROWS, COLUMNS) * (iterations - 1))
         self.sums = []
         for axis in self.axes:
             self.sums.append(xp.sum(x, axis=axis, keepdims=True, dtype=x.dtype) + eps)
@@ -44,21 +40,19 @@ class Sinkhorn(Op):
         for axis, s in zip(reversed(self.axes), reversed(self.sums), strict=True):
             g = (g - xp.sum(g * y, axis=axis, keepdims=True, dtype=g.dtype)) / s
             y = y * s
-        if self.softmax:
-            g = self.p * (g - xp.sum(g * self.p, axis=ROWS, keepdims=True, dtype=g.dtype))
-        else:
-            g = g * y
+        g = self.p * (g - xp.sum(g * self.p, axis=ROWS, keepdims=True, dtype=g.dtype))
         return narrow(behind(g, self.shape), dy.dtype)
 
 
 class LogSinkhorn(Op):
     """Variant C: t times L ← L − LSE_row L, L ← L − LSE_column L, and then e^L: no entry is ever lost.
+    Variant B: the same, columns before rows; e^L divided by its sums would be 0 / 0 where a row underflows.
 
     A step L' = L − LSE L has dL = dL' − e^L' Σ_axis dL'; the LSE are kept, as L = L' + LSE L."""
 
-    def forward(self, logits: Array, *, iterations: int) -> Array:
+    def forward(self, logits: Array, *, iterations: int, order: tuple[int, int]) -> Array:
         xp, self.shape = namespace(logits), logits.shape
-        x, self.axes = in_front(widen(logits)), (ROWS, COLUMNS) * iterations
+        x, self.axes = in_front(widen(logits)), order * iterations
         self.sums = []
         for axis in self.axes:
             top = xp.max(x, axis=axis, keepdims=True)
@@ -98,6 +92,7 @@ def sinkhorn(logits: Tensor, iterations: int = 20, eps: float = 1e-6, variant: s
         raise ValueError(f"sinkhorn: square matrices are needed: logits {list(logits.shape)}")
     if iterations < 1:
         raise ValueError(f"sinkhorn: {iterations} iterations; 1 or more are needed")
-    if variant == "C":
-        return LogSinkhorn.apply(logits, iterations=iterations)
-    return Sinkhorn.apply(logits, iterations=iterations, eps=eps, variant=variant)
+    if variant == "A":
+        return Sinkhorn.apply(logits, iterations=iterations, eps=eps)
+    order = (COLUMNS, ROWS) if variant == "B" else (ROWS, COLUMNS)
+    return LogSinkhorn.apply(logits, iterations=iterations, order=order)

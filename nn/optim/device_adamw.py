@@ -44,6 +44,7 @@ class DeviceAdamW:
         self._state: dict[str, dict[str, Array]] = {}      # by parameter: m, v, and master for half precision
         self._plan: Any = None
         self._recorded: list[Any] = []         # plans of recorded steps, which live as long as those may
+        self._pending: Any = None              # that of a step whose recording has not ended
         self._spare: Array = None              # memory for the table of the next one
         self._measured: Any = None             # between measure() and update(): plan, clip factor, skip
         for parameter in self._parameters.values():
@@ -64,8 +65,9 @@ class DeviceAdamW:
         self.measure()
         self.update()
 
-    def measure(self) -> None:
-        """Queue the norm of the gradients, and all that an update may still fail for want of."""
+    def measure(self, loss: Array = None) -> None:
+        """Queue the norm of the gradients, and all that an update may still fail for want of.  With a `loss`,
+        one number, that is not finite the norm is NaN, and nothing is changed."""
         from nn.backends.device import global_norm
         if self._plan is None:
             self._begin([name for name, p in self._parameters.items() if p.grad is not None])
@@ -75,13 +77,13 @@ class DeviceAdamW:
                                "device the same parameters take part in every step")
         grads = [self._parameters[name].grad.contiguous() for name in self._state]
         if self.device.capturing:
-            if self._spare is None:
+            if self._pending is not None:
                 raise RuntimeError("step: recorded() has to be called between recordings")
-            plan, self._spare = self._plan.moved(grads, self._spare), None
-            self._recorded.append(plan)
+            plan = self._pending = self._plan.moved(grads, self._spare)
         else:
             plan = self._plan.moved(grads)
-        self.norm, scale, skip = global_norm(plan, self.max_norm or 0.0, skipped=self._skipped)
+        one = None if loss is None else (loss * 0.0 + 1.0).reshape(1)
+        self.norm, scale, skip = global_norm(plan, self.max_norm or 0.0, scale=one, skipped=self._skipped)
         self._measured = plan, scale, skip
 
     def update(self) -> None:
@@ -93,9 +95,12 @@ class DeviceAdamW:
         self._measured = None
 
     def recorded(self) -> None:
-        """Let recorded steps know where their gradients lie."""
-        for plan in self._recorded:
-            plan.upload()
+        """Let the step that was recorded know where its gradients lie."""
+        if self._pending is None:
+            raise RuntimeError("recorded: no step was")
+        self._pending.upload()
+        self._recorded.append(self._pending)
+        self._pending = None
         self._spare = self.device.empty(self._plan.tensors.shape, np.uint8)
 
     def taken(self) -> None:
@@ -104,7 +109,9 @@ class DeviceAdamW:
 
     def failed(self) -> None:
         """A step came to an end before its last launch: it does not count, and its gradients are gone."""
-        self._measured = None
+        if self._pending is not None:          # the norm lies in that recording's memory
+            self.norm = None
+        self._measured = self._pending = None
         self.zero_grad()
         self._step.upload(np.array([self.steps], np.int64))
 

@@ -9,7 +9,9 @@ gradient's norm.
     trainer.step(inputs, targets)                      # {"loss": 6.93, "grad_norm": 0.61, ...}
     trainer.decode([1, 2, 3], "top_p", top_p=0.9)      # ids"""
 
+import functools
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -112,6 +114,8 @@ class _Step:
         try:
             self._launch()
         except BaseException:
+            if self.graph is None:                   # else replays write there
+                self.figures = None
             self.trainer.optimizer.failed()          # what it has left is no part of the next
             raise
         return self._read()
@@ -131,18 +135,16 @@ class _Step:
 
     def _record(self) -> None:
         from cuda.nn.graph import Graph
-        try:
-            with Graph.capture(self.trainer.device) as graph:
-                self._queue()
-        finally:
-            self.trainer.optimizer.recorded()
+        with Graph.capture(self.trainer.device) as graph:
+            self._queue()
+        self.trainer.optimizer.recorded()
         self.graph = graph
 
     def _queue(self) -> None:
         """Everything between the tokens and the figures; nothing is read back."""
         model, optimizer = self.trainer.model, self.trainer.optimizer
         micro_batches = self.tokens.shape[1]
-        parts: list[dict[str, Any]] = []
+        parts, totals = list[dict[str, Any]](), list[Any]()
         for micro in range(micro_batches):
             for i, router in enumerate(self.routers):
                 router.noise = self.noise[micro, i]
@@ -150,12 +152,13 @@ class _Step:
                                               valid_tokens=self.valid, aux_scale=1.0 / micro_batches)
             total.backward()
             parts.append(figures)
+            totals.append(total.data)
         self.layout = [(name, tuple(value.shape)) for name, value in parts[0].items()] + [("grad_norm", ())]
         xp = self.tokens.device.namespace
         vectors = [xp.reshape(part[name], (-1,)) for part in parts for name in part]
         self.figures = xp.concat([xp.astype(vector, xp.float32, copy=False) for vector in vectors]
                                  + [xp.reshape(self.valid, (-1,))])          # the norm's place
-        optimizer.measure()
+        optimizer.measure(functools.reduce(operator.add, totals))
         self.figures[-1:] = optimizer.norm
         optimizer.update()                   # in one launch, the last: it is made wholly, or not at all
         optimizer.zero_grad()
@@ -180,6 +183,8 @@ def _check(batches: Sequence[Batch], shape: tuple[int, ...], vocab_size: int) ->
     """InputError unless all are integers of one shape [B,T], within the vocabulary."""
     for inputs, targets in batches:
         for name, ids, ignored in (("inputs", inputs, None), ("targets", targets, IGNORED)):
+            if ids.dtype.kind not in "iu":
+                raise InputError(f"{name}: {ids.dtype}; a step takes integers")
             if np.shape(ids) != shape[1:] or len(shape) != 3:
                 raise InputError(f"{name}: shape {list(np.shape(ids))}; a step takes integers [B,T], "
                                  "of one shape")

@@ -52,7 +52,23 @@ def test_half_precision_is_stored_and_sums_are_wide(case: Case, mode: str) -> No
     close(y.astype(np.float32), run(wide, half.cast("float32"), mode="chunk")[0], 0.05)
     x = Tensor(half.x, requires_grad=True)
     function_of(block, half, mode)(x).sum().backward()
-    assert np.isfinite(np.asarray(x.grad, np.float32)).all()
+    for gradient in (x.grad, *(p.grad for p in reached(block).values())):
+        assert np.isfinite(np.asarray(gradient, np.float32)).all()
+
+
+@every_causal
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_continues_from_a_state(case: Case, dtype: str) -> None:
+    """What a state's arrays are stored in does not change from call to call."""
+    block, wide, half = case.build(dtype), case.build("float32"), inputs(case.settings, 2, 9).cast(dtype)
+    wide.load_state_dict({name: values.astype(np.float32) for name, values in block.state_dict().items()})
+    y, state = in_parts(block, half, [4, 8], ["chunk", "recurrent", "recurrent"])
+    assert y.dtype == half.x.dtype
+    close(y.astype(np.float32), run(wide, half.cast("float32"), mode="chunk")[0], 0.05)
+    if state is not None:
+        kinds = {name: values.dtype for name, values in block.init_state(2).state_dict().items()}
+        found = {name: values.dtype for name, values in state.state_dict().items() if name in kinds}
+        assert found == kinds
 
 
 @every
@@ -112,8 +128,9 @@ def test_chunks_and_recurrence_agree(case: Case, dtype: str, rtol: float) -> Non
 
 
 @every_causal
-@pytest.mark.parametrize("cuts", [[1], [3], [4], [8], [2, 3, 7], [1, 2, 3, 4, 5, 6, 7, 8]], ids=str)
+@pytest.mark.parametrize("cuts", [[1], [3], [4], [8], [2, 3, 7], [0, 4, 4], [*range(1, 9)]], ids=str)
 def test_a_state_continues_where_it_was_cut(case: Case, cuts: list[int]) -> None:
+    """Calls without tokens among them."""
     block, given = case.build(), inputs(case.settings)
     whole, state = run(block, given, state=block.init_state(3), mode="chunk")
     for modes in (["chunk"] * (len(cuts) + 1), ["chunk"] + ["recurrent"] * len(cuts)):
@@ -126,9 +143,10 @@ def test_a_state_continues_where_it_was_cut(case: Case, cuts: list[int]) -> None
 
 
 @every_causal
-def test_padding_on_the_left_changes_nothing(case: Case) -> None:
+@pytest.mark.parametrize("pads", [[0, 3, 1], [7, 0, 6]], ids=["some", "whole calls"])
+def test_padding_on_the_left_changes_nothing(case: Case, pads: list[int]) -> None:
     """What tokens get, in the first call and behind the state, is what their row gets by itself."""
-    block, length, pads = case.build(), 9, [0, 3, 1]
+    block, length = case.build(), 9
     given, garbage = inputs(case.settings), inputs(case.settings, seed=7)
     mask = np.arange(length)[None, :] >= np.array(pads)[:, None]
     given.x[~mask], given.ids[~mask] = 5.0 * garbage.x[~mask], garbage.ids[~mask]
@@ -139,6 +157,18 @@ def test_padding_on_the_left_changes_nothing(case: Case) -> None:
         for row, pad in enumerate(pads):
             alone, _ = run(block, given.rows([row]).cut(pad), mode="chunk")
             close(y[row, pad:], alone[0])
+
+
+@every
+@pytest.mark.parametrize("mode", BOTH)
+def test_padding_on_the_right_changes_nothing(case: Case, mode: str) -> None:
+    block, given, tokens = case.build(), inputs(case.settings), [9, 5, 1]
+    mask = np.arange(9)[None, :] < np.array(tokens)[:, None]
+    alone = [run(block, given.rows([row]).cut(0, count))[0][0] for row, count in enumerate(tokens)]
+    given.x[~mask] *= 7.0
+    y, _ = run(block, given, mask=mask, mode=mode)
+    assert np.isfinite(y).all()
+    close(y[mask], np.concatenate(alone))
 
 
 @every
@@ -231,6 +261,30 @@ def test_gradients_do_not_depend_on_the_mode(case: Case) -> None:
         found.append([x.grad, *(p.grad for p in reached(block).values())])
     for chunked, stepped in zip(*found, strict=True):
         close(chunked, stepped)
+
+
+@every
+@pytest.mark.parametrize("mode", BOTH)
+def test_gradients_of_padded_rows_are_those_of_the_rows_alone(case: Case, mode: str) -> None:
+    """and padding gets none"""
+    block, given, pads = case.build(), inputs(case.settings, 2, 7), [0, 3]
+    mask = np.arange(7)[None, :] >= np.array(pads)[:, None]
+    weights = np.random.default_rng(3).standard_normal(given.x.shape) * mask[..., None]
+
+    def gradient(part: harness.Inputs, weight: np.ndarray, **options: Any) -> list[np.ndarray]:
+        block.zero_grad()
+        x = Tensor(part.x, requires_grad=True)
+        y, _ = block(x, **part.given(block), mode=mode, **options)
+        (y * Tensor(weight)).sum().backward()
+        return [np.array(z.grad) for z in (x, *reached(block).values())]
+
+    whole = gradient(given, weights, mask=mask)
+    alone = [gradient(given.rows([row]).cut(pad), weights[row : row + 1, pad:])
+             for row, pad in enumerate(pads)]
+    assert not whole[0][~mask].any()
+    close(whole[0][mask], np.concatenate([found[0][0] for found in alone]))
+    for together, *each in zip(whole[1:], *(found[1:] for found in alone), strict=True):
+        close(together, each[0] + each[1])
 
 
 def reached(block: Any) -> dict[str, Any]:

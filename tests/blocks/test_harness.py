@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nn import ops
 from nn.cache import LayerCache
 from nn.layers.attention.linear import decayed, retention
 from nn.layers.attention.linear.retention import Retention, RetentionSettings, RetentionState
+from nn.ops import decayed as chunks
 from nn.tensor import Tensor
 from tests.blocks import harness, test_every_block
 
 Patch = pytest.MonkeyPatch
-forward, decayed_flops = Retention.forward, retention.decayed_flops
+forward, decayed_flops = Retention.forward, decayed.decayed_flops
 
 
 def changed(function: Callable[..., Any]) -> Callable[[Patch], None]:
@@ -30,17 +30,17 @@ def plants(owner: Any, name: str, value: Any) -> Callable[[Patch], None]:
 
 
 def sees_one_ahead(patch: Patch) -> None:
-    def decays(sums: Tensor) -> Tensor:
+    def between(sums: np.ndarray) -> np.ndarray:
         place = np.arange(sums.shape[-1])
         seen = place[None, :] <= place[:, None] + 1
-        return ops.exp(ops.where(seen, sums[..., None] - sums[..., None, :], -float("inf")))
+        return np.asarray(np.exp(np.where(seen, sums[..., None] - sums[..., None, :], -np.inf)))
 
-    patch.setattr(decayed, "_decays", decays)
+    patch.setattr(chunks, "between", between)
 
 
 def forgets_to_decay(patch: Patch) -> None:
     real = decayed._recurrent
-    patch.setattr(decayed, "_recurrent", lambda q, k, v, g, s, size: real(q, k, v, g * 0.0, s, size))
+    patch.setattr(decayed, "_recurrent", lambda q, k, v, g, s: real(q, k, v, g * 0.0, s))
 
 
 def stays_at_its_position(self: Retention, x: Tensor, options: dict[str, Any]) -> Any:
@@ -56,6 +56,16 @@ def starts_again(self: Retention, x: Tensor, options: dict[str, Any]) -> Any:
 def meets_other_rows(self: Retention, x: Tensor, options: dict[str, Any]) -> Any:
     y, state = forward(self, x, **options)
     return y - y.mean(axis=0, keepdims=True), state
+
+
+def meets_later_tokens(self: Retention, x: Tensor, options: dict[str, Any]) -> Any:
+    y, state = forward(self, x, **options)
+    return y + x.mean(axis=1, keepdims=True), state
+
+
+def keeps_wide(self: Retention, x: Tensor, options: dict[str, Any]) -> Any:
+    y, state = forward(self, x, **options)
+    return y, state and RetentionState(state.s.astype(np.float64), state.offset)
 
 
 def cuts_a_gradient(self: Retention, x: Tensor, options: dict[str, Any]) -> Any:
@@ -92,7 +102,13 @@ FAULTS: dict[str, Fault] = {
     "the state is not used": (changed(starts_again), RETENTION, "a_state_continues_where_it_was_cut",
                               {"cuts": [8]}),
     "padding is taken in": (plants(retention, "masked", lambda x, mask: x), RETENTION,
-                            "padding_on_the_left_changes_nothing", {}),
+                            "padding_on_the_left_changes_nothing", {"pads": [0, 3, 1]}),
+    "padding has a gradient": (plants(retention, "masked", lambda x, mask: x), RETENTION,
+                               "gradients_of_padded_rows_are_those_of_the_rows_alone", {"mode": "chunk"}),
+    "padding on the right counts": (changed(meets_later_tokens), RETENTION,
+                                    "padding_on_the_right_changes_nothing", {"mode": "chunk"}),
+    "a state turns wide": (changed(keeps_wide), RETENTION, "half_precision_continues_from_a_state",
+                           {"dtype": "bfloat16"}),
     "rows meet": (changed(meets_other_rows), RETENTION, "rows_do_not_meet", {}),
     "rows stay": (plants(RetentionState, "reorder", lambda self, rows: None), RETENTION,
                   "states_are_picked_by_row", {}),

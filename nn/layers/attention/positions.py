@@ -42,6 +42,11 @@ def left_out(mask: Array | None, length: int) -> Array | int:
     return 0 if keep is None else (~keep).sum(axis=1)
 
 
+def first_columns(keep: Array) -> np.ndarray:
+    """integers [B], the column of each row's first token in keep[B,S]; S where there is none"""
+    return np.where(keep.any(axis=1), keep.argmax(axis=1), keep.shape[1])
+
+
 def at_columns(x: Tensor, column: np.ndarray) -> Tensor:
     """[B,G,S,D] -> [B,G,n,D]: of row b the columns column[b], integers [B,n]"""
     batch, groups, length, width = x.shape

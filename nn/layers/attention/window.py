@@ -145,6 +145,8 @@ class SlidingWindowAttention(CausalSelfAttention):
         """Keys and values [B,G,S0,Dh] of each row's first tokens, of old and new ones; undefined (but finite)
         where a row has fewer"""
         count, length = self.settings.sink_tokens, k.shape[2]
+        if state is not None and not length:
+            return Tensor(state.first_k), Tensor(state.first_v)
         keep = newest(mask, length)
         alone = keep is None and at.shape[0] == 1
         new = (at[:, None, :] == np.arange(count)[:, None]) & (True if keep is None else keep[:, None, :])

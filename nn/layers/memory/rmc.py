@@ -137,8 +137,8 @@ class RMC(Block):
             inside = places <= self.settings.prefix
             wide = ops.where(inside[..., None], wide, 0.0)
         sums = ops.cumsum(wide, axis=1) + before.total[:, None, :]
-        after = RMCState(xp.asarray(sums.data[:, -1, :], copy=True), xp.asarray(places[:, -1], copy=True),
-                         before.memory)
+        after = before if not length else RMCState(
+            xp.asarray(sums.data[:, -1, :], copy=True), xp.asarray(places[:, -1], copy=True), before.memory)
         if not self.settings.causal:
             sums, places = ops.broadcast_to(sums[:, -1:, :], sums.shape), places[:, -1:]
         most = self.settings.prefix or None

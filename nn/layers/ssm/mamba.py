@@ -11,12 +11,12 @@ from nn.backends.array_api import namespace
 from nn.layers.chunks import CHUNK
 from nn.layers.conv import ShortConv, conv_flops, conv_parameters
 from nn.layers.formulas import projection
+from nn.layers.initial import check_steps, counting, step_bias, uniform, wide
 from nn.layers.linear import Linear
 from nn.layers.masks import masked
 from nn.layers.mode import KernelMode, select_mode
 from nn.layers.module import Parameter
 from nn.layers.protocol import Block, BlockSettings
-from nn.layers.ssm.initial import check_steps, counting, step_bias, uniform, wide
 from nn.layers.ssm.state import ConvState, MambaState, RecurrentState
 from nn.ops.scan import STEP
 from nn.tensor import Array, Tensor

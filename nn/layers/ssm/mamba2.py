@@ -17,11 +17,11 @@ from nn.layers.attention.linear.decayed import decayed_attention, decayed_flops
 from nn.layers.conv import ShortConv, conv_flops, conv_parameters
 from nn.layers.formulas import projection
 from nn.layers.gated_norm import GatedRMSNorm
+from nn.layers.initial import check_steps, log_uniform, step_bias, wide
 from nn.layers.linear import Linear
 from nn.layers.masks import masked
 from nn.layers.module import Parameter
 from nn.layers.protocol import Block, BlockSettings
-from nn.layers.ssm.initial import check_steps, log_uniform, step_bias, wide
 from nn.layers.ssm.state import ConvState, MambaState, RecurrentState
 from nn.tensor import Array, Tensor
 

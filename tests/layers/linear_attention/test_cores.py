@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from nn import ops
+from nn.dtypes import DType
 from nn.errors import InputError
 from nn.layers.attention.linear.decayed import decayed_attention, decayed_flops
 from nn.layers.attention.linear.delta import DeltaNetSettings
@@ -255,3 +256,16 @@ def test_chunks_are_powers_of_two() -> None:
         inputs, s = drawn(core, 6)
         with pytest.raises(ValueError, match="C a power of two"):
             called(core, inputs, s, mode="chunk", size=3)
+
+
+@pytest.mark.parametrize("core", ["decayed", "gla"])
+def test_states_are_formed_of_unrounded_products(core: str) -> None:
+    """k vᵀ of bfloat16 is not rounded again before it is added, in either form."""
+    random, kind = np.random.default_rng(0), DType.of("bfloat16").numpy
+    q, k, v = (Tensor(random.standard_normal((1, 2, 9, 4)).astype(kind)) for _ in range(3))
+    g = -np.exp(random.standard_normal((1, 2, 9) if core == "decayed" else (1, 2, 9, 4))).astype(np.float32)
+    function = decayed_attention if core == "decayed" else gated_linear_attention
+    (_, chunked), (_, stepped) = (function(q, k, v, Tensor(g), np.zeros((1, 2, 4, 4), np.float32), mode=mode,
+                                           size=4) for mode in ("chunk", "recurrent"))
+    assert chunked.dtype == stepped.dtype == np.float32
+    close(stepped.data, chunked.data, 1e-6)

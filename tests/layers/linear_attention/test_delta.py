@@ -7,12 +7,8 @@ import pytest
 
 from nn.errors import InputError
 from nn.layers.attention.linear.delta import DeltaNet, DeltaNetSettings
-from nn.layers.attention.linear.gated_delta import (
-    GatedDeltaNet,
-    GatedDeltaNetSettings,
-    draw_a_log,
-    draw_dt_bias,
-)
+from nn.layers.attention.linear.gated_delta import GatedDeltaNet, GatedDeltaNetSettings
+from nn.layers.initial import log_uniform, step_bias
 from tests.blocks.harness import close, shaken
 from tests.layers.linear_attention.formulas import (
     conv_silu,
@@ -134,8 +130,15 @@ def test_bias_for_a_step() -> None:
             return np.full(shape, (low + high) / 2.0)
 
     random: Any = Middle()
-    np.testing.assert_allclose(draw_dt_bias(random, (2,)), [-4.60016602] * 2, atol=5e-9)
-    np.testing.assert_allclose(draw_a_log(random, (1,)), [np.log(8.0)])
+    np.testing.assert_allclose(step_bias(1e-3, 1e-1, 1e-4)(random, (2,)), [-4.60016602] * 2, atol=5e-9)
+    np.testing.assert_allclose(log_uniform(0.0, 16.0)(random, (1,)), [np.log(8.0)])
+    np.testing.assert_allclose(log_uniform(0.0, 16.0, floor=9.0)(random, (1,)), [np.log(9.0)])
+
+
+def test_decays_are_kept_wide_in_half_precision() -> None:
+    block = GatedDeltaNet(GatedDeltaNetSettings(hidden_size=8, num_heads=2, head_dim=4), dtype="bfloat16")
+    assert block.A_log.dtype == block.dt_bias.dtype == np.float32
+    assert block.out_proj.weight.dtype != np.float32
 
 
 def test_parameters_of_published_layers() -> None:

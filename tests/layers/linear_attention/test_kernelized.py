@@ -53,6 +53,21 @@ def test_normalised_weights_sum_to_one() -> None:
         close(output(layer, x, mode)[0], np.broadcast_to(expected, (9, 8)), 1e-8)
 
 
+@pytest.mark.parametrize("mode", ["chunk", "recurrent"])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_sums_beyond_half_precision(normalize: bool, mode: str) -> None:
+    """300 equal tokens whose features are 32: 300 · 32² is above the largest float16.  Weights of padding sum
+    to 0, and are divided by an ε that float16 does not hold."""
+    s = LinearAttentionSettings(hidden_size=8, num_heads=2, normalize=normalize, feature_map="relu")
+    layer = LinearAttention(s, dtype="float16")
+    for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+        getattr(layer, name).weight.data = np.eye(8, dtype=np.float16)
+    mask = np.arange(300)[None, :] >= 3
+    y, _ = layer(Tensor(np.full((1, 300, 8), 32.0, np.float16)), mask=mask, mode=mode)
+    close(y.data[:, 3:], np.full((1, 297, 8), 32.0 if normalize else 1.0), 2e-3)
+    assert np.isfinite(y.data).all()
+
+
 def test_the_state_is_one_column_wider_when_normalised() -> None:
     for normalize in (False, True):
         s = LinearAttentionSettings(hidden_size=8, num_heads=2, expand_v=2.0, normalize=normalize)

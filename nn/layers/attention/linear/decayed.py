@@ -9,6 +9,7 @@ from nn import ops
 from nn.layers.chunks import CHUNK, from_chunks, to_chunks
 from nn.layers.formulas import ceil_to
 from nn.layers.mode import KernelMode, select_mode
+from nn.layers.precision import cast_to
 from nn.ops.decayed import decayed_flops_per_token
 from nn.tensor import Array, Tensor
 
@@ -26,8 +27,7 @@ def decayed_attention(q: Tensor, k: Tensor, v: Tensor, g: Tensor, s: Array | Ten
 
 
 def _recurrent(q: Tensor, k: Tensor, v: Tensor, g: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-    outputs = []
-    decay = ops.exp(g)
+    outputs, decay, v = [], ops.exp(g), cast_to(v, s.dtype)                       # k vᵀ unrounded
     for t in range(q.shape[2]):
         now = slice(t, t + 1)
         added = ops.transpose(k[:, :, now]) @ v[:, :, now]                        # [B,H,Dk,Dv]

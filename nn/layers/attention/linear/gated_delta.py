@@ -11,16 +11,12 @@ Several value heads may share one head of queries and keys."""
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from nn import ops
-from nn.dtypes import Shape
 from nn.errors import InputError
 from nn.layers.attention.linear.delta_core import delta_flops, gated_delta_rule
 from nn.layers.attention.linear.heads import (
     LinearState,
     empty_tail,
-    in_type,
     per_head,
     power_of_two,
     split_heads,
@@ -30,9 +26,11 @@ from nn.layers.chunks import CHUNK
 from nn.layers.conv import ShortConv, conv_flops, conv_parameters
 from nn.layers.formulas import projection
 from nn.layers.gated_norm import GatedRMSNorm
+from nn.layers.initial import log_uniform, step_bias, wide
 from nn.layers.linear import Linear
 from nn.layers.masks import masked
 from nn.layers.module import Parameter
+from nn.layers.precision import cast_to
 from nn.layers.protocol import Block, BlockSettings
 from nn.names import check_name
 from nn.tensor import Array, Tensor
@@ -108,7 +106,8 @@ class GatedDeltaNetSettings(BlockSettings):
 class GatedDeltaNet(Block):
     """The layout of Qwen3-Next, with R value heads per key head: in_proj_qkvz [H (2 Dk + 2 R Dv), D], of each
     key head q, k, v, z; in_proj_ba [2 H R, D], of each key head b, a; conv1d [2 H Dk + H R Dv, K] over all q,
-    all k, all v; A_log, dt_bias [H R]; norm [Dv]; out_proj [D, H R Dv]; no other biases"""
+    all k, all v; A_log, dt_bias [H R]; norm [Dv]; out_proj [D, H R Dv]; no other biases.
+    A_log and dt_bias are never in half precision."""
 
     Settings = GatedDeltaNetSettings
 
@@ -118,9 +117,11 @@ class GatedDeltaNet(Block):
         self.in_proj_qkvz = Linear(s.hidden_size, s.channels + s.value_width, **options)
         self.in_proj_ba = Linear(s.hidden_size, 2 * s.value_heads, **options)
         self.conv1d = ShortConv(s.channels, s.conv_size, dtype=dtype) if s.conv_size else None
-        self.A_log = Parameter((s.value_heads,), dtype=dtype, decay=False, draw=draw_a_log)
-        dt: dict[str, Any] = {"fill": 1.0} if s.dt_init == "ones" else {"draw": draw_dt_bias}
-        self.dt_bias = Parameter((s.value_heads,), dtype=dtype, decay=False, **dt)
+        decays: dict[str, Any] = {"dtype": wide(dtype), "decay": False}
+        self.A_log = Parameter((s.value_heads,), draw=log_uniform(0.0, 16.0, floor=1e-4), **decays)
+        steps: dict[str, Any] = ({"fill": 1.0} if s.dt_init == "ones"
+                                 else {"draw": step_bias(low=1e-3, high=1e-1, floor=1e-4)})
+        self.dt_bias = Parameter((s.value_heads,), **steps, **decays)
         self.norm = GatedRMSNorm(s.value_dim, s.norm_eps, dtype=dtype)
         self.out_proj = Linear(s.value_width, s.hidden_size, **options | {"std": s.down_std})
 
@@ -136,7 +137,7 @@ class GatedDeltaNet(Block):
         settings, before = self.settings, state or self.init_state(batch)
         x = masked(x, mask)
         q, k, v, z, tail = self._queries_keys_values(x, before.tail)
-        g, beta = self._gates(x, mask, before.s)
+        g, beta = self._gates(x, mask)
         o, s = gated_delta_rule(q, k, v, g, beta, before.s, mode=mode, size=settings.chunk_size)
         o = self.norm(tokens_first(o, x.dtype), z)                                    # [B,T,H,Dv]
         y = self.out_proj(o.reshape(batch, length, settings.value_width))
@@ -166,23 +167,12 @@ class GatedDeltaNet(Block):
         return ops.broadcast_to(x[:, :, None], (batch, heads, shared, length, width)).reshape(
             batch, heads * shared, length, width)
 
-    def _gates(self, x: Tensor, mask: Array | None, like: Array) -> tuple[Tensor, Tensor]:
+    def _gates(self, x: Tensor, mask: Array | None) -> tuple[Tensor, Tensor]:
         """g and β [B,Hv,T], 0 at padding"""
         s, (batch, length, _) = self.settings, x.shape
         shared = s.value_heads // s.num_heads
         each = self.in_proj_ba(x).reshape(batch, length, s.num_heads, 2 * shared)
         b, a = (part.reshape(batch, length, s.value_heads) for part in ops.split(each, shared, shared))
         beta = ops.sigmoid(b) * (1.0 + s.allow_neg_eigval)
-        rate = ops.softplus(in_type(a, like) + in_type(self.dt_bias, like))
-        return per_head(-ops.exp(in_type(self.A_log, like)) * rate, mask), per_head(beta, mask)
-
-
-def draw_a_log(random: np.random.Generator, shape: Shape) -> np.ndarray:
-    """ln A, A uniform in (0, 16)"""
-    return np.log(np.maximum(random.uniform(0.0, 16.0, shape), 1e-4))
-
-
-def draw_dt_bias(random: np.random.Generator, shape: Shape) -> np.ndarray:
-    """b with softplus(b) log-uniform in [0.001, 0.1]:  softplus⁻¹(y) = y + ln(1 − e^−y)"""
-    dt = np.maximum(np.exp(random.uniform(np.log(1e-3), np.log(1e-1), shape)), 1e-4)
-    return dt + np.log(-np.expm1(-dt))
+        rate = ops.softplus(cast_to(a, self.dt_bias.dtype) + self.dt_bias)
+        return per_head(-ops.exp(self.A_log) * rate, mask), per_head(beta, mask)

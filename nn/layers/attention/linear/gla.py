@@ -7,14 +7,12 @@ own, which depends on the token.
 from dataclasses import dataclass
 from typing import Any
 
-from nn import ops
 from nn.errors import InputError
 from nn.layers.attention.linear.gla_core import gated_linear_attention, gla_flops
 from nn.layers.attention.linear.heads import (
     HeadBlock,
     HeadSettings,
     LinearState,
-    in_type,
     power_of_two,
     split_heads,
     tokens_first,
@@ -22,8 +20,10 @@ from nn.layers.attention.linear.heads import (
 from nn.layers.conv import conv_flops, conv_parameters
 from nn.layers.formulas import projection
 from nn.layers.gated_norm import GatedRMSNorm
+from nn.layers.gating import low_rank_project, normalize_gate_logits
 from nn.layers.linear import Linear
 from nn.layers.masks import masked
+from nn.layers.precision import cast_to
 from nn.tensor import Array, Tensor
 
 
@@ -100,6 +100,7 @@ class GLA(HeadBlock):
     def _log_decays(self, x: Tensor, mask: Array | None, like: Array) -> Tensor:
         """g[B,H,T,Dk], 0 at padding"""
         s, (narrow, wide) = self.settings, self.gk_proj
-        g = ops.log_sigmoid(in_type(wide(narrow(x)), like)) * (1.0 / s.gate_normalizer)
-        g = g if s.clamp_min is None else ops.maximum(g, s.clamp_min)
+        logits = cast_to(low_rank_project(x, lambda z: wide(narrow(z)), activation=None), like.dtype)
+        g = normalize_gate_logits(logits, normalizer=s.gate_normalizer,
+                                  clip_range=None if s.clamp_min is None else (s.clamp_min, 0.0))
         return split_heads(masked(g, mask), s.num_heads)

@@ -6,6 +6,7 @@ from nn import ops
 from nn.layers.chunks import CHUNK, from_chunks, to_chunks
 from nn.layers.formulas import ceil_to
 from nn.layers.mode import KernelMode, select_mode
+from nn.layers.precision import cast_to
 from nn.ops.gla import gla_flops_per_token
 from nn.tensor import Array, Tensor
 
@@ -24,7 +25,7 @@ def gated_linear_attention(q: Tensor, k: Tensor, v: Tensor, g: Tensor, s: Array,
 
 
 def _recurrent(q: Tensor, k: Tensor, v: Tensor, g: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-    outputs, decay = [], ops.transpose(ops.exp(g))                                # [B,H,Dk,T]
+    outputs, decay, v = [], ops.transpose(ops.exp(g)), cast_to(v, s.dtype)        # [B,H,Dk,T]; k vᵀ unrounded
     for t in range(q.shape[2]):
         now = slice(t, t + 1)
         s = decay[..., now] * s + ops.transpose(k[:, :, now]) @ v[:, :, now]      # [B,H,Dk,Dv]

@@ -10,6 +10,7 @@ from nn.layers.chunks import CHUNK
 from nn.layers.conv import ShortConv
 from nn.layers.linear import Linear
 from nn.layers.masks import masked
+from nn.layers.precision import cast_to
 from nn.layers.protocol import Block, BlockSettings
 from nn.state import State
 from nn.tensor import Array, Tensor
@@ -108,12 +109,7 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 
 def tokens_first(o: Tensor, dtype: Any) -> Tensor:
     """[B,H,T,d] -> [B,T,H,d] in the type of the layer's inputs"""
-    return (o if o.dtype == dtype else o.cast(dtype)).permute(0, 2, 1, 3)
-
-
-def in_type(x: Tensor, like: Array) -> Tensor:
-    """x in the type of a state: what decays are computed in"""
-    return x if x.dtype == like.dtype else x.cast(like.dtype)
+    return cast_to(o, dtype).permute(0, 2, 1, 3)
 
 
 def per_head(gate: Tensor, mask: Array | None) -> Tensor:

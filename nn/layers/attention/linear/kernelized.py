@@ -17,6 +17,7 @@ from nn.layers.formulas import projection
 from nn.layers.linear import Linear
 from nn.layers.masks import masked
 from nn.layers.norm import RMSNorm
+from nn.layers.precision import cast_to
 from nn.names import check_name
 from nn.tensor import Array, Tensor
 
@@ -90,6 +91,7 @@ class LinearAttention(HeadBlock):
         q = self._features(q, "q_map") * q.shape[-1] ** -0.5
         k = self._features(k, "k_map").permute(0, 2, 1, 3)                            # [B,T,H,Dk]
         k = masked(k, mask).permute(0, 2, 1, 3)                                       # as φ(0) may be 1
+        v = cast_to(v, before.s.dtype)        # sums that nothing decays outgrow what half precision holds
         if settings.normalize:
             ones = namespace(v.data).ones((*v.shape[:3], 1), dtype=v.dtype)
             v = ops.concat([v, Tensor(ones)], axis=-1)
@@ -97,8 +99,9 @@ class LinearAttention(HeadBlock):
         o, s = decayed_attention(q, k, v, still, before.s, mode=mode, size=settings.chunk_size)
         if settings.normalize:
             o = o[..., :-1] / (o[..., -1:] + EPS)
+        if self.norm is not None:
+            o = ops.rms_norm(o, cast_to(self.norm.weight, o.dtype), settings.norm_eps)
         o = tokens_first(o, x.dtype)                                                  # [B,T,H,Dv]
-        o = o if self.norm is None else self.norm(o)
         y = self.o_proj(o.reshape(batch, length, settings.value_width))
         return y, None if state is None else LinearState(s.data)
 

@@ -25,7 +25,7 @@ from nn.cache import LayerCache
 from nn.errors import InputError
 from nn.layers.attention.causal import AttentionSettings, CausalSelfAttention
 from nn.layers.attention.grouped import extended
-from nn.layers.attention.positions import angles, at_columns, kept, positions
+from nn.layers.attention.positions import angles, at_columns, first_columns, kept, positions
 from nn.layers.attention.sparse.compressor import KINDS, Compressor
 from nn.layers.attention.sparse.selection import importance, select
 from nn.layers.formulas import attention_core, projection, visible_pairs
@@ -163,6 +163,8 @@ class NativeSparseAttention(CausalSelfAttention):
                 mode: str | None = None) -> tuple[Tensor, NSAState | None]:
         """x[B,T,D] -> y[B,T,D]; see nn/layers/protocol.py"""
         length, cache = x.shape[1], state.cache if state is not None else None
+        if not length:
+            return x, state
         seen = self.first_position(cache)                                  # a number, or one per row
         q, k, v = self.projected(x)
         (raw, raw_v), (near, near_v) = (self._own(look, x, k, v) for look in ("compress", "window"))
@@ -216,8 +218,7 @@ class NativeSparseAttention(CausalSelfAttention):
             scores = self._probabilities(q, summaries[0], seen)
         chosen = self._chosen(scores, at, (q.shape[0], self.num_kv_heads), k.shape[2])
         if keep is not None:                                    # every row from its first token on
-            start = k.shape[2] - keep.sum(axis=1)
-            column = np.minimum(np.arange(k.shape[2]) + start[:, None], k.shape[2] - 1)
+            column = np.minimum(np.arange(k.shape[2]) + first_columns(keep)[:, None], k.shape[2] - 1)
             k, v = at_columns(k, column), at_columns(v, column)
         select_from = self._gathered if self.settings.gathers(q.shape[2], mode) else self._masked
         return [far, select_from(q, k, v, chosen, at, keep is None)]
@@ -241,7 +242,7 @@ class NativeSparseAttention(CausalSelfAttention):
         if ended == 0 or (count == 0 and held):
             return (Tensor(state.k), Tensor(state.v)) if state is not None and held else None
         index = done + np.arange(count)                                                  # [B,m]
-        start = 0 if keep is None else (total - keep.sum(axis=1))[:, None]
+        start = 0 if keep is None else first_columns(keep)[:, None]
         first = start + index * s.compress_stride - (total - k.shape[2])
         new = self._turned(self.compress_k(k, first), index), self.compress_v(v, first)
         if state is None:

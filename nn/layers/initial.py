@@ -1,4 +1,4 @@
-"""How decays and step sizes of state space models start, and in which type they are kept."""
+"""How decays and step sizes of recurrences start, and in which type they are kept."""
 
 import math
 from collections.abc import Callable
@@ -27,9 +27,9 @@ def counting(random: np.random.Generator, shape: Shape) -> np.ndarray:
     return np.log(np.arange(1.0, shape[-1] + 1.0))
 
 
-def log_uniform(low: float, high: float) -> Draw:
-    """ln Uniform(low, high)"""
-    return lambda random, shape: np.log(random.uniform(low, high, shape))
+def log_uniform(low: float, high: float, floor: float = 0.0) -> Draw:
+    """ln Uniform(low, high), of numbers `floor` or more"""
+    return lambda random, shape: np.log(np.maximum(random.uniform(low, high, shape), floor))
 
 
 def uniform(bound: float) -> Draw:
