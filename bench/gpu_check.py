@@ -35,6 +35,7 @@ GRACE = 5                 # seconds between an interrupt and the end
 FOUND = 86                # compute-sanitizer's exit status when it reports anything
 NO_SANITIZER = "compute-sanitizer is not installed; it comes with the CUDA toolkit"
 KERNELS = ("-m", "nn", "bench", "kernels")
+CUT = "left out: time limit"      # in a row of theirs
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,11 @@ def report(device: str, known: Sequence[tuple[str, str]], results: Sequence[Resu
 
 
 def reason(result: Result) -> str:
-    return f": {result.stage.missing}" if result.outcome == MISSING else ""
+    """What the outcome alone would hide."""
+    if result.outcome == MISSING:
+        return f": {result.stage.missing}"
+    cut = result.output.count(CUT)
+    return f", but {cut} rows were not run: time limit" if cut else ""
 
 
 def tail(result: Result) -> list[str]:

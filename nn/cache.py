@@ -81,7 +81,11 @@ class LayerCache(State):
         return values | {"offset": np.array(self.offset), "padding": np.array(self.padding)}
 
     def load_state_dict(self, values: dict[str, np.ndarray]) -> None:
-        """Hold what another cache held: this one is as fresh as init_state() made it."""
+        """Hold what another cache held: this one is as fresh as init_state() made it.  InputError for a value
+        that is missing."""
+        wanted = {"offset", "padding"} | ({"k", "v"} if {"k", "v"} & values.keys() else set())
+        if missing := sorted(wanted - values.keys()):
+            raise InputError(f"state: {type(self).__name__} is given no {', '.join(missing)}")
         if "k" in values:
             self.append(np.array(values["k"]), np.array(values["v"]))
         padding, self.offset = values["padding"], int(values["offset"])

@@ -139,3 +139,13 @@ def test_the_cache_of_a_model() -> None:
 def test_needs_layers(wrong: int) -> None:
     with pytest.raises(InputError, match=f"num_layers: {wrong} is not a positive number of layers"):
         KVCache(wrong)
+
+
+@pytest.mark.parametrize("name", ["k", "v", "offset", "padding"])
+def test_a_saved_value_that_is_missing_is_named(name: str) -> None:
+    cache = LayerCache()
+    cache.append(np.zeros((1, 2, 3, 4)), np.zeros((1, 2, 3, 4)))
+    saved = cache.state_dict()
+    del saved[name]
+    with pytest.raises(InputError, match=f"LayerCache is given no {name}"):
+        LayerCache().load_state_dict(saved)

@@ -89,7 +89,6 @@ class Device:
         self._stream = c_void_p()
         library.nn_stream_create(byref(self._stream))
         self.stream = int(self._stream.value or 0)
-        self._pools = {self.stream: self.pool}
 
     def __repr__(self) -> str:
         return f"<device {self.name}>"
@@ -181,11 +180,12 @@ class Device:
             self.pool = before
 
     @contextmanager
-    def using_stream(self, stream: int) -> Iterator[None]:
-        """Work inside the block is queued on that stream (a handle of the C ABI), and memory comes from a
-        pool of its own: blocks are reused in the order of one stream only."""
+    def using_stream(self, stream: int, pool: Pool | None = None) -> Iterator[None]:
+        """Work inside the block is queued on that stream (a handle of the C ABI), and memory comes from the
+        stream's pool, or from one of this block: blocks are reused in the order of one stream only.  No pool
+        is found by its handle: the next stream may get the same, while the last one's work still runs."""
         before = self.stream, self.pool
-        self.stream, self.pool = stream, self._pools.setdefault(stream, Pool(self.library))
+        self.stream, self.pool = stream, self.new_pool() if pool is None else pool
         try:
             yield
         finally:
@@ -230,7 +230,7 @@ class EmulatedDevice(Device):
         self.configure(**options)
         super().__init__("emulated", _own_copy(path))
         if mode != "fast" and exact_memory:
-            self.pool = self._pools[self.stream] = Pool(self.library, exact=True)
+            self.pool = Pool(self.library, exact=True)
 
     def configure(self, **options: Any) -> None:
         """Options of the emulator (schedule, seed, threads, fail_malloc, ...; csrc/emulator/api.h); those not

@@ -36,9 +36,7 @@ class Stream:
 
     def __enter__(self) -> "Stream":
         stack = ExitStack()
-        stack.callback(setattr, self.device, "stream", self.device.stream)
-        self.device.stream = self.handle
-        stack.enter_context(self.device.using_pool(self.pool))
+        stack.enter_context(self.device.using_stream(self.handle, self.pool))
         self._entered.append(stack)
         return self
 

@@ -192,12 +192,25 @@ class Clock:
 def test_a_median_in_microseconds_without_the_runs_that_warm_up(device: EmulatedDevice,
                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "Event", Clock)
-    Clock.given = [100.0, 100.0, *(n / 1e3 for n in (5, 1, 2, 3, 4, 6, 7, 8, 9, 10, 1000))]
+    Clock.given = [100.0, 100.0, 1e3, *(n / 1e3 for n in (5, 1, 2, 3, 4, 6, 7, 8, 9, 10, 1000))]
     order: list[str] = []
     found = timing.measure(device, lambda: order.append("run"), lambda: order.append("flush"), runs=11)
     assert (found.median, found.low, found.high, found.runs) == (
         pytest.approx(6), pytest.approx(2), pytest.approx(10), 11)
-    assert order == ["flush", "run"] * 13
+    assert order == [*["flush", "run"] * 2, "run", "flush", *["flush", "run"] * 11]
+
+
+@pytest.mark.parametrize(("flushing", "flushes"), [(1e3, 1), (4.0, 5), (1e-6, 16)])
+def test_the_device_is_busy_while_the_host_queues(device: EmulatedDevice, monkeypatch: pytest.MonkeyPatch,
+                                                  flushing: float, flushes: int) -> None:
+    """Queueing takes the host 10 ms; a flush takes the device so many."""
+    seconds = iter([0.0, 0.01])
+    monkeypatch.setattr(timing, "Event", Clock)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(seconds))
+    Clock.given = [1.0, 1.0, flushing, 1.0]
+    order: list[str] = []
+    timing.measure(device, lambda: order.append("run"), lambda: order.append("flush"), runs=1)
+    assert order[6:] == ["flush"] * flushes + ["run"]
 
 
 @pytest.mark.parametrize(("one", "runs"), [(0.1, 100), (10.0, 30), (1000.0, 10)])
@@ -295,6 +308,14 @@ def test_ceilings_agree_with_the_data_sheets(device: EmulatedDevice, part: str) 
     assert ("tensor_bf16" in ceiling.peaks) == (part != "T4")
     for kind, rate in ceiling.peaks.items():
         assert rate == pytest.approx(sheet.peaks[kind], rel=0.08), kind        # H100: two clocks in one sheet
+
+
+def test_geforce_parts_multiply_halves_at_half_the_rate(device: EmulatedDevice) -> None:
+    """Turing architecture whitepaper, table 1: 56.9 and 113.8 (TITAN-class parts: all of it)"""
+    part = replace(device.info, capability=75, multiprocessors=68, clock_khz=1635000)
+    rates = [peaks.ceiling_of(replace(part, name=f"NVIDIA {name}")).peaks["tensor_f16"]
+             for name in ("GeForce RTX 2080 Ti", "TITAN RTX")]
+    assert rates == pytest.approx([56.9e12, 113.8e12], rel=0.001)
 
 
 def test_the_roofline_is_the_slower_of_memory_and_arithmetic() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from cuda.nn.device import EmulatedDevice
 from cuda.nn.errors import DeviceError, DeviceMemoryError
+from cuda.nn.graph import Graph
 from nn import MoETransformer, MoETransformerConfig
 from nn.train.gpu_trainer import GpuTrainer
 from tests.device.conftest import opened
@@ -104,6 +105,34 @@ def test_a_step_survives_that_any_launch_fails(fast: EmulatedDevice) -> None:
         number += 1
     assert number > 60
     assert bits(trainer) == expected             # the step in which none failed: the failed ones do not count
+
+
+def failing(_: Graph) -> None:
+    raise DeviceError("graph_launch: injected")
+
+
+def test_a_recording_in_which_a_launch_fails_leaves_nothing(fast: EmulatedDevice,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    """No memory of a graph's pool either; and the next recording is right."""
+    right = trained(fast)
+    right.step(*BATCH), right.step(*BATCH)
+    expected, trainer = bits(right), GpuTrainer(MoETransformer(SMALL), device=fast)
+    trainer.step(*BATCH)
+    start, held, number = bits(trainer), list[int](), 1
+    while launch_fails(trainer, number):
+        assert bits(trainer) == start, number
+        gc.collect()
+        counts = fast.counts()
+        held.append(counts.allocations - counts.frees)
+        number += 3
+    assert number > 60
+    assert held[-1] <= held[0]
+    with monkeypatch.context() as patched:       # a replay that fails, and one that does not
+        patched.setattr(Graph, "replay", failing)
+        with pytest.raises(DeviceError, match="injected"):
+            trainer.step(*BATCH)
+    trainer.step(*BATCH)
+    assert bits(trainer) == expected
 
 
 def launch_fails(trainer: GpuTrainer, number: int) -> bool:

@@ -126,6 +126,15 @@ def test_the_report_is_there_although_a_stage_fails(gpu_check: ModuleType, tmp_p
     assert "| none | not run: not installed |" in text
 
 
+def test_rows_that_the_time_limit_cut_off_are_no_quiet_pass(gpu_check: ModuleType) -> None:
+    words = ("-m", "nn", "bench", "kernels", "--device", "emulated", "--check-only", "--kernel",
+             "rope_forward", "--limit", "-1")
+    result = gpu_check.run(gpu_check.Stage("compute-sanitizer", [sys.executable, *words], 60))
+    assert result.outcome == "passed"
+    text = gpu_check.report("cuda", [], [result])
+    assert "| compute-sanitizer | passed, but 3 rows were not run: time limit |" in text
+
+
 @no_gpu
 def test_without_a_gpu_it_says_so(gpu_check: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu_check.main([]) == 2

@@ -13,6 +13,7 @@ from cuda.nn.device import EmulatedDevice
 from cuda.nn.device import device as the_device
 from cuda.nn.errors import DeviceMemoryError
 from cuda.nn.memory import GRANULE, Pool, rounded
+from cuda.nn.stream import Stream
 
 
 def test_blocks_are_reused(device: EmulatedDevice) -> None:
@@ -123,20 +124,28 @@ def test_arrays_may_be_dropped_by_any_thread(device: EmulatedDevice) -> None:
 
 
 def test_a_stream_has_its_own_memory(device: EmulatedDevice) -> None:
-    from ctypes import byref, c_void_p
+    stream = Stream(device)
+    with device.using_pool(device.new_pool()):
+        x = device.empty((64,), np.float32)
+        pointer = x.pointer
+        del x
+        with device.using_stream(stream.handle):
+            y = device.empty((64,), np.float32)
+            assert y.pointer != pointer
+            device.synchronize()
+        assert device.empty((64,), np.float32).pointer == pointer
 
-    stream = c_void_p()
-    device.library.nn_stream_create(byref(stream))
-    keep, device.pool = device.pool, device.new_pool()
-    x = device.empty((64,), np.float32)
-    pointer = x.pointer
-    del x
-    with device.using_stream(int(stream.value or 0)):
-        y = device.empty((64,), np.float32)
-        assert y.pointer != pointer
-        device.synchronize()
-    assert device.empty((64,), np.float32).pointer == pointer
-    device.pool = keep
+
+def test_a_handle_that_comes_again_finds_no_memory_of_the_last_stream(device: EmulatedDevice) -> None:
+    """Whose work may still run: its memory goes back to the runtime, which waits for that."""
+    stream, frees = Stream(device), device.counts().frees
+    with device.using_stream(stream.handle):
+        x = device.empty((64,), np.float32)
+        del x
+    gc.collect()
+    assert device.counts().frees == frees + 1
+    with device.using_stream(stream.handle):
+        assert device.pool.kept_bytes == 0
 
 
 BEYOND = """

@@ -5,8 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from cuda.nn.errors import DeviceError, NoDeviceError
+from nn.backends import devices
+from nn.backends.protocol import KERNELS
 from nn.cli.main import main
 from nn.config import load
+from nn.errors import InputError
 from nn.train import TrainConfig, latest_valid
 
 SMALL = ["--preset", "smoke", "--device", "emulated", "--batch-size", "2", "--seq-len", "16",
@@ -34,9 +38,22 @@ def test_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert any(name.endswith(".m") for name in checkpoint.tensors["optimizer"])
     said = capsys.readouterr().out
     assert "final: bits_per_byte=" in said
-    assert "the kernel library runs 42 kernels (cuda-nn info lists them), on the device emulated" in said
+    assert f"the kernel library runs {len(KERNELS)} kernels (cuda-nn info lists them), on the device" in said
 
 
 def test_a_device_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--preset", "smoke", "--device", "cuda", "--runs", str(tmp_path)]) == 2
     assert "device: cuda: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("error", "said"), [
+    (NoDeviceError("no device here"), ""), (DeviceError("driver mismatch"),
+                                            "the GPU is not used: driver mismatch")])
+def test_a_gpu_that_fails_is_not_passed_over_in_silence(monkeypatch: pytest.MonkeyPatch, error: Exception,
+                                                        caplog: pytest.LogCaptureFixture, said: str) -> None:
+    monkeypatch.delenv("NN_BACKEND", raising=False)
+    monkeypatch.setattr(devices, "_error", lambda _: error)
+    assert devices.open_device("auto") is None
+    assert caplog.messages == ([said] if said else [])
+    with pytest.raises(InputError, match=str(error)):
+        devices.open_device("cuda")

@@ -269,6 +269,25 @@ def test_a_step_that_is_not_finite_changes_nothing(fast: EmulatedDevice, steps_b
     assert trainer.optimizer.steps == steps_before + 1
 
 
+def test_a_loss_that_is_not_finite_changes_nothing(fast: EmulatedDevice,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although its gradient is: queued, recorded and replayed."""
+    ids, trainer = text(4), GpuTrainer(MoETransformer.tiny(), device=fast)
+    before, terms = parameters(trainer.model), trainer.model.loss_terms
+
+    def infinite(*arguments: Any, **options: Any) -> Any:
+        total, figures = terms(*arguments, **options)
+        return total + float("inf"), figures
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer.model, "loss_terms", infinite)
+        for x in ids[:3]:
+            _, norm = trainer([(x[:, :-1], x[:, 1:])], step=1, lr=1e-3)
+            assert np.isnan(norm)
+    assert same(parameters(trainer.model), before)
+    assert trainer.optimizer.steps == int(trainer.optimizer._step.numpy()[0]) == 0
+
+
 def continued(make: Callable[[Any], Any], first: Any, model: MoETransformer, ids: np.ndarray) -> list[float]:
     """Losses of another trainer that takes over parameters and optimizer state."""
     other = MoETransformer.tiny()
@@ -308,6 +327,8 @@ def test_refusals(fast: EmulatedDevice) -> None:
         trainer.step(good, good - 1)
     with pytest.raises(InputError, match=r"targets: shape \[2, 3\]"):
         trainer.step(good, good[:, :3])
+    with pytest.raises(InputError, match="inputs: float64; a step takes integers"):
+        trainer.step(good + 0.5, good)
     with pytest.raises(InputError, match="model: it is on the host"):
         GpuTrainer(MoETransformer.tiny())
     with pytest.raises(InputError, match="there is no GPU here"):

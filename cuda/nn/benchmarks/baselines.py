@@ -96,6 +96,8 @@ def _load_cublas() -> Any:
     folders = [place for entry in sys.path for place in glob.glob(str(Path(entry) / "nvidia" / "*" / "lib"))]
     for name in (*CUBLAS, *(str(Path(folder) / name) for folder in folders for name in CUBLAS)):
         try:
+            if "/" in name:              # it needs libcublasLt, which lies beside it, where no loader looks
+                ctypes.CDLL(name.replace("libcublas.", "libcublasLt."), mode=ctypes.RTLD_GLOBAL)
             return ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
         except OSError:
             continue

@@ -18,7 +18,7 @@ from cuda.nn.dtypes import BFLOAT16, FLOAT16
 # {capability: (float32 multiply-adds, float16 multiply-adds on tensor cores) per cycle and multiprocessor}
 RATES = {70: (64, 512), 75: (64, 512), 80: (64, 1024), 86: (128, 512), 87: (128, 512), 89: (128, 512),
          90: (128, 2048), 100: (128, 4096), 103: (128, 4096), 120: (128, 512), 121: (128, 512)}
-GEFORCE = (86, 89, 120)
+GEFORCE = (75, 86, 89, 120)
 BF16_FROM = 80            # bfloat16 and tf32 on tensor cores, tf32 at half the rate
 
 

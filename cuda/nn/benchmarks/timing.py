@@ -4,15 +4,17 @@ cache is overwritten.
     timing = measure(device, call.run, Flush(device))
     timing.median, timing.low, timing.high                  # microseconds
 
-The flush is queued before the first event, so that the host has queued the call and both events long before
-the device comes to them: what a launch costs the host is not in the time.  The cache is then full of lines
-that have yet to be written back, which a call that fills it pays for: a little less bandwidth than it would
-have after reads.
+The flush is queued before the first event, as often as it takes for the host to have queued the call and both
+events before the device comes to them: what a launch costs the host is not in the time.  The cache is then
+full of lines that have yet to be written back, which a call that fills it pays for: a little less bandwidth
+than it would have after reads.
 
 On the emulated device the same code runs, and the figure says how long the emulator took, which is no speed
 of the kernel."""
 
+import math
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -25,6 +27,7 @@ LEAST_FLUSH = 32 << 20    # bytes, whatever the cache
 LEAST, MOST = 10, 100     # runs
 SECONDS = 0.3             # of runs and flushes together, between these
 BATCH = 10                # runs that are queued before the host waits
+MOST_FLUSHES = 16         # before a run
 
 
 @dataclass(frozen=True)
@@ -51,13 +54,14 @@ class Flush:
 def measure(device: Device, run: Callable[[], None], flush: Callable[[], None], *,
             runs: int | None = None) -> Timing:
     """Median over `runs`, or over as many as SECONDS allow after two that warm up."""
-    times = _times(device, run, flush, 2)
+    _times(device, run, flush, 2)
+    flush = _ahead(device, run, flush)
     if runs is None:
         began = Event(device, timing=True).record()
-        times = _times(device, run, flush, 1)
+        _times(device, run, flush, 1)
         one = Event(device, timing=True).record().elapsed(began) / 1e3
         runs = min(MOST, max(LEAST, int(SECONDS / max(one, 1e-6))))
-    times = []
+    times: list[float] = []
     while len(times) < runs:
         times += _times(device, run, flush, min(BATCH, runs - len(times)))
     ordered = sorted(times)
@@ -67,13 +71,34 @@ def measure(device: Device, run: Callable[[], None], flush: Callable[[], None], 
 
 def _times(device: Device, run: Callable[[], None], flush: Callable[[], None], count: int) -> list[float]:
     """Microseconds of each of `count` runs."""
-    marks = []
-    for _ in range(count):
+    marks = [(Event(device, timing=True), Event(device, timing=True)) for _ in range(count)]
+    for start, stop in marks:
         flush()
-        start = Event(device, timing=True).record()
+        start.record()
         run()
-        marks.append((start, Event(device, timing=True).record()))
+        stop.record()
     return [stop.elapsed(start) * 1e3 for start, stop in marks]
+
+
+def _ahead(device: Device, run: Callable[[], None], flush: Callable[[], None]) -> Callable[[], None]:
+    """The flush, as often as keeps the device busy for twice what queueing a run takes the host."""
+    start, stop = (Event(device, timing=True) for _ in range(2))
+    began = time.perf_counter()
+    start.record()
+    run()
+    stop.record()
+    host = time.perf_counter() - began
+    start.record()
+    flush()
+    stop.record()
+    flushing = stop.elapsed(start) / 1e3
+    count = min(MOST_FLUSHES, max(1, math.ceil(2 * host / max(flushing, 1e-6))))
+
+    def repeated() -> None:
+        for _ in range(count):
+            flush()
+
+    return repeated
 
 
 def copy_bandwidth(device: Device, size: int = 256 << 20, *, runs: int | None = None) -> float:
