@@ -36,7 +36,7 @@ NN_API int nn_adamw_forward(const void* tensors, const void* chunks, int64_t chu
 // The gradients' norm over a plan, and what follows from it, all in device memory:
 //     *norm = sqrt(sum (grad input)^2), with *input_scale as input (null: 1), in float64
 //     *scale = input min(1, max_norm / (norm + 1e-6)): the factor for AdamW;  max_norm <= 0: input
-//     *skip = 1 and *skipped += 1 if the norm is not finite, else *skip = 0
+//     *skip = 1 and *skipped += 1 if the norm is not finite as float32, else *skip = 0
 // skip and skipped may be null.
 NN_API int nn_gradient_norm_forward(float* norm, float* scale, int32_t* skip, int64_t* skipped,
                                     const void* tensors, const void* chunks, int64_t chunk_count,

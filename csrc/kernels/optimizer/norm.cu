@@ -49,7 +49,7 @@ gradient_norm_forward(float* norm, float* scale, int32_t* skip, int64_t* skipped
     const double sum = sum_of(partial, count, scratch);
     if (threadIdx.x) return;
     const double input = input_scale ? double(*input_scale) : 1.0, found = sqrt(sum) * fabs(input);
-    const bool finite = found <= 1.7976931348623157e308;         // NaN is not
+    const bool finite = found <= 3.4028234663852886e38;           // NaN is not; nor what float32 cannot hold
     const double clip = max_norm / (found + 1e-6);
     *norm = float(found);
     *scale = float(finite && max_norm > 0.0 && clip < 1.0 ? input * clip : input);
