@@ -22,7 +22,8 @@ def steps(device: EmulatedDevice) -> None:
 
 
 def skipped(device: EmulatedDevice) -> None:
-    tests.test_a_step_without_a_norm_is_skipped(device, np.nan)
+    for bad in ([np.nan], [3e38, 3e38]):
+        tests.test_a_step_without_a_norm_is_skipped(device, bad)
 
 
 def norm(device: EmulatedDevice) -> None:
@@ -63,8 +64,11 @@ MUTANTS = [
     Mutant(NORM, "squares in float", "sum += double(four[j]) * four[j];", "sum += four[j] * four[j];", norm),
     Mutant(NORM, "clipped where there is no limit", "finite && max_norm > 0.0 && clip", "finite && clip",
            norm),
-    Mutant(NORM, "NaN counts as finite", "const bool finite = found <= 1.7976931348623157e308;",
-           "const bool finite = !(found > 1.7976931348623157e308);", skipped),
+    Mutant(NORM, "NaN counts as finite", "const bool finite = found <= 3.4028234663852886e38;",
+           "const bool finite = !(found > 3.4028234663852886e38);", skipped),
+    Mutant(NORM, "what float32 cannot hold counts as finite",
+           "const bool finite = found <= 3.4028234663852886e38;",
+           "const bool finite = found <= 1.7976931348623157e308;", skipped),
     Mutant(PLAN, "the last chunk as long as the others", "min(work.start + CHUNK, work.tensor.count)",
            "work.start + CHUNK", norm),
     Mutant(NORM, "every gradient read twice", "sum += double(four[j]) * four[j];\n    }",
