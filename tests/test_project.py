@@ -44,9 +44,9 @@ print(json.dumps({"unchanged": state() == before, "opened": opened, "modules": s
 
 @pytest.fixture(scope="module")
 def imported() -> dict:
-    """What a fresh process saw while it imported nn."""
+    """What a fresh process saw while it imported nn; -B: whether its bytecode is there yet is not the point."""
     done = subprocess.run(
-        [sys.executable, "-c", IMPORT], capture_output=True, text=True, cwd=ROOT, check=True
+        [sys.executable, "-B", "-c", IMPORT], capture_output=True, text=True, cwd=ROOT, check=True
     )
     return json.loads(done.stdout)
 

@@ -52,8 +52,9 @@ def router_topk_backward(dweights: Array, weights: Array, experts: Array, probs:
 def jitter(x: Array, counter: Array, *, epsilon: float) -> Array:
     """y[N,D]: x times U(1 − ε, 1 + ε), drawn on the host wherever x is"""
     z, place = widen(x), counter.numpy() if on_device(counter) else np.asarray(counter)
-    dtype = np.float64 if z.dtype == np.float64 else np.float32
-    u = namespace(z).asarray(drawn_from(place, tuple(x.shape), dtype))
+    xp = namespace(z)
+    dtype = np.float64 if z.dtype == xp.float64 else np.float32
+    u = xp.asarray(drawn_from(place, tuple(x.shape), dtype))
     return narrow(z * (1.0 - epsilon + 2.0 * epsilon * u), x.dtype)
 
 
