@@ -44,7 +44,7 @@ print(json.dumps({"unchanged": state() == before, "opened": opened, "modules": s
 
 @pytest.fixture(scope="module")
 def imported() -> dict:
-    """What a fresh process saw while it imported nn; -B: whether its bytecode is there yet is not the point."""
+    """What a fresh process saw while it imported nn; -B: it may be the first, with bytecode to write."""
     done = subprocess.run(
         [sys.executable, "-B", "-c", IMPORT], capture_output=True, text=True, cwd=ROOT, check=True
     )
