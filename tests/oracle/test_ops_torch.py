@@ -12,6 +12,9 @@ import torch.nn.functional as F
 from transformers.models.mixtral.modeling_mixtral import apply_rotary_pos_emb
 
 from nn import Tensor, ops
+from nn.ops.merged import KeySet
+from nn.ops.tiled import Tile
+from nn.random import counter, drawn_from
 from tests.oracle.compare import error
 
 LIMIT = {"float64": 1e-12, "float32": 1e-5}
@@ -94,6 +97,69 @@ def their_loss(z: torch.Tensor, smoothing: float = 0.0, z_loss: float = 0.0, sof
     return loss + torch.where(labels >= 0, z_loss * z.logsumexp(-1) ** 2, 0.0)
 
 
+NOISE = counter(3, "oracle", 1, 2, 3)
+
+
+def their_noise(x: torch.Tensor) -> torch.Tensor:
+    """x times U(0.75, 1.25)"""
+    dtype = np.float64 if x.dtype == torch.float64 else np.float32
+    return x * (0.75 + 0.5 * torch.tensor(drawn_from(NOISE, tuple(x.shape), dtype)))
+
+
+def their_residual_norm(x: torch.Tensor, delta: torch.Tensor, w: torch.Tensor) -> Any:
+    return F.rms_norm(x + delta, (8,), w, 1e-3), x + delta
+
+
+def their_gathered_swiglu(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    pairs = sorted((int(e), token) for token, row in enumerate(EXPERTS) for e in row)     # by expert, stable
+    hidden = torch.stack([weight[e] @ x[token] for e, token in pairs])
+    gate, up = hidden.chunk(2, -1)
+    return F.silu(gate) * up
+
+
+def their_balance(probs: torch.Tensor) -> torch.Tensor:
+    load = torch.bincount(torch.tensor(EXPERTS).flatten(), minlength=4).to(probs) / EXPERTS.size
+    return 0.7 * 4 * (load * probs.mean(0)).sum()
+
+
+def their_sinkhorn(logits: torch.Tensor) -> torch.Tensor:
+    x = logits.softmax(-1) + 1e-6
+    x = x / (x.sum(-2, keepdim=True) + 1e-6)
+    for _ in range(4):
+        x = x / (x.sum(-1, keepdim=True) + 1e-6)
+        x = x / (x.sum(-2, keepdim=True) + 1e-6)
+    return x
+
+
+def their_gla(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, g: torch.Tensor, s: torch.Tensor) -> Any:
+    """Token by token: S = diag(exp g) S + k v^T, o = q S"""
+    rows = []
+    for q_t, k_t, v_t, g_t in zip(*(x.flatten(2, 3).unbind(2) for x in (q, k, v, g)), strict=True):
+        s = (-g_t.abs()).exp()[..., None] * s + k_t[..., :, None] * v_t[..., None, :]
+        rows.append(torch.einsum("bhk,bhkv->bhv", q_t, s))
+    return torch.stack(rows, 2).reshape(v.shape), s
+
+
+def our_gla(q: Tensor, k: Tensor, v: Tensor, g: Tensor, s: Tensor) -> Any:
+    return ops.gla_chunks(q, k, v, -ops.absolute(g), s)
+
+
+def with_sinks(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor) -> torch.Tensor:
+    """One more key per head, whose value is zero"""
+    k, v = (x.repeat_interleave(2, 1) for x in (k, v))
+    scores = (q @ k.mT) * q.shape[-1] ** -0.5
+    scores = scores.masked_fill(~visible(5, 8), -torch.inf)
+    extra = sinks[None, :, None, None].expand(*scores.shape[:3], 1)
+    return torch.cat([scores, extra], -1).softmax(-1)[..., :-1] @ v
+
+
+def our_sets(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor) -> Tensor:
+    old = KeySet(k[:, :, :2], v[:, :, :2], causal=False)
+    return ops.merged_attention(q, [old, KeySet(k[:, :, 2:], v[:, :, 2:])], sinks=sinks)
+
+
+TILES = [Tile(0, 2, ((0, 5),)), Tile(2, 5, ((0, 8),))]
+KEYS = ((1, 2, 2, 4, 3),) * 2                       # [B,H,n,C,Dk]
 QKV = (2, 4, 5, 8), (2, 2, 8, 8), (2, 2, 8, 6)      # 4 query heads share 2 key/value heads; 5 queries, 8 keys
 CASES = {
     "add": Case(ops.add, torch.add, ((3, 1, 5), (4, 1))),
@@ -164,10 +230,38 @@ CASES = {
     "router_topk": Case(lambda z: ops.router_topk(z, 2)[::2], their_router(True), ((5, 6),)),
     "router_topk, raw": Case(lambda z: ops.router_topk(z, 2, False)[::2], their_router(False), ((5, 6),)),
     "dispatch, grouped_linear, combine": Case(our_experts, their_experts, ((5, 3), (4, 2, 3), (5, 2))),
+    "softplus": Case(ops.softplus, F.softplus, ((3, 4),)),
+    "log_sigmoid": Case(ops.log_sigmoid, F.logsigmoid, ((3, 4),)),
+    "elu_plus_one": Case(ops.elu_plus_one, lambda x: F.elu(x) + 1, ((3, 4),)),
+    "signed_sqrt": Case(ops.signed_sqrt, lambda x: x.sign() * x.abs().sqrt(), ((3, 4),), positive),
+    "l2_norm": Case(lambda x: ops.l2_norm(x, 0.1), lambda x: x * (x.square().sum(-1, True) + 0.1).rsqrt(),
+                    ((3, 4),)),
+    "causal_conv": Case(lambda x, w: ops.causal_conv(x, w, 2),
+                        lambda x, w: F.conv1d(x.mT, w[:, None], groups=3, dilation=2).mT,
+                        ((2, 9, 3), (3, 4))),
+    "jitter": Case(lambda x: ops.jitter(x, NOISE, 0.25), their_noise, ((5, 3),)),
+    "rms_norm_residual": Case(lambda x, d, w: ops.rms_norm_residual(x, d, w, 1e-3), their_residual_norm,
+                              ((3, 4, 8), (3, 4, 8), (8,))),
+    "gathered_swiglu": Case(lambda x, w: ops.gathered_swiglu(x, w, ops.plan(EXPERTS, 4)),
+                            their_gathered_swiglu, ((5, 3), (4, 6, 3))),
+    "balance_loss": Case(lambda p: ops.balance_loss(p, EXPERTS, 0.7)[0], their_balance, ((5, 4),), positive),
+    "z_loss": Case(lambda z: ops.z_loss(z, 0.3), lambda z: 0.3 * z.logsumexp(-1).square().mean(), ((5, 4),)),
+    "sinkhorn": Case(lambda x: ops.sinkhorn(x, 5), their_sinkhorn, ((2, 3, 4, 4),)),
+    "read_streams": Case(ops.read_streams, lambda x, a: torch.einsum("btn,btnd->btd", a, x),
+                         ((2, 3, 4, 5), (2, 3, 4))),
+    "write_streams": Case(ops.write_streams,
+                          lambda x, m, w, y: m @ x + w[..., None] * y[..., None, :],
+                          ((2, 3, 4, 5), (2, 3, 4, 4), (2, 3, 4), (2, 3, 5))),
+    "gla_chunks": Case(our_gla, their_gla, (*KEYS, (1, 2, 2, 4, 5), KEYS[0], (1, 2, 3, 5))),
+    "merged_attention": Case(our_sets, with_sinks, (*QKV, (4,))),
+    "tiled_attention": Case(lambda *x: ops.tiled_attention(*x, TILES),
+                            attend(visible(5, 8)), QKV),
     "checkpoint": Case(lambda x: ops.checkpoint(lambda z: ops.tanh(z * z), x), lambda x: (x * x).tanh(),
                        ((3, 4),)),
 }
 INTEGERS_ONLY = {"plan"}
+# compared in test_decayed.py, test_gated_delta.py and test_mamba.py
+WITH_THEIR_LAYERS = {"decayed_chunks", "delta_chunks", "selective_scan"}
 
 
 @pytest.mark.parametrize("dtype", LIMIT)
@@ -193,4 +287,4 @@ def test_equals_pytorch(name: str, dtype: str) -> None:
 
 def test_every_operation_is_compared() -> None:
     compared = {word.rstrip(",") for name in CASES for word in name.split()}
-    assert set(ops.__all__) - compared == INTEGERS_ONLY
+    assert set(ops.__all__) - compared == INTEGERS_ONLY | WITH_THEIR_LAYERS
