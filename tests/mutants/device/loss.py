@@ -75,8 +75,8 @@ MUTANTS = [
     Mutant(LINEAR, "targets of the first chunk for all",
            "shifted(whole.targets, start * dtype_bytes(whole.target_dtype))", "whole.targets", chunks,
            host=True),
-    Mutant(MEAN, "sums in float", "double total = 0.0, number = 0.0;", "float total = 0.0f, number = 0.0f;",
-           means),
+    Mutant(MEAN, "sums in float", "__shared__ double scratch[32];\n    double total = 0.0, number = 0.0;",
+           "__shared__ float scratch[32];\n    float total = 0.0f, number = 0.0f;", means),
     Mutant(MEAN, "the mean over no token is NaN", "*mean = number > 0.0 ? float(total / number) : 0.0f;",
            "*mean = float(total / number);", means),
 ]
