@@ -29,8 +29,8 @@ class DecayedChunks(Op):
         xp, self.dtypes_in = namespace(q), [x.dtype for x in (q, k, v, g, s)]
         self.q, self.k, self.v, g, s = (widen(x) for x in (q, k, v, g, s))
         self.sums = xp.cumulative_sum(g, axis=3)
-        self.scores = product(self.q, transposed(self.k)) * between(self.sums)    # A [B,H,n,C,C]
-        grown, shrunk, kept = decays(self.sums)
+        self.scores = self.scored()                                               # A [B,H,n,C,C]
+        grown, shrunk, kept = self.decays(self.sums)
         added, states = product(transposed(self.k * shrunk), self.v), [s]         # [B,H,n,Dk,Dv]
         for i in range(q.shape[2]):
             states.append(kept[:, :, i, ...] * states[-1] + added[:, :, i, ...])
@@ -40,28 +40,50 @@ class DecayedChunks(Op):
 
     def flops(self, inputs: list[Array], results: tuple[Array, ...], options: dict[str, Any]) -> int:
         keys, size, width = inputs[1].shape[-1], inputs[1].shape[-2], inputs[2].shape[-1]
-        return math.prod(inputs[1].shape[:4]) * decayed_flops_per_token(size, keys, width)
+        return math.prod(inputs[1].shape[:4]) * self.flops_per_token(size, keys, width)
 
     def backward(self, do: Array | None, ds: Array | None) -> Any:
         xp, q, k, v = namespace(self.q), self.q, self.k, self.v
         do = xp.zeros_like(v) if do is None else widen(do)
         ds = xp.zeros_like(self.states[:, :, 0, ...]) if ds is None else widen(ds)
-        grown, shrunk, kept = decays(self.sums)
+        grown, shrunk, kept = self.decays(self.sums)
         own, ends = product(transposed(q * grown), do), []
         for i in range(q.shape[2] - 1, -1, -1):
             ends.append(ds)
             ds = own[:, :, i, ...] + kept[:, :, i, ...] * ds
         after = xp.stack(ends[::-1], axis=2)                                      # dS' [B,H,n,Dk,Dv]
-        n = product(do, transposed(v)) * between(self.sums)
-        dq = grown * product(do, transposed(self.states[:, :, :-1, ...])) + product(n, k)
-        dk = product(transposed(n), q) + shrunk * product(v, transposed(after))
         dv = product(transposed(self.scores), do) + product(k * shrunk, after)
+        dq, dk = self.scores_backward(product(do, transposed(v)))
+        dq = dq + grown * product(do, transposed(self.states[:, :, :-1, ...]))
+        dk = dk + shrunk * product(v, transposed(after))
         dg = None
         if self.needs[3]:
-            leaving = xp.sum(self.states[:, :, 1:, ...] * after, axis=(-2, -1), dtype=q.dtype)[..., None]
-            dg = backwards_sum(xp.sum(q * dq - k * dk, axis=-1, dtype=q.dtype)) + leaving
+            dg = self.sums_backward(q * dq - k * dk, self.states[:, :, 1:, ...] * after)
         found = zip((dq, dk, dv, dg, ds), self.dtypes_in, strict=True)
         return tuple(None if x is None else narrow(x, kind) for x, kind in found)
+
+    def scored(self) -> Array:
+        """A"""
+        return product(self.q, transposed(self.k)) * between(self.sums)
+
+    def scores_backward(self, da: Array) -> tuple[Array, Array]:
+        """What reaches Q and K through A"""
+        n = da * between(self.sums)
+        return product(n, self.k), product(transposed(n), self.q)
+
+    def sums_backward(self, across: Array, leaving: Array) -> Array:
+        """dg from q ⊙ dq − k ⊙ dk [B,H,n,C,Dk] and S' ⊙ dS' [B,H,n,Dk,Dv]"""
+        xp = namespace(across)
+        ends = xp.sum(leaving, axis=(-2, -1), dtype=leaving.dtype)[..., None]
+        return backwards_sum(xp.sum(across, axis=-1, dtype=across.dtype)) + ends
+
+    @staticmethod
+    def decays(sums: Array) -> tuple[Array, Array, Array]:
+        return decays(sums)
+
+    @staticmethod
+    def flops_per_token(size: int, keys: int, values: int) -> int:
+        return decayed_flops_per_token(size, keys, values)
 
 
 def between(sums: Array) -> Array:

@@ -1,16 +1,12 @@
 """Gated linear attention in chunks: a state that every channel of the keys forgets at a rate of its own."""
 
-import math
-from typing import Any
-
 from nn.backends.array_api import namespace
-from nn.dtypes import narrow, widen
-from nn.ops.decayed import backwards_sum
+from nn.ops.decayed import DecayedChunks, backwards_sum
 from nn.ops.triangular import assembled, diagonal_halves, halved, product, transposed
-from nn.tensor import Array, Op, Tensor
+from nn.tensor import Array, Tensor
 
 
-class GLAChunks(Op):
+class GLAChunks(DecayedChunks):
     """S_t = diag(e^{g_t}) S_{t−1} + k_t v_tᵀ,  o_t = S_tᵀ q_t   (Yang et al. 2023, GLA)
 
     In a chunk of C tokens behind S, with G the sums of g within it, E = e^G and Ē = e^{G_C − G}:
@@ -30,47 +26,25 @@ class GLAChunks(Op):
         dg_t = Σ_{s≥t} (q_s ⊙ dq_s − k_s ⊙ dk_s) + Σ_columns S' ⊙ dS'
     Saved: the inputs, G, A and the states between chunks."""
 
-    def forward(self, q: Array, k: Array, v: Array, g: Array, s: Array) -> tuple[Array, Array]:
-        xp, self.dtypes_in = namespace(q), [x.dtype for x in (q, k, v, g, s)]
-        self.q, self.k, self.v, g, s = (widen(x) for x in (q, k, v, g, s))
-        self.sums = xp.cumulative_sum(g, axis=3)
-        self.scores = _scores(self.q, self.k, self.sums)                          # A [B,H,n,C,C]
-        grown, shrunk, kept = _decays(self.sums)
-        added = product(transposed(self.k * shrunk), self.v)                     # [B,H,n,Dk,Dv]
-        states = [s]
-        for i in range(q.shape[2]):
-            states.append(kept[:, :, i, ...] * states[-1] + added[:, :, i, ...])
-        self.states = xp.stack(states, axis=2)                                    # [B,H,n+1,Dk,Dv]
-        o = product(self.q * grown, self.states[:, :, :-1, ...]) + product(self.scores, self.v)
-        return narrow(o, self.dtypes_in[2]), narrow(states[-1], self.dtypes_in[4])
+    def scored(self) -> Array:
+        return _scores(self.q, self.k, self.sums)
 
-    def flops(self, inputs: list[Array], results: tuple[Array, ...], options: dict[str, Any]) -> int:
-        keys, size, width = inputs[1].shape[-1], inputs[1].shape[-2], inputs[2].shape[-1]
-        return math.prod(inputs[1].shape[:4]) * gla_flops_per_token(size, keys, width)
+    def scores_backward(self, da: Array) -> tuple[Array, Array]:
+        return _scores_backward(da, self.q, self.k, self.sums)
 
-    def backward(self, do: Array | None, ds: Array | None) -> Any:
-        xp, q, k, v = namespace(self.q), self.q, self.k, self.v
-        do = xp.zeros_like(v) if do is None else widen(do)
-        ds = xp.zeros_like(self.states[:, :, 0, ...]) if ds is None else widen(ds)
-        grown, shrunk, kept = _decays(self.sums)
-        own, ends = product(transposed(q * grown), do), []
-        for i in range(q.shape[2] - 1, -1, -1):
-            ends.append(ds)
-            ds = own[:, :, i, ...] + kept[:, :, i, ...] * ds
-        after = xp.stack(ends[::-1], axis=2)                                      # dS' [B,H,n,Dk,Dv]
-        dv = product(transposed(self.scores), do) + product(k * shrunk, after)
-        dq, dk = _scores_backward(product(do, transposed(v)), q, k, self.sums)
-        dq = dq + grown * product(do, transposed(self.states[:, :, :-1, ...]))
-        dk = dk + shrunk * product(v, transposed(after))
-        leaving = xp.sum(self.states[:, :, 1:, ...] * after, axis=-1, dtype=q.dtype)[..., None, :]
-        dg = backwards_sum(q * dq - k * dk) + leaving
-        return tuple(narrow(x, kind) for x, kind in zip((dq, dk, dv, dg, ds), self.dtypes_in, strict=True))
+    def sums_backward(self, across: Array, leaving: Array) -> Array:
+        ends = namespace(leaving).sum(leaving, axis=-1, dtype=leaving.dtype)[..., None, :]
+        return backwards_sum(across) + ends
 
+    @staticmethod
+    def decays(sums: Array) -> tuple[Array, Array, Array]:
+        """E and Ē [B,H,n,C,Dk], e^{G_C} as a column [B,H,n,Dk,1]"""
+        xp, last = namespace(sums), sums[:, :, :, -1:, :]
+        return xp.exp(sums), xp.exp(last - sums), xp.exp(transposed(last))
 
-def _decays(sums: Array) -> tuple[Array, Array, Array]:
-    """E and Ē [B,H,n,C,Dk], e^{G_C} as a column [B,H,n,Dk,1]"""
-    xp, last = namespace(sums), sums[:, :, :, -1:, :]
-    return xp.exp(sums), xp.exp(last - sums), xp.exp(transposed(last))
+    @staticmethod
+    def flops_per_token(size: int, keys: int, values: int) -> int:
+        return gla_flops_per_token(size, keys, values)
 
 
 def _across(q: Array, k: Array, sums: Array) -> tuple[Array, Array, Array, Array]:
