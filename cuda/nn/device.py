@@ -244,6 +244,11 @@ class EmulatedDevice(Device):
         self.runtime.configure(self._options)        # costs nothing unless another device was used meanwhile
         super().call(name, *arguments)
 
+    @property
+    def info(self) -> Info:
+        self.runtime.configure(self._options)
+        return super().info
+
     def reports(self) -> list[dict[str, Any]]:
         """What was found since the last clear()."""
         self.synchronize()

@@ -200,3 +200,11 @@ def test_facts(device: EmulatedDevice) -> None:
     done = device.counts() - before
     assert (done.uploads, done.uploaded_bytes, done.downloads, done.downloaded_bytes) == (1, 40, 1, 40)
     assert done.synchronizations == 1
+
+
+def test_a_device_says_what_it_is_whoever_was_used_last(device: EmulatedDevice) -> None:
+    before = device.info
+    other = the_device("emulated", arch="sm_90", mode="fast").info
+    assert "H100" in other.name
+    assert "A100" in before.name
+    assert device.info == before
