@@ -1,4 +1,4 @@
-"""The tables of docs/5-blocks.md name every block that is registered, by its letter, and what it keeps."""
+"""The tables of docs/6-blocks.md name every block that is registered, by its letter, and what it keeps."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from nn.layers import registry
 from tests.blocks import harness
 from tests.docs.pages import rows
 
-PAGE = "5-blocks.md"
+PAGE = "6-blocks.md"
 
 
 @pytest.mark.parametrize("role", registry.ROLES)
