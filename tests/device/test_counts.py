@@ -42,12 +42,16 @@ def matrices(count: int) -> Traffic:
 
 
 def norm(matrices: int, statistics: int, weights: int, gradients: int = 0) -> Traffic:
-    """So many matrices, float32 numbers of a row, weights of a column, float32 gradients of a column: each
-    block writes its partial sums of those, eight of a thread by two stores, and one launch adds them up."""
+    """So many matrices, float32 numbers of a row, weights of a column, float32 gradients of a column, whose
+    partial sums have no allowance."""
     return Traffic(lambda rows, cols, s: (matrices * rows * cols * s
                                           + 4 * (statistics * rows + gradients * cols)),
-                   lambda cols, s, **_: cols * (weights * s + 2 * 4 * gradients),
-                   lambda cols, s, **_: cols * 4 * gradients)
+                   lambda cols, s, **_: cols * weights * s)
+
+
+def triangle(rows: int, cols: int, s: int, offset: int = 3) -> float:
+    """What the rows of a causal softmax see, read; whole rows written"""
+    return s * (sum(min(i + offset + 6, cols) for i in range(rows)) + rows * cols)
 
 
 def tables(heads: int, groups: int, length: int, width: int, s: int) -> float:
@@ -66,9 +70,9 @@ TRAFFIC: dict[str, Traffic] = {
     "swiglu_packed_backward": matrices(5),
     "softmax_forward": matrices(2),
     "log_softmax_forward": matrices(2),
-    # the visible triangle is read, all is written; every thread asks for the offset, which is broadcast
-    "softmax_causal_forward": Traffic(lambda rows, cols, s: 2 * rows * cols * s, lambda cols, **_: 8 * 256,
-                                      lambda **_: SECTOR),
+    # each thread asks for the offset, one sector for a warp; of several rows at once, some end in mid-sector
+    "softmax_causal_forward": Traffic(triangle, lambda cols, **_: 8 * (128 if cols <= 256 else 256),
+                                      lambda cols, **_: SECTOR if cols == 64 else 0),
     "softmax_backward": matrices(3),
     "log_softmax_backward": matrices(3),
     "rms_norm_forward": norm(2, 1, 1),
@@ -88,12 +92,15 @@ TRAFFIC: dict[str, Traffic] = {
 }
 ROWS = ({"rows": 2048, "cols": 64}, {"rows": 24, "cols": 2048}, {"rows": 4, "cols": 8192})
 SHORTER = ({"rows": 512, "cols": 64}, {"rows": 4, "cols": 4096})
+CAUSAL = ({"rows": 512, "cols": 64}, {"rows": 256, "cols": 256}, {"rows": 8, "cols": 4096, "offset": 2000})
 LOGITS = ({"rows": 256, "vocabulary": 256}, {"rows": 4, "vocabulary": 8192})
 
 
 def sizes_of(function: str) -> tuple[dict[str, Any], ...]:
     if "_norm_" in function and "gradient" not in function:
         return ROWS
+    if function == "softmax_causal_forward":
+        return CAUSAL
     if "softmax" in function or "packed" in function:
         return SHORTER
     if "cross_entropy" in function:

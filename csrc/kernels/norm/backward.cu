@@ -2,23 +2,26 @@
 //
 // one block per row, weight gradients by atomics -> two kernels, the second by columns over all rows (reads
 // dy and x twice) -> blocks that stay, each with its own partial sums of the weight gradients in registers,
-// written once; a second kernel adds the partial sums in order (used) -> rows wider than the registers:
-// read twice, partial sums in the workspace (used)
+// written once; a second kernel adds the partial sums in order -> as many blocks as the partial sums of all
+// stay below a twentieth of the matrices; a single block writes the gradients themselves (used) -> rows wider
+// than the registers: read twice, partial sums in the workspace (used)
 #include "nn/norm.h"
+#include "partial.cuh"
 #include "plan.cuh"
 
 namespace nn {
 
 constexpr int64_t MAX_PARTS = 512;       // blocks, and so partial sums of a weight gradient
-constexpr int BACKWARD_PACKS = 4;  // of 16 bytes per thread: dy, x and the sums stay below 128 registers
+constexpr int64_t SHARE = 1 << 20;       // bytes of the matrices: some 20 us of a multiprocessor
+constexpr int BACKWARD_PACKS = 4;        // of 16 bytes per thread: with the sums, below 128 registers
 
 // LayerNorm's second sum in half precision leaves registers for fewer threads.
-template <class T, bool CENTRED> 
+template <class T, bool CENTRED>
 constexpr int BACKWARD_WIDTH = CENTRED && sizeof(T) == 2 ? NORM_THREADS : MAX_WIDTH;
 
 template <class T> struct NormBackward {
     T* dx;
-    float* parts;  // [blocks, cols], for LayerNorm [blocks, 2 cols]: dweight, then dbias
+    float *parts, *bias_parts;           // RMSNorm [blocks, cols]; LayerNorm [blocks, 2, cols]: weight, bias
     const T *dy, *x, *weight, *dresidual;
     const float *mean, *rstd;            // mean null: RMSNorm
     int64_t rows, cols;
@@ -62,74 +65,6 @@ __device__ __forceinline__ void store_dx(T* dx, const Pack<T, N>& dy, const floa
         for (int j = 0; j < N; ++j) g[j] += w[j];
     }
     store_floats(dx, g);
-}
-
-// N float32 sums, in packs of 16 bytes where a thread has so many neighbours.
-template <int N> __device__ __forceinline__ void load_sums(float (&sums)[N], const float* from) {
-    constexpr int M = N < 4 ? N : 4;
-#pragma unroll
-    for (int j = 0; j < N; j += M) {
-        const auto pack = load_pack<M>(from + j);
-#pragma unroll
-        for (int i = 0; i < M; ++i) sums[j + i] = pack[i];
-    }
-}
-
-template <int N> __device__ __forceinline__ void store_sums(float* to, const float (&sums)[N]) {
-    constexpr int M = N < 4 ? N : 4;
-#pragma unroll
-    for (int j = 0; j < N; j += M) {
-        Pack<float, M> pack;
-#pragma unroll
-        for (int i = 0; i < M; ++i) pack[i] = sums[j + i];
-        store_global<M>(to + j, pack);
-    }
-}
-
-// part[N] += sums; `first`: part is not read, and holds nothing yet
-template <int N>
-__device__ __forceinline__ void add_to_part(float* part, const float (&sums)[N], bool first) {
-    float total[N] = {};
-    if (!first) load_sums(total, part);
-#pragma unroll
-    for (int j = 0; j < N; ++j) total[j] += sums[j];
-    store_sums(part, total);
-}
-
-// The block's partial sums, from those of its groups of threads in order.  `memory` holds a row of floats.
-template <int N, int P>
-__device__ __forceinline__ void store_partial(float* part, float (&sums)[P][N], int cols, int width,
-                                              float* memory) {
-    if (width == blockDim.x) {
-#pragma unroll
-        for (int p = 0; p < P; ++p) {
-            const int c = (p * width + threadIdx.x) * N;
-            if (c >= cols) break;
-            store_sums(part + c, sums[p]);
-        }
-        return;
-    }
-    for (int offset = width; offset < 32; offset *= 2) {
-#pragma unroll
-        for (int p = 0; p < P; ++p)
-#pragma unroll
-            for (int j = 0; j < N; ++j) sums[p][j] += __shfl_xor_sync(ALL_LANES, sums[p][j], offset);
-    }
-    const int together = width < 32 ? 32 : width, me = threadIdx.x / together, lane = threadIdx.x % width;
-    const bool writes = threadIdx.x % together < width;
-    for (int turn = 0; turn < blockDim.x / together; ++turn) {
-        __syncthreads();
-        if (me != turn || !writes) continue;
-#pragma unroll
-        for (int p = 0; p < P; ++p) {
-            const int c = (p * width + lane) * N;
-            if (c >= cols) break;
-#pragma unroll
-            for (int j = 0; j < N; ++j) memory[c + j] = (turn ? memory[c + j] : 0.0f) + sums[p][j];
-        }
-    }
-    __syncthreads();
-    for (int c = threadIdx.x; c < cols; c += blockDim.x) part[c] = memory[c];
 }
 
 // A float of the row for all its threads: read by one lane of each warp.
@@ -194,9 +129,9 @@ __global__ void __launch_bounds__(BACKWARD_WIDTH<T, CENTRED>, 1)
         }
     }
     float* memory = reinterpret_cast<float*>(norm_memory);
-    float* part = a.parts + int64_t{blockIdx.x} * cols * (CENTRED ? 2 : 1);
-    store_partial(part, dweight, cols, width, memory);
-    if (CENTRED) store_partial(part + cols, dbias, cols, width, memory);
+    const int64_t part = int64_t{blockIdx.x} * cols * (CENTRED ? 2 : 1);
+    store_partial(a.parts + part, dweight, cols, width, memory);
+    if (CENTRED) store_partial(a.bias_parts + part, dbias, cols, width, memory);
 }
 
 // A block per row that does not fit registers; its partial sums are in the workspace
@@ -204,7 +139,7 @@ template <class T, int N>
 __global__ void __launch_bounds__(MAX_WIDTH, 1) norm_backward_reread(NormBackward<T> a) {
     __shared__ float scratch[32];
     const int64_t step = blockDim.x * N, start = threadIdx.x * N;
-    float* part = a.parts + blockIdx.x * a.cols * (a.mean ? 2 : 1);
+    const int64_t part = blockIdx.x * a.cols * (a.mean ? 2 : 1);
     for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
         const int64_t begin = row * a.cols;
         const float rstd = a.rstd[row], mean = a.mean ? a.mean[row] : 0.0f;
@@ -216,10 +151,10 @@ __global__ void __launch_bounds__(MAX_WIDTH, 1) norm_backward_reread(NormBackwar
             normed_pack(n, x, mean, rstd);
             add_row_sums(sums, dy, n, a.weight + c);
             unpack(g, dy);
-            if (a.mean) add_to_part(part + a.cols + c, g, first);
+            if (a.mean) add_to_part(a.bias_parts + part + c, g, first);
 #pragma unroll
             for (int j = 0; j < N; ++j) g[j] *= n[j];
-            add_to_part(part + c, g, first);
+            add_to_part(a.parts + part + c, g, first);
         }
         sums.normed = row_sum(sums.normed, blockDim.x, scratch) / a.cols;
         sums.plain = a.mean ? row_sum(sums.plain, blockDim.x, scratch) / a.cols : 0.0f;
@@ -256,36 +191,58 @@ __global__ void __launch_bounds__(256)
     }
 }
 
+// Blocks with equally many turns of plan.groups rows each.  A number of a partial sum costs 8 bytes, written
+// and read: few enough blocks that all together stay below a twentieth of the matrices, whose elements have
+// `element_bytes` in all; but no multiprocessor idles while a block has more than SHARE bytes to go through.
+// Where blocks are fewer than the multiprocessors they are larger ones.
+static int64_t backward_blocks(NormPlan& plan, int64_t rows, int64_t cols, int64_t element_bytes,
+                               int gradients, int64_t multiprocessors, int max_width) {
+    const int64_t share = SHARE / (cols * element_bytes), idle = ceil_div(rows, share > 1 ? share : 1);
+    int64_t worth = rows * element_bytes / (20 * 8 * gradients);
+    if (worth < idle) worth = idle < multiprocessors ? idle : multiprocessors;
+    if (plan.reread) worth = rows;
+    if (worth < multiprocessors && worth < ceil_div(rows, plan.groups))
+        plan.threads = max_width, plan.groups = max_width / plan.width;
+    const int64_t turns = ceil_div(rows, plan.groups);
+    int64_t blocks = 2 * multiprocessors < MAX_PARTS ? 2 * multiprocessors : MAX_PARTS;
+    if (worth < blocks) blocks = worth;
+    if (turns < blocks) blocks = turns;
+    return blocks ? ceil_div(turns, ceil_div(turns, blocks)) : 0;
+}
+
 template <class T, bool CENTRED>
 static int launch_norm_backward(NormBackward<T> a, float* dweight, float* dbias, bool all_aligned,
                                 nn_stream stream) {
-    const auto plan = norm_plan(a.cols, sizeof(T), all_aligned, BACKWARD_PACKS, BACKWARD_WIDTH<T, CENTRED>);
+    constexpr int width = BACKWARD_WIDTH<T, CENTRED>, gradients = CENTRED ? 2 : 1;
+    auto plan = norm_plan(a.cols, sizeof(T), all_aligned, BACKWARD_PACKS, width);
     Device device;
     NN_TRY(current_device(&device));
-    const int64_t needed = ceil_div(a.rows, plan.groups), resident = 2 * device.multiprocessors;
-    int64_t blocks = needed < resident ? needed : resident;
-    if (blocks > MAX_PARTS) blocks = MAX_PARTS;
+    const int64_t element_bytes = (a.dresidual ? 4 : 3) * int64_t{sizeof(T)};
+    const int64_t blocks = backward_blocks(plan, a.rows, a.cols, element_bytes, gradients,
+                                           device.multiprocessors, width);
+    const bool alone = blocks == 1 && aligned(dweight, 16) && aligned(dbias, 16);
+    a.bias_parts = alone ? dbias : a.parts + a.cols;
+    if (alone) a.parts = dweight;
+    const auto grid = static_cast<unsigned>(blocks);
     if (blocks && plan.reread) {
         auto kernel = plan.vector ? norm_backward_reread<T, PACK<T>> : norm_backward_reread<T, 1>;
-        kernel<<<static_cast<unsigned>(blocks), plan.threads, 0, native(stream)>>>(a);
+        kernel<<<grid, plan.threads, 0, native(stream)>>>(a);
         NN_TRY(launched("norm_backward_reread"));
     } else if (blocks) {
         const int64_t weight = ceil_div(a.cols * sizeof(T), 16) * 16;
-        const int64_t partial = plan.groups > 1 ? a.cols * int64_t{sizeof(float)} : 0;
+        const int64_t partial = partial_bytes(plan.threads, plan.vector ? PACK<T> : 1);
         a.keep = weight <= 48 * 1024 - 256;
-        const int64_t bytes = a.keep && weight > partial ? weight : partial;
+        const auto bytes = static_cast<size_t>(a.keep && weight > partial ? weight : partial);
         auto kernel = plan.few ? norm_backward_rows<T, PACK<T>, 2, CENTRED>
                     : plan.vector ? norm_backward_rows<T, PACK<T>, BACKWARD_PACKS, CENTRED>
                                   : norm_backward_rows<T, 1, 8, CENTRED>;
-        NN_TRY(allow_shared_bytes(reinterpret_cast<const void*>(kernel), static_cast<int>(bytes)));
-        kernel<<<static_cast<unsigned>(blocks), plan.threads, static_cast<size_t>(bytes), native(stream)>>>(a,
-                                                                                                  plan.width);
+        kernel<<<grid, plan.threads, bytes, native(stream)>>>(a, plan.width);
         NN_TRY(launched("norm_backward_rows"));
     }
-    const int64_t columns = CENTRED ? 2 * a.cols : a.cols, grid = ceil_div(columns, 32);
-    const auto by_columns = static_cast<unsigned>(grid < MAX_GRID_X ? grid : MAX_GRID_X);
-    norm_weight_gradients<<<by_columns, 256, 0, native(stream)>>>(
-        dweight, dbias, a.parts, blocks, a.cols);
+    if (alone) return NN_OK;
+    const int64_t by_columns = ceil_div(gradients * a.cols, 32);
+    norm_weight_gradients<<<static_cast<unsigned>(by_columns < MAX_GRID_X ? by_columns : MAX_GRID_X), 256, 0,
+                            native(stream)>>>(dweight, dbias, a.parts, blocks, a.cols);
     return launched("norm_weight_gradients");
 }
 
@@ -333,9 +290,10 @@ NN_API int nn_rms_norm_backward(void* dx, float* dweight, const void* dy, const 
     const bool all_aligned = nn::aligned(dx, 16) && nn::aligned(dy, 16) && nn::aligned(x, 16) &&
                              nn::aligned(weight, 16) && nn::aligned(dresidual, 16);
     NN_FOR_FLOATING(dtype, T, {
-        nn::NormBackward<T> a{static_cast<T*>(dx), static_cast<float*>(workspace), static_cast<const T*>(dy),
-                              static_cast<const T*>(x), static_cast<const T*>(weight),
-                              static_cast<const T*>(dresidual), nullptr, rstd, rows, cols, false};
+        nn::NormBackward<T> a{static_cast<T*>(dx), static_cast<float*>(workspace), nullptr,
+                              static_cast<const T*>(dy), static_cast<const T*>(x),
+                              static_cast<const T*>(weight), static_cast<const T*>(dresidual), nullptr, rstd,
+                              rows, cols, false};
         return nn::launch_norm_backward<T, false>(a, dweight, nullptr, all_aligned, stream);
     });
     return NN_OK;
@@ -357,10 +315,9 @@ NN_API int nn_layer_norm_backward(void* dx, float* dweight, float* dbias, const 
     const bool all_aligned = nn::aligned(dx, 16) && nn::aligned(dy, 16) && nn::aligned(x, 16) &&
                              nn::aligned(weight, 16);
     NN_FOR_FLOATING(dtype, T, {
-        nn::NormBackward<T> a{static_cast<T*>(dx), static_cast<float*>(workspace), static_cast<const T*>(dy),
-                              static_cast<const T*>(x), static_cast<const T*>(weight), nullptr, mean, rstd,
-                                  rows,
-                              cols, false};
+        nn::NormBackward<T> a{static_cast<T*>(dx), static_cast<float*>(workspace), nullptr,
+                              static_cast<const T*>(dy), static_cast<const T*>(x),
+                              static_cast<const T*>(weight), nullptr, mean, rstd, rows, cols, false};
         return nn::launch_norm_backward<T, true>(a, dweight, dbias, all_aligned, stream);
     });
     return NN_OK;

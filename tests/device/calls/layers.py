@@ -81,8 +81,9 @@ def softmax_gradient(a: Arrays, rows: int = 70, cols: int = 65) -> Arguments:
 
 
 @exported(wide=WIDE_ROWS)
-def softmax_causal_forward(a: Arrays, rows: int = 70, cols: int = 65) -> Arguments:
-    return (a.out(rows, cols), a(rows, cols), rows, cols, rows, 3, a.integers(9, 1), a.code,
+def softmax_causal_forward(a: Arrays, rows: int = 70, cols: int = 65, offset: int = 3) -> Arguments:
+    """Row i sees columns 0 ... i + offset + 5"""
+    return (a.out(rows, cols), a(rows, cols), rows, cols, rows, offset, a.given(np.array([5])), a.code,
             *softmax_workspace(a, rows, cols))
 
 

@@ -1,13 +1,15 @@
 """csrc/kernels/norm."""
 
 from cuda.nn.device import EmulatedDevice
+from tests.device import test_counts as counts
 from tests.device import test_norm as tests
 from tests.mutants.device.workshop import Mutant, without
 
-FORWARD, BACKWARD, PLAN = (f"kernels/norm/{name}" for name in ("forward.cu", "backward.cu", "plan.cuh"))
+FORWARD, BACKWARD, PLAN, PARTIAL = (f"kernels/norm/{name}" for name in ("forward.cu", "backward.cu",
+                                                                        "plan.cuh", "partial.cuh"))
 NEEDS = ("array", "norm")
 TRIMS = without("FLOAT16")
-UNITS = {PLAN: FORWARD}
+UNITS = {PLAN: FORWARD, PARTIAL: BACKWARD}
 
 
 def rows(device: EmulatedDevice) -> None:
@@ -40,6 +42,21 @@ def many_rows(device: EmulatedDevice) -> None:
     tests.test_more_long_rows_than_blocks(device)
 
 
+def alone(device: EmulatedDevice) -> None:
+    for place in ("aligned", "odd"):
+        tests.test_one_block_writes_the_gradients_themselves(device, 5, 260, place)
+
+
+def partial(device: EmulatedDevice) -> None:
+    tests.test_several_blocks(device, "bfloat16", 130, 512, 2)
+    tests.test_several_blocks(device, "bfloat16", 22, 8192, 2)
+
+
+def bytes_of_blocks(device: EmulatedDevice) -> None:
+    for sizes in ({"rows": 2048, "cols": 64}, {"rows": 24, "cols": 2048}):
+        counts.test_each_byte_is_moved_once(device, "layer_norm_backward", "bfloat16", sizes)
+
+
 def traffic(device: EmulatedDevice) -> None:
     tests.test_counted_sectors(device, 128, "float32")
 
@@ -66,9 +83,18 @@ MUTANTS = [
            "sums.normed = row_sum(sums.normed, width, scratch);", rows),
     Mutant(BACKWARD, "the gradient beside the norm is dropped", "for (int j = 0; j < N; ++j) g[j] += w[j];",
            "for (int j = 0; j < N; ++j) g[j] += 0.0f * w[j];", residual),
-    Mutant(BACKWARD, "groups add to the partial sum at once",
-           "        __syncthreads();\n        if (me != turn || !writes) continue;",
-           "        if (me != turn || !writes) continue;", rows),
+    Mutant(PARTIAL, "no barrier before sums of the upper half of the groups are read",
+           "spread(memory + me * slab, sums[p], lane);\n            __syncthreads();",
+           "spread(memory + me * slab, sums[p], lane);", partial),
+    Mutant(PARTIAL, "no barrier before the memory of the weight is written",
+           "        __syncthreads();\n        for (int half", "        for (int half", partial),
+    Mutant(PARTIAL, "neighbouring fours keep their places", "? k ^ (k >> 3 & 1) : k", "? k : k", partial),
+    Mutant(PARTIAL, "sums of columns beyond the last", "&& first + lane * N < cols;", "&& first < cols;",
+           alone),
+    Mutant(BACKWARD, "a block per turn, whatever its partial sum costs",
+           "if (worth < blocks) blocks = worth;", "", bytes_of_blocks, host=True),
+    Mutant(BACKWARD, "gradients at any element are written in packs",
+           "blocks == 1 && aligned(dweight, 16) && aligned(dbias, 16);", "blocks == 1;", alone, host=True),
     Mutant(BACKWARD, "the last partial sums are left out", "for (int64_t i = slice; i < count; i += 8)",
            "for (int64_t i = slice; i < count - 1; i += 8)", reread),
     Mutant(BACKWARD, "a block's later rows overwrite its partial sums",

@@ -38,6 +38,11 @@ def traffic(device: EmulatedDevice) -> None:
     counts.test_each_byte_is_moved_once(device, "softmax_backward", "float32", {"rows": 4, "cols": 4096})
 
 
+def triangle(device: EmulatedDevice) -> None:
+    for sizes in counts.CAUSAL[1:]:
+        counts.test_each_byte_is_moved_once(device, "softmax_causal_forward", "float32", sizes)
+
+
 MUTANTS = [
     Mutant(FORWARD, "rows beyond the last are stored",
            "if (row >= rows || p * step >= cols - lane * N) break;",
@@ -50,6 +55,12 @@ MUTANTS = [
            "(device_offset ? *device_offset : 0);", causal),
     Mutant(FORWARD, "the offset in device memory is not read", "(device_offset ? *device_offset : 0) + 1;",
            "1;", causal),
+    Mutant(FORWARD, "packs that a row does not see are loaded", "if (p * step < left) packs[p] =",
+           "if (row < rows && p * step < cols - lane * N) packs[p] =", triangle),
+    Mutant(FORWARD, "a long row is read to its end, whatever it sees",
+           "        for (int c = threadIdx.x * N; c < end; c += step) {\n            Pack<T, N> pack =",
+           "        for (int c = threadIdx.x * N; c < cols; c += step) {\n            Pack<T, N> pack =",
+           triangle),
     Mutant(FORWARD, "a sum is not rescaled when its maximum rises",
            "    s.sum *= exp_fast(s.largest - largest);\n", "", split),
     Mutant("device/reduce.cuh", "no barrier before the block's sum is read",
