@@ -13,13 +13,14 @@ from nn.tensor import Tensor, no_grad
 
 if TYPE_CHECKING:
     from nn.cache import KVCache
-    from nn.models import MoETransformer, MoETransformerConfig
+    from nn.models import LanguageModel, LanguageModelConfig, MoETransformer, MoETransformerConfig
 
 __version__ = "0.1.0"
-__all__ = ["InputError", "KVCache", "MoETransformer", "MoETransformerConfig", "NonFiniteError", "Tensor",
-           "no_grad", "ops"]
+__all__ = ["InputError", "KVCache", "LanguageModel", "LanguageModelConfig", "MoETransformer",
+           "MoETransformerConfig", "NonFiniteError", "Tensor", "no_grad", "ops"]
 
-_ON_FIRST_USE = {"KVCache": "nn.cache", "MoETransformer": "nn.models", "MoETransformerConfig": "nn.models"}
+_ON_FIRST_USE = {"KVCache": "nn.cache"} | dict.fromkeys(
+    ("LanguageModel", "LanguageModelConfig", "MoETransformer", "MoETransformerConfig"), "nn.models")
 
 
 def __getattr__(name: str) -> Any:

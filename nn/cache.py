@@ -6,6 +6,7 @@ also when old entries are dropped: positions stay absolute.
     cache = KVCache(num_layers=2);  model(ids, cache=cache)
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -109,12 +110,15 @@ def _room(storage: Array | None, new: Array, length: int, end: int) -> Array:
 
 
 class KVCache:
-    """The caches of all layers of a model."""
+    """The caches of all layers of a model.
+
+    source: what a model keeps besides of the text that it continues (an encoder's output), or None."""
 
     def __init__(self, num_layers: int) -> None:
         if num_layers < 1:
             raise InputError(f"num_layers: {num_layers} is not a positive number of layers")
         self.layers = [LayerCache() for _ in range(num_layers)]
+        self.source: State | None = None
 
     @property
     def length(self) -> int:
@@ -143,12 +147,19 @@ class KVCache:
 
     def reorder(self, rows: np.ndarray) -> None:
         """Row b of the batch becomes what row rows[b] was."""
-        for layer in self.layers:
-            layer.reorder(rows)
+        for part in [*self.layers, *([self.source] if self.source else [])]:
+            part.reorder(rows)
+
+    def copy(self) -> "KVCache":
+        """A cache that goes its own way."""
+        twin = KVCache(len(self.layers))
+        twin.layers = [layer.copy() for layer in self.layers]
+        twin.source = self.source.copy() if self.source else None
+        return twin
 
     def reset(self) -> None:
         """Forget everything; position 0 comes next."""
-        self.layers = [LayerCache() for _ in self.layers]
+        self.layers, self.source = [LayerCache() for _ in self.layers], None
 
 
 class StaticLayerCache:
@@ -157,6 +168,7 @@ class StaticLayerCache:
 
     def __init__(self, owner: "StaticKVCache") -> None:
         self._owner = owner
+        self.pinned = 0                # first entries that stay when old ones are dropped
         self.k: Array | None = None
         self.v: Array | None = None
 
@@ -221,14 +233,33 @@ class StaticKVCache:
         return sum(x.nbytes for layer in self.layers for x in (layer.k, layer.v) if x is not None)
 
     def trim(self, keep: int) -> None:
-        """Drop the oldest tokens until `keep` are left; positions go on."""
+        """Drop the oldest tokens, but those that a layer has pinned, until `keep` are left; positions go
+        on."""
         _check_count("keep", keep)
         drop = self.length - keep
         if drop <= 0:
             return
         for layer in self.layers:
+            first = min(layer.pinned, keep)
             for storage in (layer.k, layer.v):
                 if storage is not None:
-                    storage[:, :, :keep, :] = storage[:, :, drop : self.length, :].copy()
+                    storage[:, :, first:keep, :] = storage[:, :, first + drop : self.length, :].copy()
         self.lengths -= drop
         self.length = keep
+
+
+class StepCache(dict[Any, Any]):
+    """What the steps of a recursion have in common: values by name, or by (layer, name), kept from step to
+    step and fresh at the start of every forward pass (nn/layers/recursion)."""
+
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """The value of that key, made when it is first asked for."""
+        if key not in self:
+            self[key] = make()
+        return self[key]
+
+    def exchange(self, key: Any, value: Any) -> Any:
+        """The value of the step before, None at first; this one is kept for the next."""
+        before = self.get(key)
+        self[key] = value
+        return before

@@ -1,7 +1,8 @@
 """Configurations: frozen dataclasses that read from YAML, write to YAML, and become command-line options.
 
 A field's type says what is accepted; the comment on its line is its help text; a comment on a line of its
-own above a field opens a section.  A nested dataclass gives dotted keys.  Whatever the source (a preset, a
+own above a field opens a section.  A nested dataclass gives dotted keys; of a union of dataclasses the one is
+meant that knows all keys given, the one that is there if it does.  Whatever the source (a preset, a
 file, the command line), settings are flat dicts `{"model.hidden_size": 64}` that `update` applies.
 
     config = load("run.yaml", TrainConfig);  save(config, "copy.yaml");  update(config, {"model.top_k": 2})
@@ -15,7 +16,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from io import StringIO
 from pathlib import Path
 from textwrap import dedent
@@ -55,11 +56,41 @@ def settings(cls: type) -> Iterator[Setting]:
 def _settings(cls: type, prefix: str, section: str, default: Callable[["Field"], Any]) -> Iterator[Setting]:
     for field, hint, comment, title in _fields(cls):
         section, key, value = title or section, prefix + field.name, default(field)
-        if dataclasses.is_dataclass(hint):
-            inner = _default if value is REQUIRED else partial(_value, value)
-            yield from _settings(typing.cast(type, hint), key + ".", comment or key, inner)
-        else:
+        if not _classes(hint):
             yield Setting(key, hint, value, comment, section)
+        seen = set()
+        for kind in sorted(_classes(hint), key=lambda kind: not isinstance(value, kind)):
+            inner = partial(_value, value) if isinstance(value, kind) else _default
+            for setting in _settings(kind, key + ".", comment or key, inner):
+                if setting.key not in seen:
+                    seen.add(setting.key)
+                    yield setting
+
+
+def _classes(hint: Any) -> list[type]:
+    """The dataclasses that a type allows: one, several, or none where it is a leaf's."""
+    kinds = list(_members(hint) or (hint,))
+    return kinds if all(dataclasses.is_dataclass(kind) for kind in kinds) else []
+
+
+def variant(classes: Iterable[type], names: Iterable[str], current: Any = None) -> type:
+    """The class that knows all these names (or paths): that of `current` if it does, else the first, else
+    the one that knows most of them."""
+    names = {name.partition(".")[0] for name in names}
+    listed = sorted(classes, key=lambda kind: type(current) is not kind)
+    known = [len(names & {field.name for field in dataclasses.fields(kind)}) for kind in listed]
+    return listed[known.index(max(known))]
+
+
+def _inside(hint: Any, current: Any, inner: dict[str, Any]) -> Any:
+    """The configuration within another, with some settings changed: what is there, or one of the class that
+    they belong to."""
+    kind = variant(_classes(hint), inner, current)
+    known = {field.name for field in dataclasses.fields(kind)}
+    if alien := sorted(name for name in inner if name.partition(".")[0] not in known):
+        raise InputError(f"{', '.join(alien)}: unknown to {kind.__name__}, which the other settings "
+                         "describe; leave out one or the other")
+    return update(current, inner) if isinstance(current, kind) else build(kind, inner)
 
 
 def _fields(cls: type) -> Iterator[tuple["Field", Any, str, str]]:
@@ -92,6 +123,7 @@ def _comments(cls: type) -> tuple[dict[str, str], dict[str, str]]:
     return helps, titles
 
 
+@cache
 def _source_comments(cls: type) -> tuple[dict[str, str], dict[str, str]]:
     """`_comments` of one class.  A program without sources (frozen, say) has options without help texts."""
     try:
@@ -174,7 +206,9 @@ def update(config: Config, changes: dict[str, Any]) -> Config:
 
     A class with a method `replace` of its own decides there which values follow from the changed ones."""
     direct, nested = _by_level(changes)
-    direct.update({name: update(getattr(config, name), inner) for name, inner in nested.items()})
+    hints = typing.get_type_hints(type(config)) if nested else {}
+    for name, inner in nested.items():
+        direct[name] = _inside(hints[name], getattr(config, name), inner)
     replace = getattr(config, "replace", partial(dataclasses.replace, typing.cast(Any, config)))
     return replace(**direct) if direct else config
 
@@ -187,8 +221,7 @@ def build(cls: type[Config], given: dict[str, Any], where: str = "") -> Config:
     direct, nested = _by_level(given)
     for field, hint, _, _ in _fields(cls):
         if field.name in nested:
-            inner, default = nested[field.name], _default(field)
-            direct[field.name] = build(hint, inner) if default is REQUIRED else update(default, inner)
+            direct[field.name] = _inside(hint, _default(field), nested[field.name])
     return cls(**direct)
 
 
@@ -298,7 +331,7 @@ def _lines(config: Any, indent: str = "") -> Iterator[str]:
         value = getattr(config, field.name)
         if title:
             yield f"\n{indent}# {title}"
-        nested = dataclasses.is_dataclass(hint)
+        nested = bool(_classes(hint))
         text = f"{indent}{field.name}:" if nested else f"{indent}{field.name}: {_scalar(value)}"
         yield f"{text:<32}  # {comment}" if comment else text
         if nested:

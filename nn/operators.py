@@ -29,6 +29,7 @@ class Operators:
     mean: Any
     max: Any
     reshape: Any
+    view: Any
     permute: Any
     cast: Any
     exp: Any

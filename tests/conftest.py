@@ -1,7 +1,7 @@
 """Options and marks of the test suite.
 
-`oracle` tests compare with PyTorch and Transformers.  Where those are not installed they are skipped; with
---require-oracle nothing may be skipped: a comparison that did not run is a failure."""
+`oracle` tests compare with PyTorch, Transformers and ONNX's evaluator.  Where those are not installed they
+are skipped; with --require-oracle nothing may be skipped: a comparison that did not run is a failure."""
 
 from collections.abc import Generator
 from importlib.util import find_spec
@@ -10,12 +10,12 @@ from typing import TypeVar
 
 import pytest
 
-ORACLES = ("torch", "transformers")
+ORACLES = ("torch", "transformers", "peft", "onnx")
 ORACLE_TESTS = Path(__file__).parent / "oracle"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--require-oracle", action="store_true", help="fail without PyTorch and Transformers")
+    parser.addoption("--require-oracle", action="store_true", help=f"fail without {', '.join(ORACLES)}")
 
 
 def pytest_configure(config: pytest.Config) -> None:

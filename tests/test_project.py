@@ -20,8 +20,8 @@ RANKS = (
     ("errors", "names", "files", "config", "random", "dtypes", "backends"),
     ("tape", "tensor", "operators", "ops"),
     ("state", "cache", "layers"),
-    ("flops", "interop", "models", "data", "optim"),
-    ("train", "generate", "eval"),
+    ("flops", "interop", "models", "data", "optim", "generate"),
+    ("train", "eval"),
     ("cli", "__main__"),
 )
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}

@@ -2,6 +2,9 @@
 
 NumPy gets its own fast form where there is one; any other array module gets one written in the standard."""
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -22,7 +25,67 @@ def on_device(array: Any) -> bool:
 
 def beside(array: Any, like: Any) -> Any:
     """The array on the device of `like`; itself if that is the host, or if it is there already."""
-    return like.device.asarray(array) if on_device(like) and not on_device(array) else array
+    if not on_device(like) or on_device(array):
+        return array
+    return _open.uploads.place(array, like.device) if _open.uploads else like.device.asarray(array)
+
+
+class NotRepeatable(RuntimeError):
+    """A computation cannot be recorded and run again as it is."""
+
+
+class Uploads:
+    """What one run of a computation uploads, kept for its next run: while a graph is recorded nothing can be
+    uploaded.  The runs must upload the same values in the same order, and write into none."""
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[np.ndarray, Any]] = []       # (values, where they are)
+        self._used = -1                                     # of them in this run; −1: the run that keeps
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """The first run."""
+        self._kept, self._used = [], -1
+        with _opened(self):
+            yield
+
+    @contextmanager
+    def reusing(self) -> Iterator[None]:
+        """A run that uploads nothing.  NotRepeatable, before it or in it, if it would not be the same."""
+        if any(not np.array_equal(values, placed.numpy(), equal_nan=values.dtype.kind == "f")
+               for values, placed in self._kept):
+            raise NotRepeatable("what was uploaded has been written into")
+        self._used = 0
+        with _opened(self):
+            yield
+
+    def place(self, array: Any, device: Any) -> Any:
+        values = np.array(array)
+        if self._used < 0:
+            self._kept.append((values, device.asarray(array)))
+            return self._kept[-1][1]
+        kept = self._kept[self._used] if self._used < len(self._kept) else (np.zeros(0), None)
+        self._used += 1
+        if kept[0].dtype != values.dtype or kept[0].tobytes() != values.tobytes():
+            raise NotRepeatable("what is uploaded changes from step to step, as random numbers do that are "
+                                "drawn on the host")
+        return kept[1]
+
+
+class _Open(threading.local):
+    uploads: Uploads | None = None
+
+
+_open = _Open()
+
+
+@contextmanager
+def _opened(uploads: Uploads) -> Iterator[None]:
+    before, _open.uploads = _open.uploads, uploads
+    try:
+        yield
+    finally:
+        _open.uploads = before
 
 
 def all_finite(array: Any) -> bool:

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from nn import MoETransformer
-from nn.cache import KVCache
 from nn.cli import bench_kernels
 from nn.cli.parser import Parser
-from nn.cli.sources import model_config
+from nn.cli.sources import model_config, model_presets
 from nn.cli.terminal import facts, table
 from nn.flops import breakdown
-from nn.models import preset
+from nn.models import from_config
+from nn.models.decoder import Decoder
+from nn.names import by_name
 from nn.optim import clip_scale, create_optimizer, grad_norm
 from nn.tensor import no_grad
 from nn.train.gradients import accumulate
@@ -31,7 +31,7 @@ from nn.train.gradients import accumulate
 @dataclass(frozen=True)
 class Options:
     # What to measure
-    preset: str = "tiny"             # a ready-made model: tiny or moe-6.9b
+    preset: str = "tiny"             # a ready-made model: tiny, small, gpt-tiny, ...
     config: Path | None = None       # instead, a YAML file with a model's or a run's configuration
     batch_size: int = 8              # sequences per training step
     seq_len: int = 256               # tokens per sequence
@@ -42,9 +42,10 @@ def run(argv: list[str]) -> int:
     if argv[:1] == ["kernels"]:
         return bench_kernels.run(argv[1:])
     (options,) = Parser("bench", __doc__, Options).parse(argv)
-    config = model_config(options.config) if options.config else preset(options.preset)
+    presets = model_presets()
+    config = model_config(options.config) if options.config else by_name("preset", options.preset, presets)
     config = config.replace(max_seq_len=max(config.max_seq_len, options.seq_len + options.repeat + 1))
-    model, work = MoETransformer(config), sum(breakdown(config, options.seq_len).values())
+    model, work = from_config(config), sum(breakdown(config, options.seq_len).values())
     active = model.num_parameters(active=True)
     facts([("model", f"{model.num_parameters():,} parameters, {active:,} active, float32"),
            ("work", f"{work / 1e6:.3f} MFLOP per token forward, three times that in training")])
@@ -59,12 +60,12 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def _measured(model: MoETransformer, options: Options) -> list[tuple[str, int, int, float]]:
+def _measured(model: Decoder, options: Options) -> list[tuple[str, int, int, float]]:
     """(what, tokens, work in units of a forward pass, median seconds) of training, prefill and decoding."""
     batch, length = options.batch_size, options.seq_len
     ids = np.random.default_rng(0).integers(model.config.vocab_size, size=(batch, length + 1))
     optimizer = create_optimizer("adamw", model.named_parameters(), lr=1e-3)
-    cache = KVCache(num_layers=model.config.num_layers)
+    cache = model.init_state(1)
 
     def train() -> None:
         accumulate(model, [(ids[:, :-1], ids[:, 1:])], seed=0, step=1)
@@ -72,7 +73,8 @@ def _measured(model: MoETransformer, options: Options) -> list[tuple[str, int, i
         model.zero_grad()
 
     def prefill() -> None:
-        cache.reset()
+        nonlocal cache
+        cache = model.init_state(1)
         model(ids[:1, :-1], cache=cache, last_only=True)
 
     def decode() -> None:

@@ -18,6 +18,7 @@ import numpy as np
 from nn.cli.parser import Parser
 from nn.cli.sources import open_model, run_settings
 from nn.cli.terminal import facts, table
+from nn.config import update
 from nn.data import TokenShard, read_documents, split, write_tokens
 from nn.errors import InputError
 from nn.eval import compressed_bits_per_byte, negative_log_likelihood
@@ -107,7 +108,8 @@ def _check_same(asked: dict[str, Any], model: Any, path: Path) -> None:
     """Of the model, what the file says; what it leaves open was the run's to decide."""
     for key, value in asked.items():
         name = key.removeprefix("model.")
-        if name not in (key, "vocab_size"):      # which follows the tokenizer
-            found = reduce(getattr, name.split("."), model)
-            if value != found:
-                raise InputError(f"config: {path}: {name} is {value}, but {found} in the checkpoint")
+        if name in (key, "vocab_size"):          # which follows the tokenizer
+            continue
+        found = reduce(getattr, name.split("."), model)
+        if value != found and update(model, {name: value}) != model:     # "A" and ["A"] are one pattern
+            raise InputError(f"config: {path}: {name} is {value}, but {found} in the checkpoint")

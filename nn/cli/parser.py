@@ -141,7 +141,8 @@ def _default(setting: Setting) -> str:
     """What the help says of the default; nothing where that is off, empty, or missing."""
     if setting.default is True:
         return f" (on; --no-{flag(setting.key)[2:]} turns it off)"
-    if any(setting.default is nothing for nothing in (REQUIRED, None, False)) or setting.default in ("", ()):
+    off = any(setting.default is nothing for nothing in (REQUIRED, None, False))
+    if off or setting.default in ("", (), {}):
         return ""
     return f" (default {_shown(setting.default)})"
 

@@ -1,26 +1,41 @@
 """Where a verb's configuration and model come from: files, run folders, checkpoints, Hugging Face folders."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from nn import MoETransformer, MoETransformerConfig
-from nn.config import build, keys, read, settings
+from nn.config import build, keys, read, settings, variant
 from nn.errors import InputError
+from nn.models import PRESETS
+from nn.models.architectures import ModelConfig
 from nn.train import TrainConfig, load_trained, newest_run
+
+KINDS = get_args(ModelConfig)       # of a model's configuration
 
 
 def run_settings(path: Path) -> dict[str, Any]:
     """The settings of a run that a file gives: those of a run, of some of it, or of a model by itself."""
-    if _is_model(keys(path)):
-        return {f"model.{key}": value for key, value in read(path, MoETransformerConfig).items()}
+    names = keys(path)
+    if _is_model(names):
+        return {f"model.{key}": value for key, value in read(path, variant(KINDS, names)).items()}
     return read(path, TrainConfig)
 
 
-def model_config(path: Path) -> MoETransformerConfig:
+def model_config(path: Path) -> ModelConfig:
     """The model's configuration that a file gives, by itself or as part of a run's."""
     prefix, given = "model.", run_settings(path)
     own = {key[len(prefix):]: value for key, value in given.items() if key.startswith(prefix)}
-    return build(MoETransformerConfig, own)
+    return build(variant(KINDS, own), own)
+
+
+def model_presets() -> dict[str, ModelConfig]:
+    """Every ready-made configuration of a model by name, those of the other front ends in this library's
+    names."""
+    from nn.models import lm_config, neoformer_config, qwen3
+
+    own = {"qwen3-0.6b": qwen3.QWEN3_0_6B, "qwen3-moe-a0.6b": qwen3.QWEN3_MOE_A0_6B}
+    others = {name: config.core for name, config in lm_config.PRESETS.items()}
+    others |= {f"neoformer-{name.lower()}": config.core for name, config in neoformer_config.PRESETS.items()}
+    return {**PRESETS, **own, **others}
 
 
 def open_model(path: Path | None) -> tuple[Any, Any, Path]:
@@ -30,14 +45,15 @@ def open_model(path: Path | None) -> tuple[Any, Any, Path]:
         return (*load_trained(folder), folder)
     if (folder / "config.json").is_file():
         from nn.data import load_tokenizer
+        from nn.interop.pretrained import from_pretrained
 
-        tokenizer = load_tokenizer(folder / "tokenizer.json")
-        return MoETransformer.from_pretrained(folder).eval(), tokenizer, folder
+        return from_pretrained(folder).eval(), load_tokenizer(folder / "tokenizer.json"), folder
     raise InputError(f"checkpoint: {folder} holds no model (no config.yaml, state.json or config.json); "
                      "give a run, a checkpoint or a Hugging Face folder")
 
 
 def _is_model(names: list[str]) -> bool:
     """A file without a `model:` section, most of whose keys are a model's."""
-    model, run = ({s.key.split(".")[0] for s in settings(cls)} for cls in (MoETransformerConfig, TrainConfig))
+    model = {s.key.split(".")[0] for kind in KINDS for s in settings(kind)}
+    run = {s.key.split(".")[0] for s in settings(TrainConfig)}
     return "model" not in names and sum(n in model for n in names) > sum(n in run for n in names)

@@ -1,4 +1,5 @@
-"""Train a mixture-of-experts language model on text; every setting has a default that works.
+"""Train a language model on text: a mixture of experts, or any blocks that a configuration file names; every
+setting has a default that works.
 
 Examples:
   cuda-nn train                                            # Python's own source: a few minutes on two cores
@@ -18,6 +19,8 @@ from nn.cli.terminal import facts, stream
 from nn.config import build, load, update
 from nn.errors import InputError
 from nn.generate import SamplingConfig, stream_text
+from nn.models import LanguageModelConfig
+from nn.models.parts import blocks_of
 from nn.train import (
     Callback,
     TrainConfig,
@@ -122,8 +125,11 @@ def _tokenizer(config: TrainConfig, corpus: Any) -> str:
 
 def _model(model: Any, config: TrainConfig) -> str:
     shape, active = config.model, model.num_parameters(active=True)
-    experts = f", {shape.top_k} of {shape.num_experts} experts per token" if shape.num_experts else ""
-    return (f"{shape.num_layers} layers of width {shape.hidden_size}{experts}; "
+    if isinstance(shape, LanguageModelConfig):
+        kinds = f" ({', '.join(sorted(blocks_of(shape.body_settings())))})"
+    else:
+        kinds = f", {shape.top_k} of {shape.num_experts} experts per token" if shape.num_experts else ""
+    return (f"{shape.num_layers} layers of width {shape.hidden_size}{kinds}; "
             f"{model.num_parameters():,} parameters, {active:,} active, {config.dtype}")
 
 

@@ -23,7 +23,7 @@ class DeviceTexts:
         device, (batch, length) = model.device, prompts.shape
         self.limit = model.config.max_seq_len
         last = length + config.max_tokens
-        self.cache = StaticKVCache(len(model.layers), batch, min(last, self.limit),
+        self.cache = StaticKVCache(model.config.num_layers, batch, min(last, self.limit),
                                    like=model.embed_tokens.weight.data, last_position=last)
         self.device, self._prompt = device, device.asarray(prompts)
         self._ids = device.zeros((batch,), np.int64)                    # the newest token of each row

@@ -1,7 +1,8 @@
-"""The generation loop: the prompt in one pass, then one token at a time on a key/value cache.
+"""The generation loop: the prompt in one pass, then one token at a time on what the model keeps of the past.
 
-When the cache is full its older half is dropped and generation goes on; positions keep counting, because
-the keys that stay are already rotated to theirs.  The model is in evaluation mode and records nothing only
+When a cache of keys and values is full its older half is dropped and generation goes on; positions keep
+counting, because the keys that stay are already rotated to theirs.  States that do not grow (recurrences,
+windows) have no limit.  The model is in evaluation mode and records nothing only
 while it computes, so the code that consumes the tokens runs as it would without the loop, and may stop at
 any token.
 
@@ -26,7 +27,8 @@ _DEFAULT = SamplingConfig()
 
 
 class LanguageModel(Protocol):
-    """What the loop needs of a model: `config.max_seq_len`, a cache, and logits [B,1,V] for ids [B,T]."""
+    """What the loop needs of a model: `config.max_seq_len`, a state, and logits [B,1,V] for ids [B,T].
+    `context`, where there is one, counts instead: None for a model that holds any number of tokens."""
 
     config: Any
     training: bool
@@ -66,7 +68,7 @@ def generate(
     row: the name of this text for the random numbers.  start_id: what an empty prompt starts from.
     truncate_prompt: keep the end of a prompt longer than the context.  vocab_size: draw only ids below it,
     for a model with more ids than its tokenizer.  use_cache=False: recompute the context, a slow check."""
-    prompt = _prompt(prompt_ids, model.config.max_seq_len, start_id, truncate_prompt)
+    prompt = _prompt(prompt_ids, _limit(model), start_id, truncate_prompt)
     context = _Context(model, vocab_size, use_cache)
     return (int(ids[0]) for ids, _ in _texts(context, prompt[None], config, np.array([row])))
 
@@ -80,7 +82,8 @@ def generate_batch(
     truncate_prompt: bool = False,
 ) -> list[list[int]]:
     """Row i is what `generate(..., row=i)` yields; prompts of equal length go through the model together."""
-    ready = [_prompt(ids, model.config.max_seq_len, start_id, truncate_prompt) for ids in prompts]
+    limit = _limit(model)
+    ready = [_prompt(ids, limit, start_id, truncate_prompt) for ids in prompts]
     out: list[list[int]] = [[] for _ in ready]
     for length in sorted({len(prompt) for prompt in ready}):
         rows = np.array([i for i, prompt in enumerate(ready) if len(prompt) == length])
@@ -132,12 +135,13 @@ class _Context:
         self._use_cache = use_cache
         self._cache: Any = None
         self._length = 0
+        self._limit = _limit(model)
 
     def drawing(
         self, prompts: np.ndarray, config: SamplingConfig, rows: np.ndarray
     ) -> Callable[[int], np.ndarray]:
         """What gives the ids [B] of step 0, 1, ... after prompts [B,T]."""
-        if getattr(self._model, "device", None) is not None and self._use_cache:
+        if self._use_cache and _recordable(self._model):
             texts = DeviceTexts(self._model, prompts, config, rows, self._vocab_size)
             return lambda step: texts.next()
         history, new = prompts, prompts.shape[1]  # [B,T]
@@ -165,11 +169,10 @@ class _Context:
 
     def logits(self, history: np.ndarray, new: int) -> np.ndarray:
         """Logits [B,V] after the history, whose last `new` tokens the model has not seen."""
-        limit = self._model.config.max_seq_len
         if self._use_cache and self._cache is None:
             self._cache = self._model.init_state(len(history))
-        if self._length + new > limit:
-            self._length = limit // 2
+        if self._limit is not None and self._length + new > self._limit:
+            self._length = self._limit // 2
             if self._cache is not None:
                 self._cache.trim(keep=self._length)
         self._length += new
@@ -177,18 +180,30 @@ class _Context:
         return self._model(ids, cache=self._cache, last_only=True).numpy()[:, -1, : self._vocab_size]
 
 
-def _prompt(ids: Sequence[int], limit: int, start_id: int | None, truncate: bool) -> np.ndarray:
+def _limit(model: LanguageModel) -> int | None:
+    """Tokens that the model can hold; None: any number."""
+    limit: int | None = getattr(model, "context", model.config.max_seq_len)
+    return limit
+
+
+def _recordable(model: LanguageModel) -> bool:
+    """Whether the step from one token to the next can be recorded: the model is on a device, and a cache of
+    fixed size serves it."""
+    return getattr(model, "device", None) is not None and not getattr(model, "static_problem", "")
+
+
+def _prompt(ids: Sequence[int], limit: int | None, start_id: int | None, truncate: bool) -> np.ndarray:
     """The prompt as int64 [T], 1 <= T <= limit."""
     if len(ids) == 0:
         if start_id is None:
             raise InputError("prompt_ids: empty; give at least one token, or a first one as start_id")
         ids = [start_id]
-    if len(ids) > limit and not truncate:
+    if limit is not None and len(ids) > limit and not truncate:
         raise InputError(
             f"prompt_ids: {len(ids)} tokens are more than the model's context (max_seq_len {limit}); "
             "shorten the prompt, or keep only its end with truncate_prompt"
         )
-    prompt = np.asarray(ids)[-limit:]
+    prompt = np.asarray(ids)[-limit if limit else 0 :]
     if prompt.ndim != 1 or prompt.dtype.kind not in "iu":
         raise InputError(f"prompt_ids: {prompt.dtype} of shape {list(prompt.shape)}; give a list of integers")
     return prompt.astype(np.int64)

@@ -42,12 +42,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def open_tensors(folder: Path) -> Iterator[dict[str, Stored]]:
-    """{name: tensor} of all weight files, open inside the block.  InputError names a missing or damaged file,
-    and a tensor in a number type that is not read (quantised ones)."""
+def open_tensors(folder: Path, file: str = "") -> Iterator[dict[str, Stored]]:
+    """{name: tensor} of all weight files, or of the one named, open inside the block.  InputError names a
+    missing or damaged file, and a tensor in a number type that is not read (quantised ones)."""
     with ExitStack() as files:
         stored: dict[str, Stored] = {}
-        for path in _weight_files(folder):
+        for path in [folder / file] if file else _weight_files(folder):
             stored |= _describe(path, files)
         yield stored
 
@@ -81,10 +81,11 @@ def _describe(path: Path, files: ExitStack) -> dict[str, Stored]:
     return stored
 
 
-def write(folder: Path, config: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
+def write(folder: Path, config: dict[str, Any], tensors: dict[str, np.ndarray],
+          files: tuple[str, str] = (CONFIG, WEIGHTS)) -> None:
     """Both files take their places only when both are complete."""
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / CONFIG) as text, replacing(folder / WEIGHTS) as weights:
+    with replacing(folder / files[0]) as text, replacing(folder / files[1]) as weights:
         text.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         _save(tensors, weights)
 

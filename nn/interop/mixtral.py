@@ -5,17 +5,16 @@ w3 = up, w2 = down) and stacked here; files that hold them stacked, as Transform
 read too.  Two meanings differ, in training only: their auxiliary loss counts an expert's share over all k
 choices, so it is k times ours (one layer), and their jitter also reaches the experts' inputs."""
 
-import math
-from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nn.dtypes import DType, Shape
+from nn.dtypes import DType
 from nn.errors import InputError
-from nn.interop.folder import CONFIG, Stored, open_tensors, read_json, write
+from nn.interop.folder import CONFIG, open_tensors, read_json, write
+from nn.interop.layout import Table, read_field, require, rope_from_hugging_face, rope_to_hugging_face
 from nn.layers.rotary import RopeScaling
 from nn.models.config import MoETransformerConfig
 
@@ -50,8 +49,6 @@ OWN = ("rope_theta", "rope_scaling", "router_z_coef", "drop_policy")
 # Their fields that would change the arithmetic: theirs must be this value, if there at all.
 REQUIRED = {"hidden_act": "silu", "attention_bias": False, "attention_dropout": 0.0,
             "partial_rotary_factor": 1.0, "quantization_config": None}
-ROPE_TYPES = {"default": "none", "linear": "linear", "dynamic": "dynamic", "yarn": "yarn"}     # theirs: ours
-YARN = {"beta_fast": 32.0, "beta_slow": 1.0}     # and what leaving them out means
 
 NAMES = {
     "embed_tokens.weight": "model.embed_tokens.weight",
@@ -96,60 +93,30 @@ def expert_names(config: MoETransformerConfig) -> dict[str, list[list[str]]]:
     }
 
 
+def table(config: MoETransformerConfig, stacked: bool = False) -> Table:
+    """All names; stacked: the experts' as Transformers 5 has them in memory."""
+    return Table(names(config, stacked), {} if stacked else expert_names(config))
+
+
 def save(model: "MoETransformer", folder: Path) -> None:
     """InputError if the architecture is not Mixtral's.  Files are written aside and renamed."""
     dtype = DType.of(model.embed_tokens.weight.dtype).value
     config = to_hugging_face(model.config) | {"torch_dtype": dtype}
-    ours = model.state_dict()
-    tensors = {theirs: np.ascontiguousarray(ours[name]) for name, theirs in names(model.config).items()}
-    for name, experts in expert_names(model.config).items():
-        for weight, parts in zip(ours[name], experts, strict=True):
-            for part, rows in zip(parts, np.split(weight, len(parts)), strict=True):
-                tensors[part] = np.ascontiguousarray(rows)
-    write(folder, config, tensors)
+    write(folder, config, table(model.config).to_theirs(model.state_dict()))
 
 
 def load(folder: Path) -> tuple[MoETransformerConfig, dict[str, np.ndarray]]:
     """(configuration, our state dict).  InputError names a damaged file, tensors that are missing, unexpected
     or mis-shaped, or what in the architecture is not Mixtral's; all before any weight is read."""
-    config = from_hugging_face(read_json(folder / CONFIG))
-    with open_tensors(folder) as stored:
-        stacked = any(".mlp.experts." in name for name in stored)
-        _check(config, stored, stacked, folder)
-        ours = {name: stored[theirs].read() for name, theirs in names(config, stacked).items()}
-        for name, experts in {} if stacked else expert_names(config).items():
-            ours[name] = np.stack([_joined(stored[part] for part in parts) for parts in experts])
-    return config, ours
-
-
-def _joined(parts: Iterable[Stored]) -> np.ndarray:
-    return np.concatenate([part.read() for part in parts])
-
-
-def _check(config: MoETransformerConfig, stored: dict[str, Stored], stacked: bool, folder: Path) -> None:
-    expected = _shapes(config, stacked)
-    redundant = ("rotary_emb.inv_freq", *["lm_head.weight"] * config.tie_embeddings)
-    problems = [f"{name} is missing" for name in expected if name not in stored]
-    for name, tensor in stored.items():
-        if name not in expected and not name.endswith(redundant):
-            problems.append(f"{name} is not a tensor of this model")
-        elif expected.get(name, tensor.shape) != tensor.shape:
-            problems.append(f"{name} has shape {list(tensor.shape)}, expected {list(expected[name])}")
-    if problems:
-        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-        raise InputError(f"{folder}: weights and config.json disagree: {'; '.join(problems[:3])}{more}")
-
-
-def _shapes(config: MoETransformerConfig, stacked: bool) -> dict[str, Shape]:
-    """{their name: shape} of every tensor that the folder must hold."""
     from nn.models.moe_transformer import MoETransformer
 
-    ours = {name: parameter.shape for name, parameter in MoETransformer(config).named_parameters().items()}
-    shapes = {theirs: ours[name] for name, theirs in names(config, stacked).items()}
-    for name, experts in {} if stacked else expert_names(config).items():
-        _, rows, columns = ours[name]
-        shapes |= {part: (rows // len(parts), columns) for parts in experts for part in parts}
-    return shapes
+    config = from_hugging_face(read_json(folder / CONFIG))
+    shapes = {name: p.shape for name, p in MoETransformer(config).named_parameters().items()}
+    with open_tensors(folder) as stored:
+        ours = table(config, stacked=any(".mlp.experts." in name for name in stored))
+        redundant = ("rotary_emb.inv_freq", *["lm_head.weight"] * config.tie_embeddings)
+        ours.check(shapes, stored, redundant, folder)
+        return config, ours.to_ours(stored)
 
 
 def to_hugging_face(config: MoETransformerConfig) -> dict[str, Any]:
@@ -165,28 +132,11 @@ def to_hugging_face(config: MoETransformerConfig) -> dict[str, Any]:
                "attention_dropout": 0.0, "sliding_window": config.sliding_window or None}
     theirs |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))      # left out, eos would be 2
     own = {field: value for field, value in asdict(config).items() if field in OWN}
-    return theirs | _rope_to_hugging_face(config) | {"cuda_nn": own}
+    return theirs | _rope(config) | {"cuda_nn": own}
 
 
-def _rope_to_hugging_face(config: MoETransformerConfig) -> dict[str, Any]:
-    """rope_theta and rope_scaling, the two keys that every version of Transformers reads.
-
-    NTK scaling is a larger base and has no name there.  Neither has our dynamic kind, which is fixed for the
-    whole context: theirs is plain up to max_position_embeddings and grows beyond."""
-    scaling, theta = config.rope_scaling, config.rope_theta
-    trained = scaling.original_max_position_embeddings or round(config.max_seq_len / scaling.factor)
-    if scaling.type == "none":
-        return {"rope_theta": theta, "rope_scaling": None}
-    if scaling.type == "ntk" or (scaling.type == "dynamic" and config.max_seq_len > trained):
-        s, width = scaling.factor, config.head_dim
-        s = s if scaling.type == "ntk" else s * config.max_seq_len / trained - (s - 1.0)
-        return {"rope_theta": theta * s ** (width / (width - 2)), "rope_scaling": None}
-    theirs: dict[str, Any] = {"rope_type": scaling.type, "factor": float(scaling.factor)}
-    if scaling.type == "yarn":
-        theirs |= {"original_max_position_embeddings": trained, "beta_fast": float(scaling.beta_fast),
-                   "beta_slow": float(scaling.beta_slow)}
-        theirs |= {"attention_factor": float(scaling.attention_factor)} if scaling.attention_factor else {}
-    return {"rope_theta": theta, "rope_scaling": theirs}
+def _rope(config: MoETransformerConfig) -> dict[str, Any]:
+    return rope_to_hugging_face(config.rope_theta, config.rope_scaling, config.head_dim, config.max_seq_len)
 
 
 def from_hugging_face(theirs: dict[str, Any]) -> MoETransformerConfig:
@@ -194,53 +144,13 @@ def from_hugging_face(theirs: dict[str, Any]) -> MoETransformerConfig:
     if theirs.get("model_type") != "mixtral":
         kind = theirs.get("model_type")
         raise InputError(f"config.json: model_type is {kind!r}; only mixtral is read so far")
-    _require(theirs, REQUIRED)
-    ours = {field: _field(theirs, key, default) for field, (key, default) in FIELDS.items()}
+    require(theirs, REQUIRED)
+    ours = {field: read_field(theirs, key, default) for field, (key, default) in FIELDS.items()}
     if theirs.get("num_key_value_heads", 0) is None:
         ours["num_kv_heads"] = ours["num_heads"]
-    ours |= _rope_from_hugging_face(theirs, ours["max_seq_len"])
-    return _with_own(MoETransformerConfig(**ours), _field(theirs, "cuda_nn", {}))
-
-
-def _require(theirs: dict[str, Any], required: dict[str, Any]) -> None:
-    for key, value in required.items():
-        if theirs.get(key) not in (None, value):
-            raise InputError(f"config.json: {key} is {theirs[key]!r}; only {value!r} is computed here")
-
-
-def _field(theirs: dict[str, Any], key: str, default: Any) -> Any:
-    value = default if theirs.get(key) is None else theirs[key]
-    kind = int | float if isinstance(default, float) else type(default)
-    if not isinstance(value, kind) or isinstance(value, bool) != isinstance(default, bool):
-        raise InputError(f"config.json: {key} is {value!r}; expected a value like {default!r}")
-    return value
-
-
-def _rope_from_hugging_face(theirs: dict[str, Any], max_seq_len: int) -> dict[str, Any]:
-    """Our rope_theta and rope_scaling.  Transformers 5 writes both into rope_parameters."""
-    rope = _field(theirs, "rope_scaling", {}) or _field(theirs, "rope_parameters", {})
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind not in ROPE_TYPES:
-        known = ", ".join(ROPE_TYPES)
-        raise InputError(f"config.json: rope_type is {kind!r}; only {known} are computed here")
-    if kind != "default" and not rope.get("factor"):
-        raise InputError(f"config.json: rope_type {kind!r} needs a factor")
-    _require(rope, {"partial_rotary_factor": 1.0, "truncate": True})
-    theta = _field(theirs if rope.get("rope_theta") is None else rope, "rope_theta", THETA)
-    scaling: dict[str, Any] = {}
-    if kind != "default":
-        scaling = {"factor": _field(rope, "factor", 1.0), "original_max_position_embeddings": max_seq_len}
-    if kind == "yarn":
-        defaults = YARN | {"original_max_position_embeddings": max_seq_len, "attention_factor": _mscale(rope)}
-        scaling |= {key: _field(rope, key, default) for key, default in defaults.items()}
-    return {"rope_theta": theta, "rope_scaling": RopeScaling(ROPE_TYPES[kind], **scaling)}
-
-
-def _mscale(rope: dict[str, Any]) -> float:
-    """DeepSeek's m(s, mscale) / m(s, mscale_all_dim), m(s, a) = 0.1 a ln s + 1; 0 if not given."""
-    s, above, below = (_field(rope, key, 0.0) for key in ("factor", "mscale", "mscale_all_dim"))
-    log = 0.1 * math.log(max(s, 1.0))
-    return (above * log + 1.0) / (below * log + 1.0) if above and below else 0.0
+    theta, scaling = rope_from_hugging_face(theirs, ours["max_seq_len"], THETA)
+    config = MoETransformerConfig(**ours, rope_theta=theta, rope_scaling=scaling)
+    return _with_own(config, read_field(theirs, "cuda_nn", {}))
 
 
 def _with_own(config: MoETransformerConfig, own: dict[str, Any]) -> MoETransformerConfig:
@@ -254,6 +164,6 @@ def _with_own(config: MoETransformerConfig, own: dict[str, Any]) -> MoETransform
         full = replace(config, **own | {"rope_scaling": scaling})
     except TypeError as error:
         raise InputError(f"config.json: cuda_nn: {error}") from None
-    if _rope_to_hugging_face(full) == _rope_to_hugging_face(config):
+    if _rope(full) == _rope(config):
         return full
     return full.replace(rope_theta=config.rope_theta, rope_scaling=config.rope_scaling)

@@ -16,25 +16,27 @@ KINDS = ("swiglu", "silu", "gelu", "gelu_tanh", "relu")
 
 
 class FeedForward(Module):
-    """swiglu: y = W_down(SiLU(W_gate x) ⊙ W_up x)   (Shazeer 2020);   else y = W_down act(W_up x)"""
+    """swiglu: y = W_down(SiLU(W_gate x) ⊙ W_up x)   (Shazeer 2020);   else y = W_down act(W_up x)
 
-    def __init__(self, hidden_size: int, intermediate_size: int, kind: str = "swiglu", *, std: float = 0.02,
-                 down_std: float | None = None, dtype: Any = "float32") -> None:
+    bias: a bias on every projection"""
+
+    def __init__(self, hidden_size: int, intermediate_size: int, kind: str = "swiglu", *, bias: bool = False,
+                 std: float = 0.02, down_std: float | None = None, dtype: Any = "float32") -> None:
         check_name("ffn", kind, KINDS)
         self.kind = kind
         if kind == "swiglu":
-            self.gate_proj = Linear(hidden_size, intermediate_size, std=std, dtype=dtype)
-        self.up_proj = Linear(hidden_size, intermediate_size, std=std, dtype=dtype)
-        self.down_proj = Linear(intermediate_size, hidden_size, std=down_std or std, dtype=dtype)
+            self.gate_proj = Linear(hidden_size, intermediate_size, bias=bias, std=std, dtype=dtype)
+        self.up_proj = Linear(hidden_size, intermediate_size, bias=bias, std=std, dtype=dtype)
+        self.down_proj = Linear(intermediate_size, hidden_size, bias=bias, std=down_std or std, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]"""
         up = self.up_proj(x)
-        hidden = ops.swiglu(self.gate_proj(x), up) if self.kind == "swiglu" else _ACTIVATIONS[self.kind](up)
+        hidden = ops.swiglu(self.gate_proj(x), up) if self.kind == "swiglu" else ACTIVATIONS[self.kind](up)
         return self.down_proj(hidden)
 
 
-_ACTIVATIONS = {
+ACTIVATIONS = {
     "silu": ops.silu, "gelu": ops.gelu, "relu": ops.relu,
     "gelu_tanh": lambda x: ops.gelu(x, approximate=True),
 }
@@ -48,6 +50,7 @@ class SwiGLUSettings(BlockSettings):
 
     intermediate_size: int = 256      # width between the projections
     activation: str = "swiglu"        # swiglu
+    bias: bool = False                # a bias on every projection
 
     def __post_init__(self) -> None:
         self._positive("hidden_size", "intermediate_size")
@@ -59,7 +62,8 @@ class SwiGLUSettings(BlockSettings):
         return 3 if self.activation == "swiglu" else 2
 
     def parameters(self, active: bool = False) -> dict[str, int]:
-        return {"projections": self.matrices * self.hidden_size * self.intermediate_size}
+        biases = (self.matrices - 1) * self.intermediate_size + self.hidden_size if self.bias else 0
+        return {"projections": self.matrices * self.hidden_size * self.intermediate_size + biases}
 
     def flops(self, batch: int, length: int, past: int = 0, mode: str | None = None) -> dict[str, int]:
         shape = (self.hidden_size, self.intermediate_size)
@@ -67,7 +71,8 @@ class SwiGLUSettings(BlockSettings):
 
     @classmethod
     def examples(cls) -> dict[str, Any]:
-        return {"": cls.create(hidden_size=8, intermediate_size=12)}
+        return {"": cls.create(hidden_size=8, intermediate_size=12),
+                "biases": cls.create(hidden_size=8, intermediate_size=5, bias=True)}
 
 
 @dataclass(frozen=True)
@@ -78,11 +83,11 @@ class MLPSettings(SwiGLUSettings):
 
     def __post_init__(self) -> None:
         self._positive("hidden_size", "intermediate_size")
-        check_name("activation", self.activation, _ACTIVATIONS)
+        check_name("activation", self.activation, ACTIVATIONS)
 
     @classmethod
     def examples(cls) -> dict[str, Any]:
-        return {name: cls.create(hidden_size=8, intermediate_size=9, activation=name)
+        return {name: cls.create(hidden_size=8, intermediate_size=9, activation=name, bias=name == "silu")
                 for name in ("gelu_tanh", "silu")}
 
 
@@ -90,11 +95,12 @@ class SwiGLU(Block):
     """The gated feed-forward; no token sees another, so there is no state."""
 
     Settings = SwiGLUSettings
+    packing = "tokens"
 
     def __init__(self, settings: SwiGLUSettings, dtype: Any = "float32") -> None:
         s = self.settings = settings
-        self.ffn = FeedForward(s.hidden_size, s.intermediate_size, s.activation, std=s.init_std,
-                               down_std=s.down_std, dtype=dtype)
+        self.ffn = FeedForward(s.hidden_size, s.intermediate_size, s.activation, bias=s.bias,
+                               std=s.init_std, down_std=s.down_std, dtype=dtype)
 
     def forward(self, x: Tensor, *, state: None = None, mask: Array | None = None,
                 mode: str | None = None) -> tuple[Tensor, None]:

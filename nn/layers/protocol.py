@@ -17,6 +17,10 @@ mask   booleans [B,S], True for tokens, False for padding; its last column belon
 mode   "chunk" (tokens together), "recurrent" (one by one) or None: select_mode decides.  One result, up to
        rounding.
 
+segment_ids   integers [B,T], of which document of its row a token is, 0: none (padding).  The tokens of a
+       document get what they get in a row of their own (nn/layers/packing.py).  Such rows are not continued:
+       no state.  A block that cannot take them refuses.
+
 A block is built from a frozen dataclass that knows its parameters and operations without building anything.
 What a block needs besides x it names in `needs`, what it can also do without in `takes`, and takes it as a
 keyword: see INPUTS."""
@@ -26,9 +30,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from nn.backends.array_api import namespace
+from nn.cache import StaticLayerCache
 from nn.dtypes import widen
 from nn.errors import InputError
 from nn.layers.module import Module
+from nn.layers.packing import Documents, by_document
 from nn.names import hint
 from nn.state import State
 from nn.tensor import Array, Tensor
@@ -41,7 +47,13 @@ INPUTS = {
     "ids": "integers [B,T], the tokens' ids",
     "context": "[B,S,D], what attention looks at instead of x: an encoder's output",
     "context_mask": "booleans [B,S], False at the padding of the context",
+    "segment_ids": "integers [B,T], of which document of its row a token is, 0: none",
 }
+
+PACKINGS = ("documents",      # each is computed as a row of its own
+            "tokens",         # no token sees another: rows are computed as they are
+            "handed on",      # the blocks it is made of take care
+            "none")           # refused
 
 
 @dataclass(frozen=True)
@@ -61,6 +73,11 @@ class BlockSettings:
         holds, a multiply-add counted 2, as nn.ops.count counts them.  Elementwise work and norms: 0.
         Training costs three times as much (nn.layers.formulas.TRAINING)."""
         raise TypeError(f"{type(self).__name__} does not say how many operations there are")
+
+    def cache_size(self, tokens: int) -> int | None:
+        """Numbers, of the parameters' type, that a row's state holds behind that many tokens.  None: as much
+        as init_state gives, however many tokens there were."""
+        return None
 
     @classmethod
     def examples(cls) -> dict[str, Any]:
@@ -98,10 +115,36 @@ class Block(Module):
 
     Settings: ClassVar[type[BlockSettings]]     # what it is built from
     needs: ClassVar[tuple[str, ...]] = ()       # names of INPUTS without which it cannot be called
-    takes: ClassVar[tuple[str, ...]] = ()       # names of INPUTS that it can do without
+    takes: ClassVar[tuple[str, ...]] = ("segment_ids",)     # names of INPUTS that it can do without
+    static_cache: ClassVar[bool] = False        # whether its state may be a nn.cache.StaticLayerCache
+    packing: ClassVar[str] = "documents"        # what is done about segment_ids: one of PACKINGS
     prenorm: ClassVar[bool] = True              # whether it wants x normalised; else it does that itself
     detached: ClassVar[tuple[str, ...]] = ()    # last names of parameters that no gradient reaches
     settings: Any
+
+    def __call__(self, *args: Any, segment_ids: Any = None, **options: Any) -> Any:
+        if not self.static_cache and isinstance(options.get("state"), StaticLayerCache):
+            raise InputError(f"state: {type(self).__name__} takes no cache of fixed size; use init_state()")
+        if segment_ids is None:
+            return super().__call__(*args, **options)
+        return self._packed(*args, segment_ids=segment_ids, **options)
+
+    def _packed(self, x: Tensor, *, segment_ids: Any, state: Any = None, mask: Array | None = None,
+                mode: str | None = None, **given: Any) -> tuple[Tensor, Any]:
+        """The call on packed rows"""
+        where = segment_ids if isinstance(segment_ids, Documents) else Documents(segment_ids)
+        if state is not None:
+            raise InputError(f"segment_ids: {type(self).__name__} is given a state, but packed rows are not "
+                             "continued; give each document a row of its own")
+        if self.packing == "handed on":
+            return super().__call__(x, segment_ids=where, mask=mask, mode=mode, **given)
+        if self.packing == "tokens":
+            return super().__call__(x, mask=where.mask(mask), mode=mode, **given)
+        if self.packing == "none" or given.keys() - {"ids"}:
+            what = "".join(f", {name}=" for name in given if name != "ids")
+            raise InputError(f"segment_ids: {type(self).__name__} does not take packed rows{what and ' with'}"
+                             f"{what[1:]}; give each document a row of its own")
+        return by_document(super().__call__, x, where, mask=mask, mode=mode, **given), None
 
     def forward(self, x: Tensor, *, state: Any = None, mask: Array | None = None,
                 mode: str | None = None) -> tuple[Tensor, Any]:

@@ -33,6 +33,7 @@ FEED_FORWARDS = {
     "swiglu": "nn.layers.feed_forward.SwiGLU",
     "mlp": "nn.layers.feed_forward.MLP",
     "moe": "nn.layers.moe.block.Mixture",
+    "moe_expert_choice": "nn.layers.moe.expert_choice.ExpertChoice",
 }
 
 # Add what was stored elsewhere: tables, banks, summaries.

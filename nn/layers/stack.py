@@ -6,15 +6,20 @@
 
 A stack is a block itself."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import lru_cache
+from typing import Any, get_type_hints
 
+from nn.config import build
 from nn.errors import InputError
 from nn.layers import pattern, registry
+from nn.layers.dropout import Dropout
 from nn.layers.module import Module
 from nn.layers.protocol import INPUTS, Block, BlockSettings
+from nn.layers.recompute import run_layers
 from nn.layers.residual.connection import Branch, ConnectionSettings
 from nn.names import check_name
 from nn.state import State
@@ -35,6 +40,7 @@ class LayerSettings:
     connection: ConnectionSettings
     residual: str                              # name of the connection
     memory_at: str                             # pre_attn, post_attn or ffn
+    resid_dropout: float = 0.0                 # share of what every block gives that training drops
 
     def branches(self) -> list[tuple[str, ...]]:
         """The roles of each branch, in the order in which they are applied."""
@@ -67,7 +73,9 @@ class StackSettings(BlockSettings):
     residual: str = "pre_norm"                              # how branches are added up
     norm: str = "rmsnorm"                                   # rmsnorm or layernorm
     norm_eps: float = 1e-6                                  # added to the mean square (or variance)
+    resid_dropout: float = 0.0                              # share of what blocks give, dropped in training
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)     # {block: its settings}
+    common: Mapping[str, Any] = field(default_factory=dict)    # settings of every block that has such a field
     # out_std: 0 = init_std / sqrt(2 num_layers), GPT-2's
 
     def __post_init__(self) -> None:
@@ -101,17 +109,18 @@ class StackSettings(BlockSettings):
         blocks = {role: self._settings(role, name, layer=i, **std) for role, name in names.items()}
         connection = self._settings("residual", self.residual, layer=i, norm=self.norm,
                                     norm_eps=self.norm_eps, **std)
-        layer = LayerSettings(names, blocks, connection, self.residual, self.memory_at)
+        layer = LayerSettings(names, blocks, connection, self.residual, self.memory_at, self.resid_dropout)
         wants = tuple(registry.find(role, names[role]).prenorm for role, *_ in layer.branches())
         return replace(layer, connection=replace(connection, branches=wants))
 
     def _settings(self, role: str, name: str, *, layer: int, **given: Any) -> Any:
-        """Of a block: the stack's width, what is given, the layer's index if the block has a field `layer`,
-        and over all that what `options` say."""
+        """Of a block: the stack's width, what is given, of the layer's index and what is common what the
+        block has a field for, and over all that what `options` say."""
         settings = registry.find(role, name).Settings
-        place = {"layer": layer} if hasattr(settings, "layer") else {}
-        own = {"hidden_size": self.hidden_size, **given, **place, **self.options.get(name, {})}
-        return settings.create(**own)
+        known = {field.name for field in dataclasses.fields(settings)}
+        shared = {key: value for key, value in {**self.common, "layer": layer}.items() if key in known}
+        own = {"hidden_size": self.hidden_size, **shared, **given, **self.options.get(name, {})}
+        return settings.create(**typed(settings, own))
 
     @classmethod
     def examples(cls) -> dict[str, Any]:
@@ -144,6 +153,23 @@ class StackSettings(BlockSettings):
         return sums
 
 
+_hints = lru_cache(maxsize=None)(get_type_hints)
+
+
+def typed(settings: type, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as a file gives them, as the fields want them: a mapping becomes the dataclass it describes, a
+    list a tuple."""
+    hints = _hints(settings)
+
+    def value_of(name: str, value: Any) -> Any:
+        hint = hints.get(name)
+        if isinstance(value, Mapping) and isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            return build(hint, typed(hint, value))
+        return tuple(value) if isinstance(value, list) else value
+
+    return {name: value_of(name, value) for name, value in options.items()}
+
+
 @dataclass
 class LayerState(State):
     """The states of a layer's blocks."""
@@ -168,6 +194,8 @@ class Layer(Module):
         for role, name in settings.names.items():
             setattr(self, role, registry.find(role, name)(settings.blocks[role], dtype=dtype))
         self.connection = registry.find("residual", settings.residual)(settings.connection, dtype=dtype)
+        if settings.resid_dropout:
+            self.dropouts = [Dropout(settings.resid_dropout) for _ in settings.names]     # of each block
 
     def blocks(self) -> dict[str, Block]:
         """{role: block}"""
@@ -183,10 +211,10 @@ class Layer(Module):
         def run(role: str, x: Tensor) -> Tensor:
             block = getattr(self, role)
             before = None if state is None else getattr(state, role)
-            y, after = block(x, state=before, mask=mask, mode=mode, **_inputs(self, role, given))
+            y, after = block(x, state=before, mask=mask, mode=mode, **_inputs(self, role, given, before))
             if state is not None:
                 setattr(state, role, after)
-            return y
+            return self._dropped(role, y) if state is None else y
 
         def branch(roles: tuple[str, ...]) -> Callable[[Tensor], Tensor]:
             return lambda x: sum((run(role, x) for role in roles[1:]), start=run(roles[0], x))
@@ -195,12 +223,18 @@ class Layer(Module):
                     zip(self.settings.branches(), self.settings.connection.branches, strict=True)]
         return self.connection(stream, branches), state
 
+    def _dropped(self, role: str, y: Tensor) -> Tensor:
+        """What a block gave, while training without a part of it"""
+        if not self.settings.resid_dropout:
+            return y
+        return self.dropouts[list(self.settings.names).index(role)](y)
 
-def _inputs(layer: Layer, role: str, given: dict[str, Any]) -> dict[str, Any]:
-    """What a block needs besides x."""
+
+def _inputs(layer: Layer, role: str, given: dict[str, Any], state: State | None) -> dict[str, Any]:
+    """What a block needs besides x.  A state may hold the context; the block complains if it does not."""
     block = getattr(layer, role)
     for name in block.needs:
-        if given.get(name) is None:
+        if given.get(name) is None and (state is None or name != "context"):
             raise InputError(f"{layer.settings.names[role]} needs {name}, {INPUTS[name]}; call with {name}=")
     return {name: given[name] for name in (*block.needs, *block.takes) if name in given}
 
@@ -209,11 +243,13 @@ class Stack(Block):
     """Layers one behind the other, between an opened and a closed residual stream; no norm at the end."""
 
     Settings = StackSettings
+    packing = "handed on"
 
     def __init__(self, settings: StackSettings, dtype: Any = "float32") -> None:
         self.settings, layers = settings, settings.layers()
         self.layers = [Layer(layer, dtype) for layer in layers]
         self.ends = registry.find("residual", settings.residual).ends(layers[0].connection, dtype)
+        self.recompute = False          # whether layers are run again in backward: memory for time
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -229,8 +265,6 @@ class Stack(Block):
         """x[B,T,D] -> y[B,T,D]: here the whole stream, not what is added to it"""
         for name in given:
             check_name("stack", name, INPUTS)
-        stream = self.ends.open(x)
-        for i, layer in enumerate(self.layers):
-            held = None if state is None else state.layers[i]
-            stream, _ = layer(stream, state=held, mask=mask, mode=mode, **given)
+        stream = run_layers(self.layers, self.ends.open(x), None if state is None else state.layers,
+                            recompute=self.recompute, mask=mask, mode=mode, **given)
         return self.ends.close(stream), state

@@ -1,72 +1,142 @@
-"""The decoder stack: embedding, blocks, final norm, head.
+"""What every language model has in common: embedding, a trunk of layers, final norm, head, loss.
 
-Every decoder-only model is this with other layers in it."""
+A model is this with another trunk: nn/models/moe_transformer.py, nn/models/language_model.py."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 
-from nn import ops
-from nn.backends.array_api import namespace, on_device
-from nn.cache import KVCache, StaticKVCache
+from nn import flops, ops
+from nn.backends.array_api import beside, namespace, on_device
+from nn.cache import StaticKVCache
 from nn.errors import InputError
 from nn.layers import auxiliary
 from nn.layers.linear import Embedding, Linear
 from nn.layers.module import Module
+from nn.layers.noise import noise_counters
 from nn.layers.residual import Residual
-from nn.tape import no_grad, state
+from nn.models.hooks import Constraint, Hook, overriding
+from nn.names import check_name
+from nn.tape import no_grad
 from nn.tensor import Array, Tensor
-
-Cache = KVCache | StaticKVCache
 
 
 class Decoder(Module):
-    """ids [B,T] -> logits [B,T,V].
+    """ids [B,T] -> logits [B,T,V].  A subclass defines `trunk` and init_state.
 
-    gradient_checkpointing: keep only each block's input and run the block again in backward."""
+    parts: {attribute: module, or list of modules}, what stands between embedding and norm.
+    norm: None leaves the final norm out.  lm_head: None ties the head to the embedding.
+    gradient_checkpointing: keep only each layer's input and run the layer again in backward.
+    hooks, constraints: see nn/models/hooks.py."""
 
-    def __init__(self, embed_tokens: Embedding, layers: list[Any], norm: Module, lm_head: Linear | None,
-                 max_seq_len: int) -> None:
+    config: Any
+    inputs: tuple[str, ...] = ()             # what forward takes besides ids, by keyword
+    mtp: Any = None                          # what predicts further ahead in training (nn/models/mtp.py)
+    logit_softcap = 0.0                      # logits are c·tanh(logits / c)   (Gemma 2); 0 = not
+
+    def __init__(self, embed_tokens: Embedding, parts: Mapping[str, Any], norm: Module | None,
+                 lm_head: Linear | None, max_seq_len: int) -> None:
         self.embed_tokens = embed_tokens
-        self.layers = layers
+        for name, part in parts.items():
+            setattr(self, name, part)
         self.norm = norm
-        self.lm_head = lm_head               # None: tied to the embedding
+        self.lm_head = lm_head
         self.max_seq_len = max_seq_len
         self.gradient_checkpointing = False
+        self.hooks: list[Hook] = []
+        self.constraints: list[Constraint] = []
+        self.step = 0                        # the training step that set_noise was told
 
     @property
     def vocab_size(self) -> int:
         return self.embed_tokens.weight.shape[0]
 
-    def init_state(self, batch_size: int) -> KVCache:
-        """An empty cache for `model(ids, cache=...)`."""
-        return KVCache(len(self.layers))
+    @property
+    def context(self) -> int | None:
+        """Tokens that can be held at once; None: any number."""
+        return self.max_seq_len
 
-    def forward(self, ids: Any, *, cache: Cache | None = None, mask: Any = None, last_only: bool = False,
-                return_aux: bool = False) -> Any:
+    def init_state(self, batch_size: int) -> Any:
+        """The state of no tokens, for `model(ids, cache=...)`."""
+        raise TypeError(f"{type(self).__name__} defines no init_state")
+
+    def num_parameters(self, active: bool = False) -> int:
+        """Of the whole model, or only those that one token meets (`active`)."""
+        return sum(flops.parameters(self.config, active).values()) if active else super().num_parameters()
+
+    def flops(self, seq_len: int, training: bool = False) -> float:
+        """Floating-point operations per token at this context, averaged over its positions; see nn.flops."""
+        return sum((flops.training if training else flops.breakdown)(self.config, seq_len).values())
+
+    def trunk(self, ids: Array, cache: Any, mask: Array | None, mode: str | None, **inputs: Any) -> Residual:
+        """The stream behind the last layer, [B,T,D], before the final norm; the cache has seen the tokens."""
+        raise TypeError(f"{type(self).__name__} defines no trunk")
+
+    def set_noise(self, seed: int, step: int, micro: int = 0) -> None:
+        """Which random numbers the layers draw: the same triple draws the same."""
+        self.step = step
+        for module, place in noise_counters(self, seed, step, micro):
+            module.noise = place
+
+    # ---- from ids to logits ----
+
+    def forward(self, ids: Any, *, cache: Any = None, mask: Any = None, last_only: bool = False,
+                return_aux: bool = False, mode: str | None = None, **inputs: Any) -> Any:
         """Logits [B,T,V] of integer ids [B,T].
 
-        cache: keys and values of what came before; extended by these tokens, without gradients.
+        cache: what init_state gave: what came before; extended by these tokens, without gradients.
         mask: keep-mask [B,S] over cached and new tokens (False = padding).
         last_only: logits of the last position only, [B,1,V].
         return_aux: also a dict of auxiliary losses.
+        mode: "chunk" or "recurrent" (nn/layers/protocol.py).  inputs: what the layers need besides.
         InputError for ids outside the vocabulary or more tokens than the context."""
-        ids = self._checked(ids, cache)
-        keep = None if mask is None else _checked_mask(mask, (ids.shape[0], _held(cache) + ids.shape[1]))
         collecting = auxiliary.collect() if return_aux else nullcontext(auxiliary.Auxiliary())
         with no_grad() if cache is not None else nullcontext(), collecting as aux:
-            hidden = self._hidden(ids, cache, keep)
-            if isinstance(cache, StaticKVCache):
-                cache.advance(ids.shape[1])
-            if last_only:
-                hidden = hidden[:, -1:]
-            logits = ops.linear(hidden, self._head())
+            hidden = self.hidden(ids, state=cache, mask=mask, mode=mode, **inputs)
+            logits = self.logits(hidden[:, -1:] if last_only else hidden)
         return (logits, aux.totals()) if return_aux else logits
 
+    def hidden(self, ids: Any, *, state: Any = None, mask: Any = None, mode: str | None = None,
+               **inputs: Any) -> Tensor:
+        """[B,T,D], normalised, ready for the head; as forward."""
+        ids = self._checked(ids, state)
+        keep = None if mask is None else _checked_mask(mask, (ids.shape[0], _held(state) + ids.shape[1]))
+        return self._hidden(ids, state, keep, mode, **inputs)[0]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., D] -> [..., V]"""
+        return self._shaped(ops.linear(hidden, self._head()))
+
+    def _hidden(self, ids: Array, cache: Any, mask: Array | None, mode: str | None,
+                **inputs: Any) -> tuple[Tensor, Tensor]:
+        """[B,T,D]: normalised, ready for the head, and the stream as it was"""
+        for name in inputs:
+            check_name("input", name, self.inputs)
+        stream = self.trunk(ids, cache, mask, mode, **inputs)
+        if isinstance(cache, StaticKVCache):
+            cache.advance(ids.shape[1])
+        n, h = self.norm(stream) if self.norm else [stream.total()] * 2
+        for hook in self.hooks:
+            n = hook.on_hidden(n)
+        return n, h
+
+    def _head(self) -> Tensor:
+        return self.lm_head.weight if self.lm_head else self.embed_tokens.weight
+
+    def _shaped(self, logits: Tensor) -> Tensor:
+        """Logits as they leave the model"""
+        if self.logit_softcap:
+            logits = ops.tanh(logits * (1.0 / self.logit_softcap)) * self.logit_softcap
+        for hook in self.hooks:
+            logits = hook.on_logits(logits)
+        return logits
+
+    # ---- loss ----
+
     def loss(self, inputs: Any, targets: Any, *, valid_tokens: int | None = None, aux_scale: float = 1.0,
-             ignore_index: int = -100) -> tuple[Tensor, dict[str, Any]]:
+             ignore_index: int = -100, **options: Any) -> tuple[Tensor, dict[str, Any]]:
         """(total, figures), without the logits of all positions ever existing at once.
 
         total: Σ cross-entropy / valid_tokens + aux_scale · Σ auxiliary losses, a scalar in nats.
@@ -74,13 +144,15 @@ class Decoder(Module):
         layers report.
         inputs, targets: integers [B,T]; targets equal to ignore_index do not count.
         valid_tokens: by default the number of targets that count; for gradient accumulation pass the number
-        in all micro-batches, and aux_scale = 1 / their number."""
+        in all micro-batches, and aux_scale = 1 / their number.
+        options: mask, mode and inputs as in forward; mode is "chunk" unless given."""
         total, figures = self.loss_terms(inputs, targets, valid_tokens=valid_tokens, aux_scale=aux_scale,
-                                         ignore_index=ignore_index)
+                                         ignore_index=ignore_index, **options)
         return total, {name: _on_host(value) for name, value in figures.items()}
 
     def loss_terms(self, inputs: Any, targets: Any, *, valid_tokens: Any = None, aux_scale: float = 1.0,
-                   ignore_index: int = -100) -> tuple[Tensor, dict[str, Array]]:
+                   ignore_index: int = -100, mask: Any = None, mode: str | None = "chunk",
+                   **given: Any) -> tuple[Tensor, dict[str, Array]]:
         """loss() with figures left as arrays: scalars [], or one entry per layer [layers, ...].  On a device
         nothing is read back; inputs and targets may be there already, unchecked, and then valid_tokens, which
         may be an array on the device, must be given."""
@@ -88,53 +160,73 @@ class Decoder(Module):
         if labels.shape != ids.shape or labels.dtype.kind not in "iu":
             raise InputError(f"targets: shape {list(labels.shape)} of {labels.dtype} does not match "
                              f"the inputs, integers {list(ids.shape)}")
-        labels = labels.reshape(-1)
         if valid_tokens is None:
             valid_tokens = int((labels != ignore_index).sum())
         if isinstance(valid_tokens, int):
             valid_tokens = max(1, valid_tokens)
+        keep = None if mask is None else _checked_mask(mask, tuple(ids.shape))
         with auxiliary.collect() as aux:
-            hidden = self._hidden(ids, None, None)
-            loss = ops.linear_cross_entropy(hidden, self._head(), labels, scale=1.0 / valid_tokens,
-                                            ignore_index=ignore_index)
-        extra, total = aux.totals(), loss
-        for term in extra.values():
-            total = total + term * aux_scale
-        figures = {"loss": loss.data} | {name: term.data for name, term in extra.items()}
-        for name in dict.fromkeys(name for name, _ in aux.figures):
-            figures[name] = _stacked([value for key, value in aux.figures if key == name])
-        return total, figures
+            hidden, stream = self._hidden(ids, None, keep, mode, **given)
+            loss = self.cross_entropy(hidden, labels.reshape(-1), 1.0 / valid_tokens, ignore_index)
+            if self.mtp and aux_scale:           # its share of valid_tokens, not one of the micro-batches
+                self.mtp.emit(self, ids, labels, stream, scale=1.0 / (valid_tokens * aux_scale),
+                              ignore_index=ignore_index, mask=keep, mode=mode,
+                              segment_ids=given.get("segment_ids"))
+            outputs = {"hidden": hidden, "loss": loss}
+            own = [each.terms(self, (ids, labels), outputs, self.step) for each in self.constraints]
+        terms = {"loss": loss} | aux.totals()
+        for extra in own:
+            terms |= extra
+        for hook in self.hooks:
+            terms = hook.on_loss(terms)
+        return _summed(terms, aux_scale), _figures(terms, aux)
 
-    def _head(self) -> Tensor:
-        return self.lm_head.weight if self.lm_head else self.embed_tokens.weight
+    def cross_entropy(self, hidden: Tensor, labels: Array, scale: Any, ignore_index: int) -> Tensor:
+        """scale · Σ cross-entropy of hidden[B,T,D] and labels[B·T]"""
+        if overriding(self.hooks, "on_logits"):
+            logits = self.logits(hidden)
+            flat = logits.reshape(labels.shape[0], logits.shape[-1])
+            return ops.cross_entropy(flat, labels, ignore_index=ignore_index).sum() * scale
+        options = {"softcap": self.logit_softcap} if self.logit_softcap else {}
+        return ops.linear_cross_entropy(hidden, self._head(), labels, scale=scale, ignore_index=ignore_index,
+                                        **options)
 
-    def _hidden(self, ids: Array, cache: Cache | None, mask: Array | None) -> Tensor:
-        """[B,T] -> [B,T,D], normalised, ready for the head"""
-        x = Residual(self.embed_tokens(ids))
-        recompute = self.gradient_checkpointing and state.recording and cache is None
-        for i, layer in enumerate(self.layers):
-            if recompute:
-                x = Residual(_checkpointed(layer, x.total(), mask))         # one array is kept, not two
-            else:
-                x, _ = layer(x, state=cache.layers[i] if cache else None, mask=mask)
-        return self.norm(x)[0]
+    # ---- checks ----
 
-    def _checked(self, ids: Any, cache: Cache | None) -> Array:
+    def _checked(self, ids: Any, cache: Any) -> Array:
         ids = ids if hasattr(ids, "__array_namespace__") else _as_array(ids)
         if ids.ndim != 2 or ids.dtype.kind not in "iu":
             raise InputError(f"ids: shape {list(ids.shape)} of {ids.dtype}; "
                              "expected integers [batch, length]")
-        if cache is not None and len(cache.layers) != len(self.layers):
-            raise InputError(f"cache: made for {len(cache.layers)} layers, "
-                             f"the model has {len(self.layers)}; use init_state()")
+        if cache is not None:
+            self._check_cache(cache)
         held = _held(cache)
-        if held + ids.shape[1] > self.max_seq_len:
+        if held + ids.shape[1] > self.max_seq_len and self.context is not None:
             raise InputError(f"ids: {held} cached + {ids.shape[1]} new tokens exceed "
                              f"the context of {self.max_seq_len}; shorten the input, or trim() the cache")
         return ids
 
+    def _check_cache(self, cache: Any) -> None:
+        """InputError unless the cache is one of this model's."""
 
-def _held(cache: Cache | None) -> int:
+
+def _summed(terms: dict[str, Tensor], aux_scale: float) -> Tensor:
+    total = terms["loss"]
+    for name, term in terms.items():
+        if name != "loss":
+            total = total + term * aux_scale
+    return total
+
+
+def _figures(terms: dict[str, Tensor], aux: auxiliary.Auxiliary) -> dict[str, Array]:
+    figures = {name: term.data for name, term in terms.items()}
+    like = terms["loss"].data
+    for name in dict.fromkeys(name for name, _ in aux.figures):
+        figures[name] = _stacked([beside(value, like) for key, value in aux.figures if key == name])
+    return figures
+
+
+def _held(cache: Any) -> int:
     return cache.length if cache is not None else 0
 
 
@@ -170,44 +262,3 @@ def _checked_mask(mask: Any, shape: tuple[int, int]) -> np.ndarray:
         raise InputError(f"mask: shape {list(keep.shape)}; "
                          f"expected [batch, cached + new tokens] = {list(shape)}")
     return keep
-
-
-def _switches(layer: Module) -> list[tuple[Module, dict[str, Any]]]:
-    """The modules of a layer, each with its mode and, of a router, its noise."""
-    return [(module, {name: getattr(module, name) for name in ("training", "noise") if hasattr(module, name)})
-            for module in layer.modules()]
-
-
-@contextmanager
-def _switched(switches: list[tuple[Module, dict[str, Any]]]) -> Iterator[None]:
-    """Modules with the switches they had then, which may have moved on before backward."""
-    now = [(module, {name: getattr(module, name) for name in then}) for module, then in switches]
-    try:
-        _set(switches)
-        yield
-    finally:
-        _set(now)
-
-
-def _set(switches: list[tuple[Module, dict[str, Any]]]) -> None:
-    for module, attributes in switches:
-        vars(module).update(attributes)
-
-
-def _checkpointed(layer: Module, x: Tensor, mask: Array | None) -> Tensor:
-    """The block, recomputed in backward; what it emits is emitted once, its losses keep their gradients."""
-    emitted = auxiliary.Auxiliary()
-    then = _switches(layer)
-
-    def run(inputs: Tensor) -> tuple[Tensor, ...]:
-        nonlocal emitted
-        with _switched(then), auxiliary.collect() as emitted:
-            y, _ = layer(inputs, state=None, mask=mask)
-        return (y, *(loss for _, loss in emitted.losses))
-
-    y, *losses = ops.checkpoint(run, x)
-    for (name, _), loss in zip(emitted.losses, losses, strict=True):
-        auxiliary.emit_loss(name, loss)
-    for name, value in emitted.figures:
-        auxiliary.emit_figure(name, value)
-    return y

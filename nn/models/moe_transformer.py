@@ -9,20 +9,22 @@ from typing import Any
 
 import numpy as np
 
-from nn import flops
+from nn.cache import KVCache, StaticKVCache
 from nn.errors import InputError
 from nn.layers.attention import GroupedAttention
 from nn.layers.block import DecoderBlock
 from nn.layers.feed_forward import FeedForward
 from nn.layers.linear import Embedding, Linear
 from nn.layers.module import Module
-from nn.layers.moe import Experts, MoELayer, Router, noise_counters
+from nn.layers.moe import Experts, MoELayer, Router
 from nn.layers.norm import create_norm
+from nn.layers.recompute import run_layers
+from nn.layers.residual import Residual
 from nn.layers.rotary import Rotary
 from nn.models.config import MoETransformerConfig
 from nn.models.decoder import Decoder
 from nn.models.presets import MOE_6_9B, TINY
-from nn.tensor import Tensor
+from nn.tensor import Array, Tensor
 
 
 class MoETransformer(Decoder):
@@ -31,12 +33,14 @@ class MoETransformer(Decoder):
     Initialisation: Normal(0, init_std), o_proj and down_proj divided by √(2·layers) (GPT-2), norms 1; each
     parameter from its own random stream, named by (seed, parameter name)."""
 
+    layers: list[DecoderBlock]
+
     def __init__(self, config: MoETransformerConfig, seed: int = 0, dtype: Any = "float32") -> None:
         c = config
         rotary = Rotary(c.head_dim, c.rope_theta, c.rope_scaling, c.max_seq_len, c.rope_interleaved)
         super().__init__(
             Embedding(c.vocab_size, c.hidden_size, std=c.init_std, dtype=dtype),
-            [_block(c, rotary, dtype) for _ in range(c.num_layers)],
+            {"layers": [_block(c, rotary, dtype) for _ in range(c.num_layers)]},
             create_norm(c.norm, c.hidden_size, c.norm_eps, dtype),
             None if c.tie_embeddings else Linear(c.hidden_size, c.vocab_size, std=c.init_std, dtype=dtype),
             c.max_seq_len)
@@ -55,6 +59,20 @@ class MoETransformer(Decoder):
         """6,882,678,528 parameters, 1,786,599,168 active per token; nothing is allocated until it runs."""
         return cls(MOE_6_9B, seed, dtype)
 
+    def init_state(self, batch_size: int) -> KVCache:
+        """An empty cache for `model(ids, cache=...)`."""
+        return KVCache(len(self.layers))
+
+    def trunk(self, ids: Array, cache: KVCache | StaticKVCache | None, mask: Array | None,
+              mode: str | None, **inputs: Any) -> Residual:
+        return run_layers(self.layers, Residual(self.embed_tokens(ids)), cache.layers if cache else None,
+                          recompute=self.gradient_checkpointing, mask=mask)
+
+    def _check_cache(self, cache: KVCache | StaticKVCache) -> None:
+        if len(cache.layers) != len(self.layers):
+            raise InputError(f"cache: made for {len(cache.layers)} layers, "
+                             f"the model has {len(self.layers)}; use init_state()")
+
     def forward_ids(self, token_ids: Any, batch: int = 1, seq_len: int | None = None) -> Tensor:
         """Logits [batch, seq_len, vocab_size] of flat ids; seq_len defaults to len(token_ids) / batch."""
         ids = np.asarray(token_ids)
@@ -62,19 +80,6 @@ class MoETransformer(Decoder):
         if ids.size != batch * length:
             raise InputError(f"token_ids: {ids.size} ids do not make batch {batch} x seq_len {length}")
         return self(ids.reshape(batch, length))
-
-    def num_parameters(self, active: bool = False) -> int:
-        """Of the whole model, or only those that one token meets (`active`)."""
-        return sum(flops.parameters(self.config, active).values()) if active else super().num_parameters()
-
-    def flops(self, seq_len: int, training: bool = False) -> float:
-        """Floating-point operations per token at this context, averaged over its positions; see nn.flops."""
-        return sum(flops.breakdown(self.config, seq_len).values()) * (3 if training else 1)
-
-    def set_noise(self, seed: int, step: int, micro: int = 0) -> None:
-        """Which random numbers the router's jitter draws: the same triple draws the same."""
-        for router, place in noise_counters(self, seed, step, micro):
-            router.noise = place
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors in Mixtral's Hugging Face layout."""

@@ -12,6 +12,8 @@ from nn.ops.checkpoint import checkpoint
 from nn.ops.conv import causal_conv
 from nn.ops.decayed import decayed_chunks
 from nn.ops.delta import delta_chunks
+from nn.ops.dense_attention import dense_attention
+from nn.ops.dropout import dropout
 from nn.ops.elementwise import (
     absolute,
     add,
@@ -49,8 +51,10 @@ from nn.ops.moe import (
     gathered_swiglu,
     grouped_linear,
     jitter,
+    normal_cdf,
     plan,
     router_topk,
+    sqrt_softplus,
     z_loss,
 )
 from nn.ops.norm import layer_norm, rms_norm, rms_norm_residual
@@ -67,14 +71,14 @@ from nn.tensor import Tensor
 __all__ = [
     "absolute", "add", "attention", "balance_loss", "broadcast_to", "cast", "causal_conv", "checkpoint",
     "clip", "combine", "concat", "cross_entropy", "cumsum", "decayed_chunks", "delta_chunks",
-    "dispatch", "div", "elu_plus_one", "exp", "gathered_swiglu", "gelu", "getitem", "gla_chunks",
-    "grouped_linear", "jitter", "l2_norm", "layer_norm", "linear", "linear_cross_entropy", "log",
-    "log_sigmoid", "log_softmax", "logsumexp", "matmul", "max", "maximum", "mean", "merged_attention",
-    "mul", "neg", "permute", "plan", "power", "read_streams", "relu", "reshape", "rms_norm",
-    "rms_norm_residual", "rope", "router_topk", "scatter_add", "selective_scan", "sigmoid",
-    "signed_sqrt", "silu", "sinkhorn", "softmax", "softplus", "split", "sqrt", "stack", "sub", "sum",
-    "swiglu", "swiglu_packed", "take", "take_along_axis", "tanh", "tiled_attention", "transpose",
-    "where", "write_streams", "z_loss",
+    "dense_attention", "dispatch", "div", "dropout", "elu_plus_one", "exp", "gathered_swiglu", "gelu",
+    "getitem", "gla_chunks", "grouped_linear", "jitter", "l2_norm", "layer_norm", "linear",
+    "linear_cross_entropy", "log", "log_sigmoid", "log_softmax", "logsumexp", "matmul", "max", "maximum",
+    "mean", "merged_attention", "mul", "neg", "normal_cdf", "permute", "plan", "power", "read_streams",
+    "relu", "reshape", "rms_norm", "rms_norm_residual", "rope", "router_topk", "scatter_add",
+    "selective_scan", "sigmoid", "signed_sqrt", "silu", "sinkhorn", "softmax", "softplus", "split", "sqrt",
+    "sqrt_softplus", "stack", "sub", "sum", "swiglu", "swiglu_packed", "take", "take_along_axis", "tanh",
+    "tiled_attention", "transpose", "where", "write_streams", "z_loss",
 ]
 
 
@@ -92,7 +96,8 @@ _METHODS: dict[str, Any] = {
     "__matmul__": matmul, "__rmatmul__": lambda x, y: matmul(y, x),
     "__neg__": neg, "__pow__": power, "__abs__": absolute, "__getitem__": getitem,
     "__len__": _length, "__float__": Tensor.item, "__bool__": lambda x: bool(Tensor.item(x)),
-    "sum": sum, "mean": mean, "max": max, "reshape": reshape, "permute": permute, "cast": cast,
+    "sum": sum, "mean": mean, "max": max, "reshape": reshape, "view": reshape,
+    "permute": permute, "cast": cast,
     "exp": exp, "log": log, "sqrt": sqrt, "tanh": tanh, "sigmoid": sigmoid, "silu": silu, "softmax": softmax,
 }
 for _name, _function in _METHODS.items():

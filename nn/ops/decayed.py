@@ -8,6 +8,8 @@ from nn.dtypes import narrow, widen
 from nn.ops.triangular import lower, product, transposed
 from nn.tensor import Array, Op, Tensor
 
+FORGOTTEN = -1000.0      # g from which on e^g is 0 in every type
+
 
 class DecayedChunks(Op):
     """S_t = e^{g_t} S_{t−1} + k_t v_tᵀ,  o_t = S_tᵀ q_t   (Sun et al. 2023; Dao & Gu 2024)
@@ -27,10 +29,10 @@ class DecayedChunks(Op):
 
     def forward(self, q: Array, k: Array, v: Array, g: Array, s: Array) -> tuple[Array, Array]:
         xp, self.dtypes_in = namespace(q), [x.dtype for x in (q, k, v, g, s)]
-        self.q, self.k, self.v, g, s = (widen(x) for x in (q, k, v, g, s))
-        self.sums = xp.cumulative_sum(g, axis=3)
+        self.q, self.k, self.v, s = (widen(x) for x in (q, k, v, s))
+        self.sums = sums_in_chunks(g)
         self.scores = self.scored()                                               # A [B,H,n,C,C]
-        grown, shrunk, kept = self.decays(self.sums)
+        grown, shrunk, kept = self.decays(self.sums, self.q)
         added, states = product(transposed(self.k * shrunk), self.v), [s]         # [B,H,n,Dk,Dv]
         for i in range(q.shape[2]):
             states.append(kept[:, :, i, ...] * states[-1] + added[:, :, i, ...])
@@ -46,7 +48,7 @@ class DecayedChunks(Op):
         xp, q, k, v = namespace(self.q), self.q, self.k, self.v
         do = xp.zeros_like(v) if do is None else widen(do)
         ds = xp.zeros_like(self.states[:, :, 0, ...]) if ds is None else widen(ds)
-        grown, shrunk, kept = self.decays(self.sums)
+        grown, shrunk, kept = self.decays(self.sums, q)
         own, ends = product(transposed(q * grown), do), []
         for i in range(q.shape[2] - 1, -1, -1):
             ends.append(ds)
@@ -64,11 +66,11 @@ class DecayedChunks(Op):
 
     def scored(self) -> Array:
         """A"""
-        return product(self.q, transposed(self.k)) * between(self.sums)
+        return product(self.q, transposed(self.k)) * between(self.sums, self.q)
 
     def scores_backward(self, da: Array) -> tuple[Array, Array]:
         """What reaches Q and K through A"""
-        n = da * between(self.sums)
+        n = da * between(self.sums, da)
         return product(n, self.k), product(transposed(n), self.q)
 
     def sums_backward(self, across: Array, leaving: Array) -> Array:
@@ -78,24 +80,33 @@ class DecayedChunks(Op):
         return backwards_sum(xp.sum(across, axis=-1, dtype=across.dtype)) + ends
 
     @staticmethod
-    def decays(sums: Array) -> tuple[Array, Array, Array]:
-        return decays(sums)
+    def decays(sums: Array, like: Array) -> tuple[Array, Array, Array]:
+        return decays(sums, like)
 
     @staticmethod
     def flops_per_token(size: int, keys: int, values: int) -> int:
         return decayed_flops_per_token(size, keys, values)
 
 
-def between(sums: Array) -> Array:
-    """Γ [...,C,C] from G [...,C]; what is above the diagonal is 0 before the exponential, or it overflowed"""
-    kept = lower(sums.shape[-1], sums)
-    return namespace(sums).exp((sums[..., :, None] - sums[..., None, :]) * kept) * kept
+def sums_in_chunks(g: Array) -> Array:
+    """G [B,H,n,C,...] of g, in float64: what counts between two tokens are differences of these sums, and
+    behind a token that forgets nearly all float32 has lost what the next ones forget.  g = −∞ forgets all."""
+    xp = namespace(g)
+    return xp.cumulative_sum(xp.astype(xp.clip(widen(g), FORGOTTEN, None), xp.float64), axis=3)
 
 
-def decays(sums: Array) -> tuple[Array, Array, Array]:
-    """E and Ē [B,H,n,C,1], e^{G_C} [B,H,n,1,1] from G [B,H,n,C]"""
+def between(sums: Array, like: Array) -> Array:
+    """Γ [...,C,C] from G [...,C], in the type of `like`; what is above the diagonal is 0 before the
+    exponential, or it overflowed"""
+    kept = lower(sums.shape[-1], like)
+    return namespace(like).exp(narrow(sums[..., :, None] - sums[..., None, :], like.dtype) * kept) * kept
+
+
+def decays(sums: Array, like: Array) -> tuple[Array, Array, Array]:
+    """E and Ē [B,H,n,C,1], e^{G_C} [B,H,n,1,1] from G [B,H,n,C], in the type of `like`"""
     xp, last = namespace(sums), sums[..., -1:]
-    return xp.exp(sums)[..., None], xp.exp(last - sums)[..., None], xp.exp(last)[..., None]
+    grown, shrunk, kept = (xp.exp(narrow(x, like.dtype))[..., None] for x in (sums, last - sums, last))
+    return grown, shrunk, kept
 
 
 def backwards_sum(x: Array) -> Array:

@@ -5,7 +5,7 @@ from typing import Any
 
 from nn.backends.array_api import namespace
 from nn.dtypes import narrow, widen
-from nn.ops.decayed import backwards_sum, between, decays
+from nn.ops.decayed import backwards_sum, between, decays, sums_in_chunks
 from nn.ops.triangular import inverse_flops, lower, product, transposed, unit_lower_inverse
 from nn.tensor import Array, Op, Tensor
 
@@ -38,13 +38,13 @@ class DeltaChunks(Op):
 
     def forward(self, q: Array, k: Array, v: Array, g: Array, beta: Array, s: Array) -> tuple[Array, Array]:
         xp, self.dtypes_in = namespace(q), [x.dtype for x in (q, k, v, g, beta, s)]
-        self.q, self.k, v, g, beta, s = (widen(x) for x in (q, k, v, g, beta, s))
-        self.beta, self.sums = beta[..., None], xp.cumulative_sum(g, axis=3)
-        gamma = between(self.sums)                                                # Γ [B,H,n,C,C]
+        self.q, self.k, v, beta, s = (widen(x) for x in (q, k, v, beta, s))
+        self.beta, self.sums = beta[..., None], sums_in_chunks(g)
+        gamma = between(self.sums, self.q)                                        # Γ [B,H,n,C,C]
         self.products = product(self.k, transposed(self.k)) * gamma               # K Kᵀ ⊙ Γ
         self.scores = product(self.q, transposed(self.k)) * gamma                 # P
         self.inverse = unit_lower_inverse(self.beta * self.products * lower(k.shape[3], s, strict=True))
-        grown, shrunk, kept = decays(self.sums)
+        grown, shrunk, kept = decays(self.sums, self.q)
         reading, writing = self.k * grown, transposed(self.k * shrunk)
         states, missing, written = [s], [], []
         for i in range(q.shape[2]):
@@ -65,7 +65,7 @@ class DeltaChunks(Op):
         ds = xp.zeros_like(self.states[:, :, 0, ...]) if ds is None else widen(ds)
         y, after, ds = self._through_states(do, ds)
         dq_state, dk_read, dk_write = self._gradients_by_states(do, y, after)
-        gamma, written = between(self.sums), transposed(self.written)
+        gamma, written = between(self.sums, self.q), transposed(self.written)
         da = -product(y, written) * lower(self.k.shape[3], y, strict=True)
         dp = product(do, written)
         n, dp_decayed = da * self.beta * gamma, dp * gamma
@@ -84,7 +84,7 @@ class DeltaChunks(Op):
     def _through_states(self, do: Array, ds: Array) -> tuple[Array, Array, Array]:
         """Y [B,H,n,C,Dv], the dS' of all chunks [B,H,n,Dk,Dv], and dS of the first"""
         xp = namespace(do)
-        grown, shrunk, kept = decays(self.sums)
+        grown, shrunk, kept = decays(self.sums, self.q)
         du, writing = product(transposed(self.scores), do), self.k * shrunk
         own = product(transposed(self.q * grown), do)
         reading = transposed(self.beta * grown * self.k)
@@ -97,17 +97,16 @@ class DeltaChunks(Op):
 
     def _gradients_by_states(self, do: Array, y: Array, after: Array) -> tuple[Array, Array, Array]:
         """E ⊙ (dO Sᵀ), β E ⊙ (Y Sᵀ) and Ē ⊙ (U dS'ᵀ), each [B,H,n,C,Dk]"""
-        grown, shrunk, _ = decays(self.sums)
+        grown, shrunk, _ = decays(self.sums, self.q)
         before = transposed(self.states[:, :, :-1, ...])
         return (grown * product(do, before), self.beta * grown * product(y, before),
                 shrunk * product(self.written, transposed(after)))
 
     def _at_the_end(self, dk_write: Array, after: Array) -> Array:
         """What G_C gets besides, which every g of the chunk gets, [B,H,n,1]"""
-        xp = namespace(after)
-        kept = xp.exp(self.sums[..., -1:])
+        xp, (_, _, kept) = namespace(after), decays(self.sums, self.q)
         stays = xp.sum(self.states[:, :, :-1, ...] * after, axis=(-2, -1), dtype=after.dtype)[..., None]
-        return kept * stays + xp.sum(self.k * dk_write, axis=(-2, -1), dtype=after.dtype)[..., None]
+        return kept[..., 0] * stays + xp.sum(self.k * dk_write, axis=(-2, -1), dtype=after.dtype)[..., None]
 
 
 def _sum(x: Array) -> Array:

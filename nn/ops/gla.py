@@ -1,6 +1,7 @@
 """Gated linear attention in chunks: a state that every channel of the keys forgets at a rate of its own."""
 
 from nn.backends.array_api import namespace
+from nn.dtypes import narrow
 from nn.ops.decayed import DecayedChunks, backwards_sum
 from nn.ops.triangular import assembled, diagonal_halves, halved, product, transposed
 from nn.tensor import Array, Tensor
@@ -37,10 +38,11 @@ class GLAChunks(DecayedChunks):
         return backwards_sum(across) + ends
 
     @staticmethod
-    def decays(sums: Array) -> tuple[Array, Array, Array]:
+    def decays(sums: Array, like: Array) -> tuple[Array, Array, Array]:
         """E and Ē [B,H,n,C,Dk], e^{G_C} as a column [B,H,n,Dk,1]"""
         xp, last = namespace(sums), sums[:, :, :, -1:, :]
-        return xp.exp(sums), xp.exp(last - sums), xp.exp(transposed(last))
+        grown, shrunk, kept = (xp.exp(narrow(x, like.dtype)) for x in (sums, last - sums, transposed(last)))
+        return grown, shrunk, kept
 
     @staticmethod
     def flops_per_token(size: int, keys: int, values: int) -> int:
@@ -51,7 +53,7 @@ def _across(q: Array, k: Array, sums: Array) -> tuple[Array, Array, Array, Array
     """Q ⊙ e^{G − G_r} of the second half, K ⊙ e^{G_r − G} of the first, and the two exponentials"""
     xp, h = namespace(q), q.shape[-2] // 2
     r = sums[..., h - 1 : h, :]
-    later, earlier = xp.exp(sums[..., h:, :] - r), xp.exp(r - sums[..., :h, :])
+    later, earlier = (xp.exp(narrow(x, q.dtype)) for x in (sums[..., h:, :] - r, r - sums[..., :h, :]))
     return q[..., h:, :] * later, k[..., :h, :] * earlier, later, earlier
 
 

@@ -54,7 +54,10 @@ class Linear(Op):
     def backward(self, dy: Array) -> Any:
         rows, matrix = _one_type(_as_rows(self.x), self.weight)
         g = narrow(_as_rows(dy), rows.dtype)
-        dx, dweight = kernels.linear_backward(g, rows, matrix)
+        if self.needs[1]:
+            dx, dweight = kernels.linear_backward(g, rows, matrix)
+        else:                                                       # a frozen weight: half the work
+            dx, dweight = kernels.matmul(g, matrix), None
         dx = narrow(namespace(dy).reshape(dx, self.x.shape), self.x.dtype) if self.needs[0] else None
         if len(self.needs) == 2:
             return dx, dweight

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from nn.backends import kernels
-from nn.backends.array_api import beside, namespace
+from nn.backends.array_api import beside, erf, namespace, sigmoid
+from nn.dtypes import narrow, widen
 from nn.tensor import Array, Op, Tensor
 
 
@@ -73,6 +74,33 @@ class RouterTopK(Op):
         routed = kernels.router_topk_backward(dweights, self.weights, self.experts, self.probs,
                                               renormalize=self.renormalize)
         return routed if dlogits is None else routed + dlogits
+
+
+class SqrtSoftplus(Op):
+    """y = √ log(1 + eᶻ):  dz = dy σ(z) / (2 y), and 0 where y is: σ falls as fast as y²"""
+
+    def forward(self, z: Array) -> Array:
+        self.z, xp, wide = z, namespace(z), widen(z)
+        y = xp.where(wide > 0.0, wide, xp.zeros_like(wide)) + xp.log1p(xp.exp(-xp.abs(wide)))
+        self.y = xp.sqrt(y)
+        return narrow(self.y, z.dtype)
+
+    def backward(self, dy: Array) -> Array:
+        xp, ones = namespace(dy), namespace(dy).ones_like(self.y)
+        slope = sigmoid(widen(self.z)) / xp.where(self.y > 0.0, 2.0 * self.y, ones)
+        return narrow(slope * widen(dy), dy.dtype)
+
+
+class NormalCDF(Op):
+    """y = Φ(x) = (1 + erf(x/√2)) / 2:  dx = dy φ(x),  φ(x) = exp(−x²/2) / √(2π)"""
+
+    def forward(self, x: Array) -> Array:
+        self.x = x
+        return narrow(0.5 + 0.5 * erf(widen(x) * math.sqrt(0.5)), x.dtype)
+
+    def backward(self, dy: Array) -> Array:
+        x, xp = widen(self.x), namespace(self.x)
+        return narrow(widen(dy) * xp.exp(-0.5 * x * x) * (1.0 / math.sqrt(2.0 * math.pi)), dy.dtype)
 
 
 @dataclass(frozen=True)
@@ -170,6 +198,16 @@ def router_topk(logits: Tensor, k: int, renormalize: bool = True) -> tuple[Tenso
     """(weights[N,k], experts[N,k], probs[N,E]) from logits[N,E]; `experts` is a plain integer array."""
     weights, probs, experts = RouterTopK.apply(logits, k=k, renormalize=renormalize)
     return weights, experts.data, probs
+
+
+def sqrt_softplus(z: Tensor) -> Tensor:
+    """√ log(1 + eᶻ), elementwise: DeepSeek-V4's router score"""
+    return SqrtSoftplus.apply(z)
+
+
+def normal_cdf(x: Tensor) -> Tensor:
+    """The standard normal distribution function, elementwise"""
+    return NormalCDF.apply(x)
 
 
 def dispatch(x: Tensor, plan: Plan) -> Tensor:

@@ -8,6 +8,7 @@
 from nn.optim.adamw import AdamW, ParamGroup
 from nn.optim.clip import clip_grad_norm, clip_scale, grad_norm
 from nn.optim.factory import create_optimizer, create_schedule
+from nn.optim.muon import Muon
 
-__all__ = ["AdamW", "ParamGroup", "clip_grad_norm", "clip_scale", "create_optimizer", "create_schedule",
-           "grad_norm"]
+__all__ = ["AdamW", "Muon", "ParamGroup", "clip_grad_norm", "clip_scale", "create_optimizer",
+           "create_schedule", "grad_norm"]

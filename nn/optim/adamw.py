@@ -34,8 +34,10 @@ class ParamGroup:
     weight_decay: float | None = None    # None: the optimizer's own rule
 
 
-class _Slot:
+class Slot:
     """One parameter, its settings, and its state (allocated at its first step)."""
+
+    moments: tuple[str, ...] = ("m", "v")
 
     def __init__(self, param: Any, lr_scale: float, weight_decay: float) -> None:
         self.param, self.lr_scale, self.weight_decay = param, lr_scale, weight_decay
@@ -47,7 +49,8 @@ class _Slot:
     def allocate(self, master_weights: bool) -> None:
         data = self.param.data
         wide = np.float32 if is_half(data.dtype) else data.dtype
-        self.m, self.v = np.zeros(data.shape, wide), np.zeros(data.shape, wide)
+        for key in self.moments:
+            setattr(self, key, np.zeros(data.shape, wide))
         if master_weights and is_half(data.dtype):
             self.master = data.astype(wide)
 
@@ -68,8 +71,12 @@ class AdamW:
         check_groups(groups, named_parameters)
         self.lr, self.betas, self.eps, self.master_weights = lr, betas, eps, master_weights
         self.steps = 0                   # optimizer steps taken
-        self._slots = {name: _Slot(p, *settings_of(name, p, weight_decay, groups))
+        self._slots = {name: self._slot(name, p)(p, *settings_of(name, p, weight_decay, groups))
                        for name, p in named_parameters.items()}
+
+    def _slot(self, name: str, param: Any) -> type[Slot]:
+        """What is kept of a parameter."""
+        return Slot
 
     def step(self, lr: float | None = None, grad_scale: float = 1.0) -> None:
         """One update of every parameter that has a gradient.  Gradients are read as `grad · grad_scale` (see
@@ -80,16 +87,20 @@ class AdamW:
             if slot.param.grad is not None:
                 self._update(slot, lr * slot.lr_scale, grad_scale)
 
-    def _update(self, slot: _Slot, lr: float, grad_scale: float) -> None:
+    def _update(self, slot: Slot, lr: float, grad_scale: float) -> None:
         if slot.m is None:
             slot.allocate(self.master_weights)
         slot.steps += 1
         data = slot.param.data
         wide = widen(data) if slot.master is None else slot.master
-        kernels.adamw(wide, slot.param.grad, slot.m, slot.v, lr=lr, beta1=self.betas[0], beta2=self.betas[1],
-                      eps=self.eps, weight_decay=slot.weight_decay, step=slot.steps, grad_scale=grad_scale)
+        self._move(slot, wide, lr, grad_scale)
         if wide is not data:
             data[...] = narrow(wide, data.dtype)
+
+    def _move(self, slot: Slot, wide: Array, lr: float, grad_scale: float) -> None:
+        """The step, in place, on the values in the type that sums are formed in."""
+        kernels.adamw(wide, slot.param.grad, slot.m, slot.v, lr=lr, beta1=self.betas[0], beta2=self.betas[1],
+                      eps=self.eps, weight_decay=slot.weight_decay, step=slot.steps, grad_scale=grad_scale)
 
     def zero_grad(self) -> None:
         """Forget every gradient."""
@@ -119,11 +130,11 @@ class AdamW:
                 for key, array in slot.arrays().items():
                     array[...] = state[f"{name}.{key}"]
 
-    def _check_state(self, state: Mapping[str, np.ndarray], expected: Mapping[str, _Slot]) -> None:
+    def _check_state(self, state: Mapping[str, np.ndarray], expected: Mapping[str, Slot]) -> None:
         shapes: dict[str, tuple[int, ...]] = {"steps": ()}
         for name, slot in expected.items():
             master = self.master_weights and is_half(slot.param.dtype)
-            shapes |= {f"{name}.{key}": slot.param.shape for key in ("m", "v", *["master"] * master)}
+            shapes |= {f"{name}.{key}": slot.param.shape for key in (*slot.moments, *["master"] * master)}
             shapes[f"{name}.steps"] = ()
         for key in shapes.keys() ^ state.keys():
             what = "is missing" if key in shapes else "belongs to no parameter of this model"

@@ -125,17 +125,21 @@ class DeviceAdamW:
         from nn.backends.device import adamw_plan
         for name in names:
             data = self._parameters[name].data
-            self._state[name] = {key: self.device.zeros(data.shape, np.float32) for key in ("m", "v")}
+            self._state[name] = {key: self.device.zeros(data.shape, np.float32) for key in self.moments(name)}
             if is_half(data.dtype):
                 self._state[name]["master"] = self.device.namespace.astype(data, np.dtype(np.float32))
         parameters, states = [self._parameters[name] for name in names], [self._state[name] for name in names]
         self._plan = adamw_plan(
             [p.data for p in parameters], [state["m"] for state in states],      # of gradients, the sizes
-            [state["m"] for state in states], [state["v"] for state in states],
+            [state["m"] for state in states], [state["v" if "v" in state else "m"] for state in states],
             masters=[state.get("master") for state in states],
             lr_scale=[self._settings[name][0] for name in names],
             weight_decay=[self._settings[name][1] for name in names])
         self._spare = self.device.empty(self._plan.tensors.shape, np.uint8)
+
+    def moments(self, name: str) -> tuple[str, ...]:
+        """What is kept of a parameter."""
+        return ("m", "v")
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """As AdamW's, copied to the host."""

@@ -11,14 +11,24 @@ from typing import Any
 from nn.errors import InputError
 from nn.names import by_name, hint
 from nn.optim.adamw import AdamW
+from nn.optim.device_adamw import DeviceAdamW
+from nn.optim.device_muon import DeviceMuon
+from nn.optim.muon import Muon
 from nn.optim.schedules import SCHEDULES
 
-OPTIMIZERS: dict[str, Callable[..., AdamW]] = {"adamw": AdamW}
+OPTIMIZERS: dict[str, Callable[..., AdamW]] = {"adamw": AdamW, "muon": Muon}
 
 
 def create_optimizer(name: str, named_parameters: Mapping[str, Any], **settings: Any) -> AdamW:
     """The named optimizer over `named_parameters`; the settings are its own keyword arguments."""
     make = by_name("optimizer", name, OPTIMIZERS)
+    _check_settings(name, make, settings)
+    return make(named_parameters, **settings)
+
+
+def create_device_optimizer(name: str, named_parameters: Mapping[str, Any], **settings: Any) -> Any:
+    """As create_optimizer, for parameters on a device; `max_norm` clips the gradients."""
+    make = by_name("optimizer", name, {"adamw": DeviceAdamW, "muon": DeviceMuon})
     _check_settings(name, make, settings)
     return make(named_parameters, **settings)
 

@@ -5,16 +5,17 @@ holds all.
 
 import sysconfig
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from nn.errors import InputError
-from nn.models import MoETransformerConfig
+from nn.models import LanguageModelConfig, MoETransformerConfig
 from nn.models.presets import SMALL
 from nn.names import by_name, check_name
 from nn.optim.factory import OPTIMIZERS
 from nn.optim.schedules import SCHEDULES
+from nn.train.constraints import create_constraints
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class TrainConfig:
     tokenizer: Literal["bpe", "bytes"] = "bpe"   # byte-level BPE trained on the data, or plain bytes
     vocab_size: int = 2048               # size of the BPE vocabulary (model.vocab_size follows it)
     # Model
-    model: MoETransformerConfig = SMALL  # the model's shape
+    model: MoETransformerConfig | LanguageModelConfig = SMALL     # the model's shape
     # Batch and length of the run
     seq_len: int = 128                   # tokens per training sequence
     batch_size: int = 16                 # sequences per micro-batch
@@ -35,6 +36,8 @@ class TrainConfig:
     steps: int = 350                     # optimizer steps
     # Optimizer
     optimizer: str = "adamw"             # optimizer by name
+    optimizer_options: dict[str, Any] = field(default_factory=dict)   # its further settings, such as
+                                         # {momentum: 0.9, scale: original} of muon
     lr: float = 5e-3                     # peak learning rate
     schedule: str = "cosine"             # course of the learning rate: cosine, linear, wsd or constant
     warmup: int = 30                     # steps over which the learning rate rises to its peak
@@ -43,6 +46,8 @@ class TrainConfig:
     beta2: float = 0.95                  # AdamW: decay of the mean squared gradient
     weight_decay: float = 0.1            # decoupled weight decay of matrices
     clip: float = 1.0                    # largest global gradient norm; larger ones are scaled down
+    constraints: dict[str, dict[str, Any]] = field(default_factory=dict)   # what else the loss holds, such as
+                                         # {activation: {weight: 0.01}}; see nn/train/constraints.py
     # Numbers
     seed: int = 0                        # of the initial weights, the data's order and the router's noise
     dtype: Literal["float32", "bfloat16"] = "float32"   # storage of the weights (masters are float32)
@@ -77,6 +82,7 @@ class TrainConfig:
         _check("lr_floor", self.lr_floor, 0 <= self.lr_floor <= 1, "between 0 and 1")
         check_name("optimizer", self.optimizer, OPTIMIZERS)
         check_name("schedule", self.schedule, SCHEDULES)
+        create_constraints(self.constraints)
         if self.seq_len > self.model.max_seq_len:
             raise InputError(f"seq_len: {self.seq_len} is longer than the model's context; "
                              f"lower it to {self.model.max_seq_len} or raise model.max_seq_len")

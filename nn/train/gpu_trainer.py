@@ -10,22 +10,28 @@ gradient's norm.
     trainer.decode([1, 2, 3], "top_p", top_p=0.9)      # ids"""
 
 import functools
+import logging
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import numpy as np
 
+from cuda.nn.errors import DeviceError
 from nn.backends import open_device
+from nn.backends.array_api import NotRepeatable, Uploads
 from nn.errors import InputError
 from nn.generate import SamplingConfig, generate
-from nn.layers.moe import noise_counters
+from nn.layers.moe import finish_step
+from nn.layers.noise import noise_counters
 from nn.names import check_name
-from nn.optim.device_adamw import DeviceAdamW
+from nn.optim.factory import create_device_optimizer
 from nn.train.gradients import Batch, scored_tokens
 
 IGNORED = -100
+log = logging.getLogger("nn.train")
 STRATEGIES: dict[str, dict[str, Any]] = {         # what each one sets, unless the caller does
     "greedy": {"temperature": 0.0},
     "sample": {"temperature": 1.0},
@@ -36,11 +42,13 @@ STRATEGIES: dict[str, dict[str, Any]] = {         # what each one sets, unless t
 
 
 class GpuTrainer:
-    """graph: record the step and replay it; False queues every kernel of every step, to find a fault."""
+    """graph: record the step and replay it; False queues every kernel of every step, to find a fault.
+    optimizer: "adamw" or "muon", optimizer_options: its further settings."""
 
     def __init__(self, model: Any, *, device: Any = None, lr: float = 1e-3,
                  betas: tuple[float, float] = (0.9, 0.95), eps: float = 1e-8, weight_decay: float = 0.1,
-                 clip: float | None = 1.0, seed: int = 0, graph: bool = True) -> None:
+                 clip: float | None = 1.0, seed: int = 0, graph: bool = True, optimizer: str = "adamw",
+                 optimizer_options: Mapping[str, Any] | None = None) -> None:
         if device is not None:
             device = open_device(device) if isinstance(device, str) else device
             if device is None:
@@ -50,8 +58,9 @@ class GpuTrainer:
         if model.device is None:
             raise InputError("model: it is on the host; give device='cuda' or 'emulated'")
         self.model, self.device, self.seed = model, model.device, seed
-        self.optimizer = DeviceAdamW(model.named_parameters(), lr=lr, betas=betas, eps=eps,
-                                     weight_decay=weight_decay, max_norm=clip)
+        settings = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "max_norm": clip}
+        self.optimizer = create_device_optimizer(optimizer, model.named_parameters(),
+                                                 **settings | dict(optimizer_options or {}))
         self.metrics: dict[str, Any] = {}              # of the last step
         self._graph = graph
         self._steps: dict[tuple[int, ...], _Step] = {}     # by [micro-batches, B, T]
@@ -87,6 +96,7 @@ class GpuTrainer:
         norm = float(found.pop("grad_norm"))
         if math.isfinite(norm):
             self.optimizer.taken()
+        finish_step(self.model, taken=math.isfinite(norm))
         self.metrics = found
         return found, norm
 
@@ -99,14 +109,17 @@ class _Step:
         device = trainer.device
         self.tokens = device.zeros((2, *shape), np.int64)          # inputs and targets [2,micro-batches,B,T]
         self.valid = device.zeros((), np.float32)                  # targets that count, of all micro-batches
-        self.routers = [router for router, _ in noise_counters(trainer.model, 0, 0, 0) if router.jitter]
-        self.noise = device.zeros((shape[0], len(self.routers), 4), np.int64)     # where they draw jitter
+        self.routers = [router for router, _ in _drawing(trainer.model, 0, 0, 0)]
+        self.noise = device.zeros((shape[0], len(self.routers), 4), np.int64)     # where they draw
         self.layout: list[tuple[str, tuple[int, ...]]] = []        # of `figures`
         self.figures: Any = None                                   # one vector, read back after the step
         self.graph: Any = None
         self.warm = False
+        self.step = 0
+        self.uploads = Uploads()                                   # constants of the layers
 
     def run(self, batches: Sequence[Batch], step: int) -> dict[str, Any]:
+        self.step = step
         self.tokens.upload(np.stack([[x for x, _ in batches], [y for _, y in batches]]).astype(np.int64))
         self.valid.upload(np.float32(scored_tokens(batches)))
         if self.routers:
@@ -117,25 +130,39 @@ class _Step:
             if self.graph is None:                   # else replays write there
                 self.figures = None
             self.trainer.optimizer.failed()          # what it has left is no part of the next
+            with suppress(Exception):                # the first error tells more
+                finish_step(self.trainer.model, taken=False)
             raise
         return self._read()
 
     def _launch(self) -> None:
         if self.graph is None and self.warm and self.graph_wanted:
-            self._record()
+            self._try_to_record()
         if self.graph is not None:
             self.graph.replay()
-        else:
+            return
+        with self.uploads.keeping() if self.graph_wanted else nullcontext():
             self._queue()               # the first time: buffers are made, and every table finds its place
-            self.warm = True
+        self.warm = True
 
     def _noise(self, step: int, micro: int) -> list[np.ndarray]:
-        found = noise_counters(self.trainer.model, self.trainer.seed, step, micro)
-        return [place for router, place in found if router.jitter]
+        return [place for _, place in _drawing(self.trainer.model, self.trainer.seed, step, micro)]
+
+    def _try_to_record(self) -> None:
+        """Layers that read something back, or draw on the host, are queued kernel by kernel in every step."""
+        try:
+            self._record()
+        except (NotRepeatable, DeviceError) as error:
+            if isinstance(error, DeviceError) and "while a graph is captured" not in str(error):
+                raise
+            log.warning("steps are queued kernel by kernel, as they cannot be recorded: %s", error)
+            self.graph_wanted, self.uploads = False, Uploads()
+            self.trainer.optimizer.failed()
+            finish_step(self.trainer.model, taken=False)
 
     def _record(self) -> None:
         from cuda.nn.graph import Graph
-        with Graph.capture(self.trainer.device) as graph:
+        with self.uploads.reusing(), Graph.capture(self.trainer.device) as graph:
             self._queue()
         self.trainer.optimizer.recorded()
         self.graph = graph
@@ -146,6 +173,7 @@ class _Step:
         micro_batches = self.tokens.shape[1]
         parts, totals = list[dict[str, Any]](), list[Any]()
         for micro in range(micro_batches):
+            model.set_noise(self.trainer.seed, self.step, micro)
             for i, router in enumerate(self.routers):
                 router.noise = self.noise[micro, i]
             total, figures = model.loss_terms(self.tokens[0, micro], self.tokens[1, micro],
@@ -177,6 +205,12 @@ class _Step:
                 at += count
         found["grad_norm"] = host[-1]
         return {name: float(value) if np.ndim(value) == 0 else value for name, value in found.items()}
+
+
+def _drawing(model: Any, seed: int, step: int, micro: int) -> list[tuple[Any, np.ndarray]]:
+    """Routers that draw random numbers, each with its counter"""
+    return [(module, place) for module, place in noise_counters(model, seed, step, micro)
+            if getattr(module, "draws", False)]
 
 
 def _check(batches: Sequence[Batch], shape: tuple[int, ...], vocab_size: int) -> None:

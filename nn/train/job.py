@@ -12,7 +12,8 @@ from typing import Any
 
 from nn.backends import open_device
 from nn.errors import InputError
-from nn.models import MoETransformer
+from nn.models import from_config
+from nn.models.decoder import Decoder
 from nn.train.callbacks import Callback
 from nn.train.checkpoint import Checkpoint, latest_valid, load_checkpoint
 from nn.train.config import TrainConfig
@@ -55,12 +56,12 @@ def _prepared(run: RunFolder, callbacks: Sequence[Callback]) -> Trainer:
     return trainer
 
 
-def build_model(config: TrainConfig) -> MoETransformer:
+def build_model(config: TrainConfig) -> Decoder:
     """The untrained model of a run, on the host."""
-    return MoETransformer(config.model, seed=config.seed, dtype=config.dtype)
+    return from_config(config.model, seed=config.seed, dtype=config.dtype)
 
 
-def load_trained(path: str | Path) -> tuple[MoETransformer, Any]:
+def load_trained(path: str | Path) -> tuple[Decoder, Any]:
     """Model, in evaluation mode, and tokenizer: of a run folder (its newest checkpoint), or of one
     checkpoint."""
     from nn.data import load_tokenizer

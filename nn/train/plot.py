@@ -8,14 +8,15 @@ from typing import Any
 
 from nn.errors import InputError
 from nn.files import read_json, replacing
+from nn.train.expert_plot import draw_experts
 from nn.train.metrics import read_metrics
 
 BLUE, RED, GREY = "#3b6fb6", "#c8443c", "#6b7280"
 
 
 def draw_loss(folder: str | Path) -> Path:
-    """Write loss.png into a run folder, return its path; InputError without matplotlib or before the first
-    step."""
+    """Write loss.png (and experts.png, if there are any) into a run folder, return its path; InputError
+    without matplotlib or before the first step."""
     folder = Path(folder)
     records = read_metrics(folder / "metrics.jsonl")
     if not records:
@@ -24,6 +25,8 @@ def draw_loss(folder: str | Path) -> Path:
     figure = _figure(records, {name: info[name] for name in ("gzip", "xz")}, folder.name)
     with replacing(folder / "loss.png") as temporary:
         figure.savefig(temporary, dpi=150, format="png")
+    if "moe/load" in records[-1]:
+        draw_experts(folder)
     return folder / "loss.png"
 
 

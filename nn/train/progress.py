@@ -136,4 +136,7 @@ def _summary(record: dict[str, Any]) -> dict[str, str]:
                "tokens": f"{record['tokens']}", "tokens_per_second": f"{record['tokens_per_second']:.0f}"}
     if "moe/load_min" in record:
         fields |= {"load_min": f"{record['moe/load_min']:.3f}", "load_max": f"{record['moe/load_max']:.3f}"}
+    for name in ("usage_evenness", "max_violation", "dead_experts", "overflow"):
+        if f"moe/{name}" in record:
+            fields[name] = f"{record[f'moe/{name}']:.3f}"
     return fields

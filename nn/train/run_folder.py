@@ -1,6 +1,6 @@
 """The folder of one run, and the lock that keeps a second trainer out of it.
 
-    config.yaml  manifest.json  tokenizer.json  tokens/  metrics.jsonl  checkpoints/  loss.png
+    config.yaml  manifest.json  tokenizer.json  tokens/  metrics.jsonl  checkpoints/  loss.png  experts.png
 
     with RunFolder.create(config) as run: ...       # or RunFolder.open(newest_run("runs"))"""
 

@@ -18,9 +18,11 @@ import numpy as np
 from nn.data import Loader
 from nn.errors import NonFiniteError
 from nn.eval.bits_per_byte import Window, negative_log_likelihood, spread, windows
+from nn.layers.moe.metrics import usage
 from nn.optim import create_schedule
 from nn.train.callbacks import Callback
 from nn.train.checkpoint import checkpoints, latest_valid, save_checkpoint
+from nn.train.constraints import create_constraints
 from nn.train.corpus import Corpus
 from nn.train.gradients import broken_weights, explain_nonfinite, scored_tokens
 from nn.train.metrics import MetricsLog
@@ -57,6 +59,7 @@ class Trainer:
         config = run.config
         self.run, self.config, self.corpus, self.callbacks, self.model = run, config, corpus, callbacks, model
         model.gradient_checkpointing = config.gradient_checkpointing
+        model.constraints = create_constraints(config.constraints)
         self.loader = Loader(corpus.train, config.batch_size, config.seq_len, seed=config.seed)
         self.update = create_update(model, config)
         self.schedule = create_schedule(
@@ -183,11 +186,19 @@ class Trainer:
 
 def _plain(metrics: dict[str, Any]) -> dict[str, Any]:
     """Metrics as JSON takes them: the experts' load [layers, experts] becomes its mean per expert and its
-    extremes, any other array its mean."""
+    extremes, any other array its mean; what experts report is under "moe/layers" layer by layer, too."""
     load = metrics.get("moe/load")
-    means = {name: float(np.mean(value)) for name, value in metrics.items() if name != "moe/load"}
-    plain: dict[str, Any] = dict(means)
+    plain: dict[str, Any] = {name: float(np.mean(value)) for name, value in metrics.items()
+                             if name != "moe/load"}
+    layers = {name: value for name, value in metrics.items()
+              if name.startswith("moe/") and np.ndim(value) == 1}
     if load is not None:
+        even = {f"moe/{name}": value for name, value in usage(load).items()}
+        plain |= {name: float(np.mean(value)) for name, value in even.items()}
         plain["moe/load"] = [round(float(share), 4) for share in load.mean(axis=0)]
         plain |= {"moe/load_min": float(load.min()), "moe/load_max": float(load.max())}
+        layers |= even
+    if layers:
+        plain["moe/layers"] = {name.removeprefix("moe/"): [round(float(figure), 4) for figure in value]
+                               for name, value in layers.items()}
     return plain

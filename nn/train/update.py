@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from nn.layers.moe import finish_step
 from nn.optim import AdamW, clip_scale, create_optimizer, grad_norm
 from nn.train.config import TrainConfig
 from nn.train.gpu_trainer import GpuTrainer
@@ -38,6 +39,7 @@ class HostUpdate:
             with np.errstate(all="ignore"):             # what NumPy warns of makes weights not finite
                 self.optimizer.step(lr=lr, grad_scale=clip_scale(norm, self.clip))
             self.model.zero_grad()
+        finish_step(self.model, taken=math.isfinite(norm))
         return metrics, norm
 
 
@@ -46,6 +48,8 @@ def create_update(model: Any, config: TrainConfig) -> Update:
     settings: dict[str, Any] = {"lr": config.lr, "betas": (config.beta1, config.beta2),
                                 "weight_decay": config.weight_decay}
     if model.device is not None:
-        return GpuTrainer(model, clip=config.clip, seed=config.seed, **settings)
+        return GpuTrainer(model, clip=config.clip, seed=config.seed, optimizer=config.optimizer,
+                          optimizer_options=config.optimizer_options, **settings)
+    settings |= config.optimizer_options
     optimizer = create_optimizer(config.optimizer, model.named_parameters(), **settings)
     return HostUpdate(model, optimizer, clip=config.clip, seed=config.seed)

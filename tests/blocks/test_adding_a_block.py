@@ -14,7 +14,7 @@ import pytest
 
 from nn.layers import registry
 from nn.layers.stack import Stack, StackSettings
-from tests.blocks import harness, test_every_block
+from tests.blocks import harness, test_every_block, test_packed
 from tests.docs.pages import blocks, read
 
 PAGE = "adding_new_blocks.md"
@@ -41,12 +41,13 @@ def test_the_line_for_the_package_names_the_same_class() -> None:
 
 
 def test_it_passes_what_every_block_must(module: Any) -> None:
-    """Every test of test_every_block with each of its arguments"""
+    """Every test of test_every_block, and those of packed rows, with each of its arguments"""
     (case,) = harness.cases_of("mixer", NAME)
-    tests = [value for name, value in vars(test_every_block).items() if name.startswith("test_")]
+    tests = [value for source in (test_every_block, test_packed) for name, value in vars(source).items()
+             if name.startswith("test_")]
     ran = [test(case, **options) for test in tests if "case" in inspect.signature(test).parameters
            for options in arguments(test)]
-    assert len(ran) >= 24
+    assert len(ran) >= 29
 
 
 def arguments(test: Any) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ def plants(owner: Any, name: str, value: Any) -> Callable[[Patch], None]:
 
 
 def sees_one_ahead(patch: Patch) -> None:
-    def between(sums: np.ndarray) -> np.ndarray:
+    def between(sums: np.ndarray, like: np.ndarray) -> np.ndarray:
         place = np.arange(sums.shape[-1])
         seen = place[None, :] <= place[:, None] + 1
         return np.asarray(np.exp(np.where(seen, sums[..., None] - sums[..., None, :], -np.inf)))

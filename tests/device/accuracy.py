@@ -69,10 +69,12 @@ def counted(device: EmulatedDevice, run: Callable[[], Any], check: bool = True) 
 
 
 def name_of(mangled: str) -> str:
-    """_ZN2nn12softmax_rowsIfLi4E... -> softmax_rows"""
-    rest = mangled.removeprefix("_ZN2nn") if mangled.startswith("_ZN2nn") else mangled.removeprefix("_Z")
-    digits = len(rest) - len(rest.lstrip("0123456789"))
-    return rest[digits : digits + int(rest[:digits])] if digits else mangled
+    """_ZN2nn12softmax_rowsIfLi4E... -> softmax_rows; of nested names, the last"""
+    name, rest = mangled, mangled.removeprefix("_Z").removeprefix("N")
+    while digits := len(rest) - len(rest.lstrip("0123456789")):
+        end = digits + int(rest[:digits])
+        name, rest = rest[digits:end], rest[end:]
+    return name
 
 
 def moved_bytes(counts: KernelCounters) -> int:

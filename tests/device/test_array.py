@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import ml_dtypes
@@ -11,6 +12,7 @@ import pytest
 from cuda.nn.array import DeviceArray
 from cuda.nn.device import EmulatedDevice
 from cuda.nn.errors import DeviceArgumentError
+from tests.device.accuracy import counted, moved_bytes
 
 BF16 = ml_dtypes.bfloat16
 FLOATS = [np.float32, np.float16, BF16]
@@ -331,3 +333,55 @@ def test_merging_of_axes_in_huge_arrays(device: EmulatedDevice) -> None:
     assert 0 in merged([2, 0, 3], [0, 0, 0])[0]
     with pytest.raises(DeviceArgumentError, match="2\\^62"):
         merged([big, big], [1, 1])
+
+
+# ---- copies between arrays whose dense axes differ ---------------------------------------------------------
+
+TURNED: list[tuple[tuple[int, ...], tuple[int, ...]]] = [
+    ((8, 8), (1, 0)), ((33, 70), (1, 0)), ((130, 36), (1, 0)), ((3, 20, 44), (0, 2, 1)),
+    ((12, 3, 40), (2, 1, 0)), ((2, 9, 3, 12), (3, 0, 2, 1)), ((7, 100), (1, 0))]
+
+
+def turned(x: DeviceArray) -> DeviceArray:
+    return x.permute((*range(x.ndim - 2), x.ndim - 1, x.ndim - 2))
+
+
+def transposed(device: EmulatedDevice, run: Callable[[], Any], expected: bool = True) -> Any:
+    """What `run` gives, and that it went by tiles"""
+    results: list[Any] = []
+    kernels = counted(device, lambda: results.append(run()))
+    assert ("array_transpose" in kernels) == expected, list(kernels)
+    return results[0]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.bool_, np.float16, BF16, np.float32, np.int64, np.float64])
+def test_permuted_copies(device: EmulatedDevice, dtype: Any) -> None:
+    for shape, axes in TURNED:
+        a = sample(shape, dtype)
+        same(transposed(device, device.asarray(a).permute(axes).copy, shape[0] != 7), a.transpose(axes))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float32])
+def test_permuted_views_at_any_element(device: EmulatedDevice, dtype: Any) -> None:
+    a = sample((3, 21, 40), dtype)
+    x = device.asarray(a)
+    for cut in (np.s_[:, 1:, 1:], np.s_[:, ::-1, 2:], np.s_[1, :, 3:], np.s_[::-2, 1:, :],
+                np.s_[:, 4:20, 4:36], np.s_[:, 4:20, 4:37]):
+        same(transposed(device, turned(x[cut]).copy), a[cut].swapaxes(-1, -2))
+    for cols, to, cut in ((25, np.s_[1:39, 2:23], np.s_[2, :, :38]), (28, np.s_[:36, 4:23], np.s_[0, 2:, 4:]),
+                          (27, np.s_[:36, 4:24], np.s_[0, 1:, 4:])):
+        b = np.zeros((40, cols), dtype)
+        y = device.asarray(b)
+        b[to] = a[cut].T
+        transposed(device, partial(operator.setitem, y, to, x[cut].T))
+        same(y, b)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float32, np.int64])
+def test_permuted_copies_move_whole_sectors(device: EmulatedDevice, dtype: Any) -> None:
+    x = device.asarray(sample((128, 256), dtype))
+    counts = counted(device, lambda: x.T.copy())["array_transpose"]
+    assert moved_bytes(counts) == 2 * x.nbytes
+    assert counts.sectors == counts.ideal_sectors
+    assert counts.bank_wavefronts == counts.ideal_wavefronts
+    assert counts.requests == 2 * x.nbytes / (32 * max(4, x.dtype.itemsize))     # by lanes of 4 bytes or more

@@ -89,6 +89,7 @@ TRAFFIC: dict[str, Traffic] = {
     "gradient_norm_forward": Traffic(lambda counts, s: sum(counts) * s),
     "zero_gradients": Traffic(lambda counts, s: sum(counts) * s),
     "sum_of_squares": Traffic(lambda count, s: count * s),
+    "random_bits": Traffic(lambda count, s: count * 4, lambda **_: 256 * 32),     # each thread: key and words
 }
 ROWS = ({"rows": 2048, "cols": 64}, {"rows": 24, "cols": 2048}, {"rows": 4, "cols": 8192})
 SHORTER = ({"rows": 512, "cols": 64}, {"rows": 4, "cols": 4096})
@@ -109,7 +110,7 @@ def sizes_of(function: str) -> tuple[dict[str, Any], ...]:
         return {"heads": 4, "groups": 2, "length": 900, "width": 64},
     if function in ("adamw_forward", "gradient_norm_forward", "zero_gradients"):
         return {"counts": (24_576,)},
-    return ({"count": 24_576},) if function == "sum_of_squares" else ({"n": 8192},)
+    return ({"count": 24_576},) if function in ("sum_of_squares", "random_bits") else ({"n": 8192},)
 
 
 @pytest.mark.parametrize("dtype", SIZE)

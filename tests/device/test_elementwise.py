@@ -170,3 +170,4 @@ def test_errors(device: EmulatedDevice) -> None:
 
 def test_name_of() -> None:
     assert name_of("_ZN2nn12softmax_rowsIfLi4ELi2EEEvPT_") == "softmax_rows"
+    assert name_of("_ZN2nn5array15array_transposeItLi2EEEvNS0_13TranspositionIT_EE") == "array_transpose"

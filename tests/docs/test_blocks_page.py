@@ -2,9 +2,11 @@
 
 import pytest
 
+from nn.config import dump
 from nn.layers import registry
+from nn.models import LanguageModelConfig
 from tests.blocks import harness
-from tests.docs.pages import rows
+from tests.docs.pages import marked, rows
 
 PAGE = "6-blocks.md"
 
@@ -24,3 +26,7 @@ def test_states_are_those_that_blocks_begin_with(role: str) -> None:
     for name, *_, state in rows(PAGE, role):
         keeps = harness.cases_of(role, name)[0].build().init_state(1) is not None
         assert keeps == (state != "none"), name
+
+
+def test_every_option_of_a_language_model() -> None:
+    assert marked(PAGE, "table: model") == f"```yaml\n{dump(LanguageModelConfig())}```"

@@ -62,7 +62,7 @@ PAIRS = (((3, 4), (3, 4)), ((), (3, 4)), ((3, 4), ()), ((4,), (3, 4)), ((3, 4), 
 SMOOTH: dict[str, Function] = {
     "exp": ops.exp, "tanh": ops.tanh, "sigmoid": ops.sigmoid, "silu": ops.silu, "gelu": ops.gelu,
     "neg": ops.neg, "elu_plus_one": ops.elu_plus_one, "softplus": ops.softplus,
-    "log_sigmoid": ops.log_sigmoid,
+    "log_sigmoid": ops.log_sigmoid, "sqrt_softplus": ops.sqrt_softplus, "normal_cdf": ops.normal_cdf,
     "cast": lambda x: ops.cast(x, np.float64)}
 POSITIVE: dict[str, Function] = {"log": ops.log, "sqrt": ops.sqrt, "power": lambda x: ops.power(x, -1.5)}
 KINKED: dict[str, Function] = {"absolute": ops.absolute, "relu": ops.relu,
@@ -334,6 +334,25 @@ def parted_attentions() -> Iterator[Row]:
 
     yield Row("merged_attention", "nothing-visible", blind,
               (normal("hq", 1, 2, 3, 4), normal("hk", 1, 1, 4, 4), normal("hv", 1, 1, 4, 2), normal("hb", 2)))
+
+    def dense(*tensors: Tensor, window: int = 0, **options: Any) -> Tensor:
+        q, k, v, k2, v2, *sinks = tensors
+        there = namespace(q.data).asarray(mask)
+        sets = [KeySet(k, v, window=window), KeySet(k2, v2, causal=False, mask=there)]
+        return ops.dense_attention(q, sets, sinks=sinks[0] if sinks else None, **options)
+
+    place = counter(5, "dropped", 1, 2, 3)
+    yield Row("dense_attention", "two-sets", dense, arrays[:5])
+    yield Row("dense_attention", "softcap-sinks", lambda *x: dense(*x, softcap=0.7, scale=0.9), arrays)
+    yield Row("dense_attention", "array-dropout",
+              lambda *x: dense(*x, window=2, softcap=0.7, dropout=0.4, noise=place), arrays)
+    yield Row("dense_attention", "nothing-visible",
+              lambda q, k, v: ops.dense_attention(q, [KeySet(k, v)], softcap=2.0),
+              (normal("cq", 1, 2, 3, 4), normal("ck", 1, 1, 1, 4), normal("cv", 1, 1, 1, 2)))
+    yield Row("dense_attention", "no-keys", lambda q, k, v: ops.dense_attention(q, [KeySet(k, v)]),
+              (normal("eq", 1, 2, 3, 4), normal("ek", 1, 1, 0, 4), normal("ev", 1, 1, 0, 2)))
+    for p in (0.3, 1.0):
+        yield Row("dropout", str(p), lambda x, p=p: ops.dropout(x, p, place), (normal("drop", 3, 5),))
     tiles = [Tile(0, 2, ((0, 2),)), Tile(2, 4, ((0, 1), (3, 5))), Tile(4, 5, ((1, 2), (5, 6)))]
     for causal in (True, False):
         yield Row("tiled_attention", "causal" if causal else "both-ways",

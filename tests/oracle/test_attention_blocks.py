@@ -10,6 +10,8 @@ import pytest
 import torch
 from transformers.models.deepseek_v3 import modeling_deepseek_v3 as deepseek
 from transformers.models.deepseek_v3.configuration_deepseek_v3 import DeepseekV3Config
+from transformers.models.gemma2 import modeling_gemma2 as gemma2
+from transformers.models.gemma2.configuration_gemma2 import Gemma2Config
 from transformers.models.gpt_oss import modeling_gpt_oss as gpt_oss
 from transformers.models.gpt_oss.configuration_gpt_oss import GptOssConfig
 from transformers.models.olmoe import modeling_olmoe as olmoe
@@ -138,9 +140,23 @@ def test_gpt_oss(window: int) -> None:
     config = GptOssConfig(**SMALL, attention_bias=True, attn_implementation="eager", num_hidden_layers=1,
                           sliding_window=window or 5, layer_types=[kind], rope_parameters=PLAIN)
     ours = registry.create("mixer", kind, hidden_size=WIDTH, num_heads=4, num_kv_heads=2, head_dim=8,
-                           bias=True, sinks=True, window=window, dtype="float64")
+                           attn_bias=True, out_bias=True, sinks=True, window=window, dtype="float64")
     angles = rotary(gpt_oss.GptOssRotaryEmbedding, config)
     compare(drawn(gpt_oss.GptOssAttention(config, 0)), ours,
+            lambda layer, x: layer(x, angles, hidden(window))[0], dict, limit=1e-7)
+
+
+@pytest.mark.parametrize("window", [0, 5])
+def test_gemma2_softcap(window: int) -> None:
+    """Scores bent by softcap · tanh(scores / softcap), with a scale of their own"""
+    kind = "sliding_attention" if window else "full_attention"
+    config = Gemma2Config(**SMALL, attn_implementation="eager", num_hidden_layers=1, layer_types=[kind],
+                          sliding_window=window or 5, attn_logit_softcapping=0.5, query_pre_attn_scalar=1,
+                          rope_parameters=PLAIN)
+    ours = registry.create("mixer", kind, hidden_size=WIDTH, num_heads=4, num_kv_heads=2, head_dim=8,
+                           softcap=0.5, scale=1.0, window=window, dtype="float64")
+    angles = rotary(gemma2.Gemma2RotaryEmbedding, config)
+    compare(drawn(gemma2.Gemma2Attention(config, 0)), ours,
             lambda layer, x: layer(x, angles, hidden(window))[0], dict, limit=1e-7)
 
 

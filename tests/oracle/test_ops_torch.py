@@ -158,6 +158,23 @@ def our_sets(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor) -> Tensor:
     return ops.merged_attention(q, [old, KeySet(k[:, :, 2:], v[:, :, 2:])], sinks=sinks)
 
 
+def capped(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor) -> torch.Tensor:
+    """Gemma 2's scores behind a mask of what is dropped, one more key per head of value zero"""
+    k, v = (x.repeat_interleave(2, 1) for x in (k, v))
+    scores = 0.7 * torch.tanh((q @ k.mT) * 0.9 / 0.7)
+    scores = scores.masked_fill(~visible(5, 8), -torch.inf)
+    extra = sinks[None, :, None, None].expand(*scores.shape[:3], 1)
+    kept = torch.tensor(drawn_from(DROPPED, (2, 4, 5, 8)) >= 0.25).to(v)
+    return (torch.cat([scores, extra], -1).softmax(-1)[..., :-1] * kept / 0.75) @ v
+
+
+def our_capped(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor) -> Tensor:
+    old = KeySet(k[:, :, :2], v[:, :, :2], causal=False)
+    return ops.dense_attention(q, [old, KeySet(k[:, :, 2:], v[:, :, 2:])], sinks=sinks, scale=0.9,
+                               softcap=0.7, dropout=0.25, noise=DROPPED)
+
+
+DROPPED = counter(3, "attn_dropout", 1)
 TILES = [Tile(0, 2, ((0, 5),)), Tile(2, 5, ((0, 8),))]
 KEYS = ((1, 2, 2, 4, 3),) * 2                       # [B,H,n,C,Dk]
 QKV = (2, 4, 5, 8), (2, 2, 8, 8), (2, 2, 8, 6)      # 4 query heads share 2 key/value heads; 5 queries, 8 keys
@@ -232,6 +249,8 @@ CASES = {
     "dispatch, grouped_linear, combine": Case(our_experts, their_experts, ((5, 3), (4, 2, 3), (5, 2))),
     "softplus": Case(ops.softplus, F.softplus, ((3, 4),)),
     "log_sigmoid": Case(ops.log_sigmoid, F.logsigmoid, ((3, 4),)),
+    "sqrt_softplus": Case(ops.sqrt_softplus, lambda x: F.softplus(x).sqrt(), ((3, 4),)),
+    "normal_cdf": Case(ops.normal_cdf, torch.special.ndtr, ((3, 4),)),
     "elu_plus_one": Case(ops.elu_plus_one, lambda x: F.elu(x) + 1, ((3, 4),)),
     "signed_sqrt": Case(ops.signed_sqrt, lambda x: x.sign() * x.abs().sqrt(), ((3, 4),), positive),
     "l2_norm": Case(lambda x: ops.l2_norm(x, 0.1), lambda x: x * (x.square().sum(-1, True) + 0.1).rsqrt(),
@@ -254,6 +273,9 @@ CASES = {
                           ((2, 3, 4, 5), (2, 3, 4, 4), (2, 3, 4), (2, 3, 5))),
     "gla_chunks": Case(our_gla, their_gla, (*KEYS, (1, 2, 2, 4, 5), KEYS[0], (1, 2, 3, 5))),
     "merged_attention": Case(our_sets, with_sinks, (*QKV, (4,))),
+    "dense_attention": Case(our_capped, capped, (*QKV, (4,))),
+    "dropout": Case(lambda x: ops.dropout(x, 0.25, DROPPED),
+                    lambda x: x * torch.tensor(drawn_from(DROPPED, (3, 4)) >= 0.25) / 0.75, ((3, 4),)),
     "tiled_attention": Case(lambda *x: ops.tiled_attention(*x, TILES),
                             attend(visible(5, 8)), QKV),
     "checkpoint": Case(lambda x: ops.checkpoint(lambda z: ops.tanh(z * z), x), lambda x: (x * x).tanh(),

@@ -5,6 +5,7 @@
 // time, also where an operand repeats along it (used)
 #include "element.cuh"
 #include "layout.cuh"
+#include "transpose.h"
 
 #include <algorithm>
 #include <type_traits>
@@ -336,6 +337,8 @@ int run(Map& m, const nn_array_layout* layout, int arrays, const char* const (&n
     for (int k = 0; k < m.operands; ++k)
         NN_TRY(k < arrays ? check_array(m.x[k], names[k], m.x_dtype[k])
                           : check_optional(m.x[k], names[k], m.x_dtype[k]));
+    if (m.op == NN_COPY && m.x[0] && m.y_dtype == m.x_dtype[0] && transposes(l, count))
+        return transposed_copy(m.y, m.x[0], dtype_bytes(m.y_dtype), l, stream);
     const char kind = kind_of(m, m.op == NN_WHERE ? 1 : 0);
     NN_REQUIRE(kind != 'i' || !of_floats_only(m.op), "op: %d is not for integers", m.op);
     NN_REQUIRE(kind == 'i' || !of_integers_only(m.op), "op: %d is for integers only", m.op);

@@ -7,14 +7,12 @@ The context's keys and values are formed once, in the first call with a state.""
 from dataclasses import dataclass
 from typing import Any
 
-from nn import ops
 from nn.backends.array_api import beside
 from nn.errors import InputError
 from nn.layers.attention.causal import AttentionSettings
 from nn.layers.attention.grouped import GroupedAttention, unrecorded
 from nn.layers.formulas import attention_core, projection
 from nn.layers.protocol import Block
-from nn.ops.merged import KeySet
 from nn.state import State
 from nn.tensor import Array, Tensor
 
@@ -26,7 +24,6 @@ class CrossAttentionSettings(AttentionSettings):
     rope_theta: float = 0.0      # 0: the context's tokens bring their positions along
     context_size: int = 0        # width of the context; 0 = hidden_size
     context_length: int = 512    # tokens of the context, for the formula of operations
-    scale: float = 0.0           # of the scores; 0 = 1/√head_dim (T5: 1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -41,6 +38,9 @@ class CrossAttentionSettings(AttentionSettings):
         counts = super().parameters(active)
         return counts | {"projections": counts["projections"] + extra}
 
+    def cache_size(self, tokens: int) -> int | None:
+        return 2 * self.widths[1] * self.context_length * (tokens > 0)
+
     def flops(self, batch: int, length: int, past: int = 0, mode: str | None = None) -> dict[str, int]:
         """Behind a past, the context's keys and values are there already."""
         heads, groups = self.widths
@@ -54,7 +54,7 @@ class CrossAttentionSettings(AttentionSettings):
     def examples(cls) -> dict[str, Any]:
         grouped = {"hidden_size": 8, "num_heads": 4, "num_kv_heads": 2, "head_dim": 4, "context_length": 5}
         return {"grouped": cls.create(**grouped),
-                "biases, sinks": cls.create(**grouped, bias=True, sinks=True),
+                "biases, sinks": cls.create(**grouped, attn_bias=True, out_bias=True, sinks=True),
                 "scale 1": cls.create(**grouped, scale=1.0), "qk-norm": cls.create(**grouped, qk_norm="head")}
 
 
@@ -71,14 +71,16 @@ class CrossAttention(GroupedAttention, Block):
 
     Settings = CrossAttentionSettings
     needs = ("context",)
-    takes = ("context_mask",)
+    takes = ("context_mask", "segment_ids")
+    packing = "none"             # of which document a context is, is not said
 
     def __init__(self, settings: CrossAttentionSettings, dtype: Any = "float32") -> None:
         s = settings
         super().__init__(s.hidden_size, s.num_heads, s.num_kv_heads, s.head_dim, None, qk_norm=s.qk_norm,
-                         eps=s.norm_eps, bias=s.bias, sinks=s.sinks, std=s.init_std, out_std=s.down_std,
-                         context_size=s.context_size, clip_qkv=s.clip_qkv, dtype=dtype)
-        self.settings, self.scale = settings, s.scale or self.scale
+                         eps=s.norm_eps, bias=s.attn_bias, out_bias=s.out_bias, sinks=s.sinks,
+                         context_size=s.context_size, clip_qkv=s.clip_qkv, scale=s.scale, softcap=s.softcap,
+                         attn_dropout=s.attn_dropout, std=s.init_std, out_std=s.down_std, dtype=dtype)
+        self.settings, self.backend = settings, s.backend
 
     def init_state(self, batch_size: int) -> ContextState:
         return ContextState()
@@ -91,8 +93,7 @@ class CrossAttention(GroupedAttention, Block):
         q = self.heads(self.q_proj(x), self.q_norm, self.qk_norm == "l2")
         k, v = self._context(context, state)
         keep = None if context_mask is None else context_mask[:, None, None, :]
-        seen = KeySet(k, v, causal=False, mask=keep)
-        return self.output(ops.merged_attention(q, [seen], sinks=self.sinks, scale=self.scale), x), state
+        return self.output(self.core(q, k, v, keep, causal=False, cached=state is not None), x), state
 
     def _context(self, context: Tensor | None, state: ContextState | None) -> tuple[Tensor, Tensor]:
         """Keys and values [B,G,S,Dh], those of the state if it has them"""

@@ -12,6 +12,7 @@ from nn import ops
 from nn.layers.attention.causal import AttentionSettings, CausalSelfAttention
 from nn.layers.formulas import projection
 from nn.layers.module import Module, Parameter
+from nn.layers.precision import cast_to, widened
 from nn.names import check_name
 from nn.tensor import Tensor
 
@@ -64,15 +65,16 @@ class GatedAttentionSettings(AttentionSettings):
 
 
 class Gate(Module):
-    """σ(W x + b), weight [out,D]"""
+    """σ(W x + b), weight [out,D]; its logits are formed and bent in float32 at least"""
 
     def __init__(self, hidden_size: int, width: int, start: float, std: float, dtype: Any) -> None:
         self.weight = Parameter((width, hidden_size), std=std, dtype=dtype)
         self.bias = Parameter((width,), fill=start, dtype=dtype, decay=False) if start else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """[...,D] -> [...,out]"""
-        return ops.sigmoid(ops.linear(x, self.weight, self.bias))
+        """[...,D] -> [...,out], float32 for half precision"""
+        bias = None if self.bias is None else widened(self.bias)
+        return ops.sigmoid(ops.linear(widened(x), widened(self.weight), bias))
 
 
 class GatedAttention(CausalSelfAttention):
@@ -94,7 +96,7 @@ class GatedAttention(CausalSelfAttention):
     def output(self, o: Tensor, x: Tensor) -> Tensor:
         """[B,H,T,Dh] -> [B,T,D]"""
         if self.settings.output_gate == "projected":
-            return super().output(o, x) * self.output_gate(x)
+            return _weighed(super().output(o, x), self.output_gate(x))
         return super().output(self._gated("output_gate", o, x), x)
 
     def _gated(self, name: str, z: Tensor, x: Tensor) -> Tensor:
@@ -104,4 +106,9 @@ class GatedAttention(CausalSelfAttention):
             return z
         batch, heads, length, _ = z.shape
         values = gate(x).reshape(batch, length, heads, gate.weight.shape[0] // heads)
-        return z * values.permute(0, 2, 1, 3)
+        return _weighed(z, values.permute(0, 2, 1, 3))
+
+
+def _weighed(z: Tensor, gate: Tensor) -> Tensor:
+    """z ⊙ gate, in z's type"""
+    return cast_to(cast_to(z, gate.dtype) * gate, z.dtype)

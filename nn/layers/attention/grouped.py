@@ -9,8 +9,10 @@ from typing import Any
 
 from nn import ops
 from nn.backends import kernels
+from nn.backends.array_api import namespace
 from nn.cache import LayerCache, StaticLayerCache
 from nn.errors import InputError
+from nn.layers.attention.core import attend
 from nn.layers.attention.positions import angles, kept, left_out
 from nn.layers.linear import Linear
 from nn.layers.module import Module, Parameter
@@ -18,9 +20,11 @@ from nn.layers.norm import RMSNorm
 from nn.layers.rotary import Rotary
 from nn.names import check_name
 from nn.ops.merged import KeySet
+from nn.random import counter
 from nn.tensor import Array, Tensor
 
 QK_NORMS = ("none", "head", "full", "l2")
+BACKENDS = ("auto", "sdpa", "manual")
 
 
 class GroupedAttention(Module):
@@ -31,11 +35,22 @@ class GroupedAttention(Module):
     "head" gives without weights.  All before the rotation.
     sinks: a learned logit per query head takes part in every softmax and adds nothing (gpt-oss).
     clip_qkv: queries, keys and values are cut to −c ... c, behind a norm of all heads, before one per head.
-    context_size: width of what keys and values are made of, if not of x."""
+    context_size: width of what keys and values are made of, if not of x.
+    scale: of the scores, instead of the root of Dh.  softcap: scores u become c tanh(u / c) (Gemma 2).
+    attn_dropout: share of the probabilities that training leaves out; not behind a cache.
+    out_bias: of o_proj, if not as the others.
+    causal: whether a token sees no later one.  backend: "manual" forms all scores at once, which takes T·S
+    memory; "sdpa" and "auto" do so only for softcap and dropout."""
+
+    causal = True
+    backend = "auto"
+    sink_tokens = 0            # first tokens that a window leaves visible
+    noise_name = "attn_dropout"
 
     def __init__(self, hidden_size: int, num_heads: int, num_kv_heads: int, head_dim: int,
                  rotary: Rotary | None, *, qk_norm: str | bool = False, eps: float = 1e-6, bias: bool = False,
-                 window: int = 0, sinks: bool = False, clip_qkv: float = 0.0, context_size: int = 0,
+                 out_bias: bool | None = None, window: int = 0, sinks: bool = False, clip_qkv: float = 0.0,
+                 context_size: int = 0, scale: float = 0.0, softcap: float = 0.0, attn_dropout: float = 0.0,
                  std: float = 0.02, out_std: float | None = None, dtype: Any = "float32") -> None:
         if num_kv_heads < 1 or num_heads % num_kv_heads:
             raise InputError(f"num_heads: {num_heads} is not a multiple of num_kv_heads: {num_kv_heads}")
@@ -43,12 +58,16 @@ class GroupedAttention(Module):
         self.rotary, self.window, self.eps, self.clip = rotary, window, eps, clip_qkv
         self.qk_norm = qk_norm if isinstance(qk_norm, str) else "head" if qk_norm else "none"
         check_name("qk_norm", self.qk_norm, QK_NORMS)
-        self.scale = head_dim**0.5 if self.qk_norm == "l2" else head_dim**-0.5
+        self.scale = scale or (head_dim**0.5 if self.qk_norm == "l2" else head_dim**-0.5)
+        self.softcap, self.attn_dropout = softcap, attn_dropout
+        if attn_dropout:
+            self.noise: Array = counter(0, self.noise_name)      # where it is drawn
         options: dict[str, Any] = {"bias": bias, "std": std, "dtype": dtype}
         self.q_proj = Linear(hidden_size, num_heads * head_dim, **options)
         self.k_proj = Linear(context_size or hidden_size, num_kv_heads * head_dim, **options)
         self.v_proj = Linear(context_size or hidden_size, num_kv_heads * head_dim, **options)
-        self.o_proj = Linear(num_heads * head_dim, hidden_size, **options | {"std": out_std or std})
+        written = {"std": out_std or std, "bias": bias if out_bias is None else out_bias}
+        self.o_proj = Linear(num_heads * head_dim, hidden_size, **options | written)
         widths = {"head": (1, 1), "full": (num_heads, num_kv_heads)}.get(self.qk_norm)
         self.q_norm = RMSNorm(widths[0] * head_dim, eps, dtype=dtype) if widths else None
         self.k_norm = RMSNorm(widths[1] * head_dim, eps, dtype=dtype) if widths else None
@@ -83,11 +102,18 @@ class GroupedAttention(Module):
         """o[B,H,T,Dh] of turned queries and keys; the state is extended."""
         if state is not None:
             k, v = extended(state, k, v, mask)                                             # [B,G,S,Dh]
-        keep = kept(mask, k.shape[2])
-        if self.sinks is None:
-            return ops.attention(q, k, v, scale=self.scale, window=self.window, mask=keep)
-        return ops.merged_attention(q, [KeySet(k, v, window=self.window, mask=keep)], sinks=self.sinks,
-                                    scale=self.scale)
+        return self.core(q, k, v, kept(mask, k.shape[2]), self.causal, cached=state is not None)
+
+    def core(self, q: Tensor, k: Tensor, v: Tensor, keep: Array | None, causal: bool, *,
+             cached: bool) -> Tensor:
+        """o[B,H,T,Dh] of q[B,H,T,Dh] over k, v [B,G,S,Dh]; keep: booleans that broadcast to [B,H,T,S]"""
+        return self.over(q, [KeySet(k, v, causal=causal, window=self.window, mask=keep)], cached=cached)
+
+    def over(self, q: Tensor, sets: list[KeySet], *, cached: bool) -> Tensor:
+        """o[B,H,T,Dh] over sets of keys; behind a cache nothing is dropped"""
+        dropout = self.attn_dropout if self.training and not cached else 0.0
+        return attend(q, sets, scale=self.scale, sinks=self.sinks, softcap=self.softcap, dropout=dropout,
+                      noise=self.noise if dropout else None, dense=self.backend == "manual")
 
     def output(self, o: Tensor, x: Tensor) -> Tensor:
         """[B,H,T,Dh] -> [B,T,D]"""
@@ -113,17 +139,30 @@ class GroupedAttention(Module):
         known here."""
         if mask is not None:
             raise InputError("mask: a cache of fixed size takes no padding; decode such rows one by one")
-        if self.sinks is not None or type(self).attended is not GroupedAttention.attended:
-            raise InputError(f"{type(self).__name__}: a cache of fixed size serves attention to all keys or "
-                             "to a window of them, without sinks; take init_state()")
+        if not self.causal:
+            raise InputError("cache: attention both ways has none; it reads whole sequences")
         if self.rotary:
             cos, sin = state.angles(self.rotary)
             q, k = (Tensor(kernels.rope_at(z.data, cos, sin, state.positions,
                                            interleaved=self.rotary.interleaved)) for z in (q, k))
+        state.pinned = self.sink_tokens
         state.store(k.data, v.data)
-        o = kernels.decode_attention(q.data, state.k, state.v, state.lengths + q.shape[2], scale=self.scale,
-                                     window=self.window)
-        return Tensor(o)
+        held = state.lengths + q.shape[2]
+        if self.sinks is None and not (self.sink_tokens or self.softcap or self.backend == "manual"):
+            o = kernels.decode_attention(q.data, state.k, state.v, held, scale=self.scale, window=self.window)
+            return Tensor(o)
+        keys = KeySet(Tensor(state.k), Tensor(state.v), causal=False, mask=self._held(held, q, state.k))
+        return self.over(q, [keys], cached=True)
+
+    def _held(self, lengths: Array, q: Tensor, k: Array) -> Array:
+        """booleans [B,1,T,S]: the keys of a cache of fixed size that its newest tokens see"""
+        xp, length = namespace(k), q.shape[2]
+        position = lengths[:, None, None] - length + xp.arange(length)[None, :, None]          # [B,T,1]
+        key = xp.arange(k.shape[2])[None, None, :]
+        seen = key <= position
+        if self.window:
+            seen = seen & ((key > position - self.window) | (key < self.sink_tokens))
+        return seen[:, None, :, :]
 
 
 def extended(state: LayerCache, k: Tensor, v: Tensor, mask: Array | None) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ W_uv Σ P c: attention of all heads over the one key [c | k_r] and the one value
 values are formed; per pair it costs rk + dr + rk multiply-adds instead of dn + dr + dv.  Chunk mode computes
 naively, recurrent mode absorbed; left open, up to 64 tokens behind a past are absorbed."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import log
 from typing import Any
@@ -20,6 +21,7 @@ from nn import ops
 from nn.cache import LayerCache
 from nn.errors import InputError
 from nn.layers.attention.causal import shared_rotary
+from nn.layers.attention.core import attend
 from nn.layers.attention.grouped import unrecorded
 from nn.layers.attention.positions import angles, kept, left_out
 from nn.layers.formulas import attention_core, projection, visible_pairs
@@ -28,7 +30,12 @@ from nn.layers.mode import KernelMode, select_mode
 from nn.layers.norm import RMSNorm
 from nn.layers.protocol import Block, BlockSettings
 from nn.layers.rotary import RopeScaling
+from nn.names import check_name
+from nn.ops.merged import KeySet
+from nn.random import counter
 from nn.tensor import Array, Tensor
+
+Core = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -46,12 +53,19 @@ class MLASettings(BlockSettings):
     rope_theta: float = 10000.0        # base of the rotary frequencies
     rope_interleaved: bool = True      # rotary pairs (2i, 2i+1) instead of (i, i + dr/2)
     rope_scaling: RopeScaling = field(default_factory=RopeScaling)   # DeepSeek: attention_factor = 1 besides
+    softcap: float = 0.0               # scores u become c tanh(u / c), c this; 0 = not
+    attn_dropout: float = 0.0          # share of the probabilities that training leaves out
+    decode_impl: str = "absorbed"      # how recurrent mode computes: absorbed or naive
     mscale_all_dim: float = 0.0        # under yarn the scores are scaled by (0.1 mscale ln factor + 1)²
     max_seq_len: int = 2048            # planned context, for rope_scaling
 
     def __post_init__(self) -> None:
         self._positive("hidden_size", "num_heads", "kv_lora_rank", "qk_nope_head_dim", "v_head_dim",
                        "max_seq_len")
+        check_name("decode_impl", self.decode_impl, ("absorbed", "naive"))
+        if self.softcap < 0 or not 0.0 <= self.attn_dropout < 1.0:
+            raise InputError(f"softcap: {self.softcap} is 0 or more; attn_dropout: {self.attn_dropout} is in "
+                             "[0, 1)")
         if self.q_lora_rank < 0:
             raise InputError(f"q_lora_rank: {self.q_lora_rank} is negative; 0 means none")
         if self.qk_rope_head_dim < 0 or self.qk_rope_head_dim % 2:
@@ -86,13 +100,16 @@ class MLASettings(BlockSettings):
 
     def absorbs(self, length: int, past: int, mode: str | None) -> bool:
         """Whether a call is computed absorbed"""
-        if mode is None and not past:
+        if self.decode_impl == "naive" or (mode is None and not past):
             return False
         return select_mode(length, mode=mode) == KernelMode.RECURRENT
 
     def parameters(self, active: bool = False) -> dict[str, int]:
         norms = self.q_lora_rank + self.kv_lora_rank if self.latent_norm else 0
         return {"projections": sum(rows * columns for rows, columns in self.maps().values()), "norms": norms}
+
+    def cache_size(self, tokens: int) -> int | None:
+        return self.kept * tokens
 
     def flops(self, batch: int, length: int, past: int = 0, mode: str | None = None) -> dict[str, int]:
         """projections, expansion (of latents to heads, or of queries into the latents' space), core"""
@@ -114,6 +131,7 @@ class MLASettings(BlockSettings):
         yarn = RopeScaling("yarn", 4.0, original_max_position_embeddings=16, attention_factor=1.0)
         return {"": cls.create(**small, q_lora_rank=6),
                 "direct queries": cls.create(**small, rope_interleaved=False),
+                "softcap, naive": cls.create(**small, softcap=1.5, attn_dropout=0.2, decode_impl="naive"),
                 "no positions": cls.create(**small | {"qk_rope_head_dim": 0}, q_lora_rank=6),
                 "yarn, no norms": cls.create(**small | {"qk_rope_head_dim": 4}, latent_norm=False,
                                              rope_scaling=yarn, mscale_all_dim=1.0, max_seq_len=64)}
@@ -131,6 +149,7 @@ class MLA(Block):
     """q_a_proj, q_a_layernorm, q_b_proj (or q_proj), kv_a_proj_with_mqa, kv_a_layernorm, kv_b_proj, o_proj"""
 
     Settings = MLASettings
+    noise_name = "attn_dropout"
     q_a_proj: Linear
     q_b_proj: Linear
     q_proj: Linear
@@ -140,6 +159,8 @@ class MLA(Block):
 
     def __init__(self, settings: MLASettings, dtype: Any = "float32") -> None:
         s = self.settings = settings
+        if s.attn_dropout:
+            self.noise: Array = counter(0, self.noise_name)      # where it is drawn
         for name, (inner, outer) in s.maps().items():
             std = s.down_std if name == "o_proj" else s.init_std
             setattr(self, name, Linear(inner, outer, std=std, dtype=dtype))
@@ -163,9 +184,16 @@ class MLA(Block):
             state.padding = state.padding + left_out(mask, length)
             joined = Tensor(state.extend(joined.data))                                     # [B,1,S,rk+dr]
         keep = kept(mask, joined.shape[2])
-        attend = self._absorbed if self.settings.absorbs(length, past, mode) else self._naive
-        o = attend(q, joined, keep).permute(0, 2, 1, 3)                                    # [B,T,H,dv]
+        form = self._absorbed if self.settings.absorbs(length, past, mode) else self._naive
+        o = form(q, joined, self._core(keep, state)).permute(0, 2, 1, 3)                   # [B,T,H,dv]
         return self.o_proj(o.reshape(batch, length, o.shape[2] * o.shape[3])), state
+
+    def _core(self, keep: Array | None, state: MLACache | None) -> Core:
+        """(q, k, v) -> o; behind a cache nothing is dropped"""
+        s = self.settings
+        dropout = s.attn_dropout if self.training and state is None else 0.0
+        return lambda q, k, v: attend(q, [KeySet(k, v, mask=keep)], scale=s.scale, softcap=s.softcap,
+                                      dropout=dropout, noise=self.noise if dropout else None)
 
     def _queries(self, x: Tensor) -> Tensor:
         """[B,T,D] -> [B,H,T,dn+dr]"""
@@ -198,7 +226,7 @@ class MLA(Block):
 
         return turn(q, self.settings.qk_nope_head_dim), turn(joined, self.settings.kv_lora_rank)
 
-    def _naive(self, q: Tensor, joined: Tensor, keep: Array | None) -> Tensor:
+    def _naive(self, q: Tensor, joined: Tensor, core: Core) -> Tensor:
         """o[B,H,T,dv] by keys and values of every head"""
         s, (batch, _, keys, _) = self.settings, joined.shape
         wide = self.kv_b_proj(joined[:, 0, :, : s.kv_lora_rank])
@@ -207,14 +235,16 @@ class MLA(Block):
         if s.qk_rope_head_dim:
             shared = joined[:, :, :, s.kv_lora_rank :]
             k = ops.concat([k, ops.broadcast_to(shared, (batch, s.num_heads, *shared.shape[2:]))], axis=3)
-        return ops.attention(q, k, v, scale=s.scale, mask=keep)
+        return core(q, k, v)
 
-    def _absorbed(self, q: Tensor, joined: Tensor, keep: Array | None) -> Tensor:
+    def _absorbed(self, q: Tensor, joined: Tensor, core: Core) -> Tensor:
         """o[B,H,T,dv] by the latents themselves"""
         s = self.settings
         weight = self.kv_b_proj.weight.reshape(s.num_heads, s.qk_nope_head_dim + s.v_head_dim, s.kv_lora_rank)
         up_k, up_v = weight[:, : s.qk_nope_head_dim], weight[:, s.qk_nope_head_dim :]     # [H,dn|dv,rk]
         seen = q[:, :, :, : s.qk_nope_head_dim] @ up_k                                     # [B,H,T,rk]
         seen = ops.concat([seen, q[:, :, :, s.qk_nope_head_dim :]], axis=3)
-        o = ops.attention(seen, joined, joined[:, :, :, : s.kv_lora_rank], scale=s.scale, mask=keep)
-        return o @ ops.transpose(up_v)
+        return core(seen, joined, joined[:, :, :, : s.kv_lora_rank]) @ ops.transpose(up_v)
+
+
+MultiHeadLatentAttention = MLA      # the name LinearNexus's users know

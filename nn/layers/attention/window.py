@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from nn import ops
 from nn.backends.array_api import beside, namespace
 from nn.errors import InputError
 from nn.layers.attention.causal import AttentionSettings, CausalSelfAttention
@@ -28,11 +27,16 @@ class SlidingAttentionSettings(AttentionSettings):
     window: int = 1024      # keys a query sees, itself included
     sink_tokens: int = 0    # first tokens of a row that every query sees besides, at most `window`
 
+    fixed = ("causal", "backend")
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self._positive("window")
         if not 0 <= self.sink_tokens <= self.window:
             raise InputError(f"sink_tokens: {self.sink_tokens} is not in 0 ... window = {self.window}")
+
+    def cache_size(self, tokens: int) -> int | None:
+        return None                                  # a ring, and the first tokens
 
     def flops(self, batch: int, length: int, past: int = 0, mode: str | None = None) -> dict[str, int]:
         looked = length * self.sink_tokens if past + length > self.window else 0
@@ -95,6 +99,10 @@ class SlidingWindowAttention(CausalSelfAttention):
 
     Settings = SlidingAttentionSettings
 
+    def __init__(self, settings: SlidingAttentionSettings, dtype: Any = "float32") -> None:
+        super().__init__(settings, dtype)
+        self.sink_tokens = settings.sink_tokens
+
     def init_state(self, batch_size: int) -> RingCache:
         s, like = self.settings, self.parameters()[0].data
 
@@ -118,7 +126,7 @@ class SlidingWindowAttention(CausalSelfAttention):
         if firsts and looked:
             seen = np.arange(self.settings.sink_tokens) <= at[..., None] - self.window          # [B,T,S0]
             sets.append(KeySet(*firsts, causal=False, mask=seen[:, None]))
-        return ops.merged_attention(q, sets, sinks=self.sinks, scale=self.scale)
+        return self.over(q, sets, cached=state is not None)
 
     def _window(self, k: Tensor, v: Tensor, state: RingCache | None, mask: Array | None) -> KeySet:
         """The tokens of the window, which the cache holds from now on"""

@@ -3,7 +3,10 @@ takes the selection in.
 
     q = W_q h + b,    p = softmax(R q / τ),    s = pᵀ R,    y = W_2 SiLU(W_1 [h; s])
 
-R [n_r,d_r] is key and value.  hard: the likeliest rule alone, p_hard + p − sg[p], whose gradient is p's."""
+R [n_r,d_r] is key and value.  hard: the likeliest rule alone, p_hard + p − sg[p], whose gradient is p's.
+
+A curriculum for rules that start at random: with tau_steps the selection starts at temperature tau_start, all
+rules mixed, and sharpens to tau over that many training steps; what is evaluated is at tau."""
 
 import math
 from dataclasses import dataclass
@@ -30,6 +33,8 @@ class NSBSettings(BlockSettings):
     rules: int = 32              # rules in the bank
     rdim: int = 32               # width of a rule
     tau: float = 1.0             # temperature of the selection; 0 = sqrt(rdim)
+    tau_start: float = 0.0       # temperature at the first training step
+    tau_steps: int = 0           # training steps over which it goes to tau, linearly; 0 = always tau
     hard: bool = False           # select the likeliest rule alone
     entropy_coef: float = 0.0    # penalty on the mean entropy of the selection
     dropout: float = 0.0         # probability that a rule is left out of a training step
@@ -39,10 +44,18 @@ class NSBSettings(BlockSettings):
         if self.tau < 0.0 or not 0.0 <= self.dropout < 1.0:
             raise InputError(f"tau: {self.tau}, dropout: {self.dropout}; a temperature is 0 or more, "
                              "a probability between 0 and 1")
+        if self.tau_steps < 0 or (self.tau_steps > 0) != (self.tau_start > 0.0):
+            raise InputError(f"tau_start: {self.tau_start}, tau_steps: {self.tau_steps}; give both, a "
+                             "temperature above 0 and the steps until it is tau, or neither")
 
     @property
     def temperature(self) -> float:
         return self.tau or math.sqrt(self.rdim)
+
+    def temperature_at(self, step: int) -> float:
+        """While training"""
+        done = min(1.0, step / self.tau_steps) if self.tau_steps else 1.0
+        return self.tau_start + done * (self.temperature - self.tau_start) if done < 1.0 else self.temperature
 
     def parameters(self, active: bool = False) -> dict[str, int]:
         width = self.hidden_size
@@ -66,6 +79,8 @@ class NSB(Block):
     """rules [n_r,d_r], query [d_r,D] + b, fc1 [D,D+d_r], fc2 [D,D]; no token sees another: no state"""
 
     Settings = NSBSettings
+    packing = "tokens"
+    noise_name = "rule_dropout"
 
     def __init__(self, settings: NSBSettings, dtype: Any = "float32") -> None:
         s = self.settings = settings
@@ -88,9 +103,11 @@ class NSB(Block):
 
     def selection(self, x: Tensor) -> Tensor:
         """p[B,T,n_r] of x[B,T,D]"""
-        logits = ops.linear(widened(self.query(x)), self.rules) * (1.0 / self.settings.temperature)
-        if self.training and self.settings.dropout:
-            drawn = drawn_from(self.noise, (self.settings.rules,))
+        s = self.settings
+        tau = s.temperature_at(int(self.noise[1])) if self.training and s.tau_steps else s.temperature
+        logits = ops.linear(widened(self.query(x)), self.rules) * (1.0 / tau)
+        if self.training and s.dropout:
+            drawn = drawn_from(self.noise, (s.rules,))
             kept = drawn >= self.settings.dropout
             kept[drawn.argmax()] = True                                                # one is always left
             logits = ops.where(beside(kept, x.data), logits, -float("inf"))

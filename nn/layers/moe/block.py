@@ -3,70 +3,95 @@
 from dataclasses import dataclass
 from typing import Any
 
-from nn.errors import InputError
-from nn.layers.formulas import projection
-from nn.layers.moe.capacity import POLICIES
+from nn import ops
+from nn.layers.feed_forward import FeedForward
+from nn.layers.linear import Linear
 from nn.layers.moe.experts import Experts
+from nn.layers.moe.general import GeneralRouter
 from nn.layers.moe.layer import MoELayer
-from nn.layers.moe.router import Router
-from nn.layers.protocol import Block, BlockSettings
-from nn.names import check_name
+from nn.layers.moe.settings import ExpertSettings, RouterSettings
+from nn.layers.protocol import Block
 from nn.tensor import Array, Tensor
 
 
 @dataclass(frozen=True)
-class MixtureSettings(BlockSettings):
-    """num_experts SwiGLU feed-forwards, of which each token visits top_k."""
+class MixtureSettings(RouterSettings):
+    """num_experts feed-forwards, of which each token visits top_k, and perhaps shared ones.
 
-    intermediate_size: int = 256       # width of one expert
-    num_experts: int = 8               # routed experts
-    top_k: int = 2                     # experts each token visits
-    renormalize: bool = True           # weights of the selected experts are divided by their sum
-    router_jitter: float = 0.0         # while training, router inputs times U(1 - e, 1 + e)
-    balance_coef: float = 0.01         # weight of the load-balance loss
-    router_z_coef: float = 0.001       # weight of the router's z-loss
-    capacity_factor: float = 0.0       # in training, most assignments per expert over the mean; 0 = no limit
-    drop_policy: str = "probs"         # who stays when capacity is short: probs, position or slot
-
-    def __post_init__(self) -> None:
-        self._positive("hidden_size", "intermediate_size", "num_experts")
-        if not 1 <= self.top_k <= self.num_experts:
-            raise InputError(f"top_k: {self.top_k} is not between 1 and num_experts = {self.num_experts}")
-        check_name("drop_policy", self.drop_policy, POLICIES)
-
-    def parameters(self, active: bool = False) -> dict[str, int]:
-        experts = self.top_k if active else self.num_experts
-        return {"router": self.num_experts * self.hidden_size,
-                "experts": experts * 3 * self.hidden_size * self.intermediate_size}
-
-    def flops(self, batch: int, length: int, past: int = 0, mode: str | None = None) -> dict[str, int]:
-        tokens = batch * length
-        return {"router": projection(tokens, (self.hidden_size, self.num_experts)),
-                "experts": projection(tokens * self.top_k, *[(self.hidden_size, self.intermediate_size)] * 3)}
+    Mixtral: as it is.  Qwen3-MoE: num_experts 128, top_k 8.  OLMoE: renormalize False.  Qwen2-MoE,
+    Qwen3-Next: shared_intermediate_size, shared_gate.  DeepSeek-V3: score sigmoid, routed_scale 2.5, n_group
+    8, topk_group 4, bias_update_rate 0.001, num_shared_experts 1, balance sequence, balance_coef 1e-4."""
 
     @classmethod
     def examples(cls) -> dict[str, Any]:
-        return {"": cls.create(hidden_size=8, intermediate_size=6, num_experts=4, top_k=2),
-                "top-1": cls.create(hidden_size=6, intermediate_size=5, num_experts=3, top_k=1,
-                                    renormalize=False)}
+        def of(hidden_size: int = 6, **options: Any) -> MixtureSettings:
+            small = {"hidden_size": hidden_size, "intermediate_size": 4, "num_experts": 4}
+            return cls.create(**small | options)
+
+        def even(**options: Any) -> MixtureSettings:
+            return of(num_experts=6, top_k=2, **options)
+
+        return {
+            "": of(8, intermediate_size=6),
+            "top-1": of(intermediate_size=5, num_experts=3, top_k=1, renormalize=False),
+            "softmax-post": of(score="softmax_post", renormalize=False, routed_scale=1.5),
+            "sigmoid": of(score="sigmoid", routed_scale=2.5),
+            "sigmoid-raw": of(score="sigmoid", top_k=3, renormalize=False),
+            "sqrtsoftplus": of(score="sqrtsoftplus", routed_scale=1.5),
+            "softmax-bias": of(selection_bias=True, renormalize=False),
+            "groups-max": even(n_group=3, topk_group=2, renormalize=False),
+            "groups-share": even(n_group=2, topk_group=1, group_rule="share"),
+            "deepseek": even(score="sigmoid", routed_scale=2.5, n_group=3, topk_group=2,
+                             bias_update_rate=1e-3, num_shared_experts=2, balance="sequence"),
+            "qwen-next": of(shared_intermediate_size=5, shared_gate=True),
+            "mlp": of(activation="gelu", num_shared_experts=1),
+            "relu-all": of(activation="relu", num_experts=3, top_k=3),
+            "noisy": of(noisy_topk=True, balance={"importance": 0.1, "load": 0.1}),
+        }
 
 
-class Mixture(Block):
+class ExpertBlock(Block):
+    """What blocks of experts have in common: those that every token visits.
+
+    shared_experts: a feed-forward; shared_expert_gate [1,D]: multiplies its result by σ(x · gate)"""
+
+    settings: ExpertSettings
+
+    def _create_shared(self, dtype: Any) -> None:
+        s = self.settings
+        if s.shared_width:
+            self.shared_experts = FeedForward(s.hidden_size, s.shared_width, s.activation, std=s.init_std,
+                                              down_std=s.down_std, dtype=dtype)
+        if s.shared_gate:
+            self.shared_expert_gate = Linear(s.hidden_size, 1, std=s.init_std, dtype=dtype)
+
+    def _with_shared(self, y: Tensor, x: Tensor) -> Tensor:
+        """y and what the shared experts make of x, both [B,T,D]"""
+        if not self.settings.shared_width:
+            return y
+        shared = self.shared_experts(x)
+        if self.settings.shared_gate:
+            shared = ops.sigmoid(self.shared_expert_gate(x)) * shared
+        return y + shared
+
+    def _experts(self, dtype: Any) -> Experts:
+        s = self.settings
+        return Experts(s.num_experts, s.hidden_size, s.intermediate_size, s.activation, std=s.init_std,
+                       down_std=s.down_std, dtype=dtype)
+
+
+class Mixture(ExpertBlock):
     """A router and its experts (nn/layers/moe/layer.py); no token sees another, so there is no state."""
 
     Settings = MixtureSettings
+    packing = "tokens"
 
     def __init__(self, settings: MixtureSettings, dtype: Any = "float32") -> None:
-        s = self.settings = settings
-        router = Router(s.hidden_size, s.num_experts, s.top_k, renormalize=s.renormalize,
-                        jitter=s.router_jitter, balance_coef=s.balance_coef, z_coef=s.router_z_coef,
-                        capacity_factor=s.capacity_factor, drop_policy=s.drop_policy, std=s.init_std,
-                        dtype=dtype)
-        experts = Experts(s.num_experts, s.hidden_size, s.intermediate_size, std=s.init_std,
-                          down_std=s.down_std, dtype=dtype)
-        self.moe = MoELayer(router, experts)
+        self.settings = settings
+        self.moe = MoELayer(GeneralRouter(settings, dtype), self._experts(dtype))
+        self._create_shared(dtype)
 
     def forward(self, x: Tensor, *, state: None = None, mask: Array | None = None,
                 mode: str | None = None) -> tuple[Tensor, None]:
         """[B,T,D] -> [B,T,D]"""
-        return self.moe(x), None
+        return self._with_shared(self.moe(x, mask), x), None

@@ -7,33 +7,29 @@ all in float32 or wider.
                    f_e = share of assignments to e (a constant), P_e = mean probability of e
     z-loss         β mean (log Σ exp z)²                                          (Zoph et al. 2022)
     jitter         while training, router inputs times U(1 − ε, 1 + ε)
-"""
 
-from dataclasses import dataclass
+This one runs in few fused operations and is MoETransformer's; nn/layers/moe/general.py has all the others."""
+
 from typing import Any
 
 import numpy as np
 
 from nn import ops
-from nn.backends.array_api import namespace
+from nn.backends.array_api import namespace, on_device
 from nn.errors import InputError
 from nn.layers.auxiliary import collecting, emit_figure, emit_loss
 from nn.layers.module import Module, Parameter
 from nn.layers.moe.capacity import keep_within_capacity
+from nn.layers.moe.decision import Routing, Rows
 from nn.random import counter
 from nn.tensor import Array, Tensor
 
 
-@dataclass(frozen=True)
-class Routing:
-    """N tokens' choices: weights[N,K] (differentiable) and experts[N,K]; expert E means dropped."""
-
-    weights: Tensor
-    experts: Array
-
-
 class Router(Module):
     """weight [E, D], no bias (Mixtral's `gate`)"""
+
+    noise_name = "router_jitter"
+    jitter_affects_experts = False
 
     def __init__(self, hidden_size: int, num_experts: int, top_k: int, *, renormalize: bool = True,
                  jitter: float = 0.0, balance_coef: float = 0.01, z_coef: float = 0.001,
@@ -45,17 +41,21 @@ class Router(Module):
         self.num_experts, self.top_k, self.renormalize = num_experts, top_k, renormalize
         self.jitter, self.balance_coef, self.z_coef = jitter, balance_coef, z_coef
         self.capacity_factor, self.drop_policy = capacity_factor, drop_policy
-        self.noise: Array = counter(0, "router_jitter")       # where the jitter is drawn; see noise_counters
+        self.noise: Array = counter(0, "router_jitter")       # where it draws; see nn/layers/noise.py
+
+    @property
+    def draws(self) -> bool:
+        """Whether it draws random numbers while training"""
+        return bool(self.jitter)
 
     @property
     def minds_places(self) -> bool:
         """Whether a token's place among the others changes its result: jitter and dropping go by it"""
-        return self.training and bool(self.jitter or self.capacity_factor)
+        return self.training and bool(self.draws or self.capacity_factor)
 
-    def forward(self, x: Tensor) -> Routing:
-        """x[N,D] -> Routing"""
-        wide = np.float32 if x.dtype != np.float64 else np.float64
-        x, weight = (z if z.dtype == wide else z.cast(wide) for z in (x, self.weight))
+    def forward(self, x: Tensor, rows: Rows | None = None) -> Routing:
+        """x[N,D] -> Routing.  rows: where they stand; here, nothing depends on it."""
+        x, weight = wide(x), wide(self.weight)
         if self.training and self.jitter:
             x = ops.jitter(x, self.noise, self.jitter)
         logits = ops.linear(x, weight)                                                   # [N,E]
@@ -70,6 +70,8 @@ class Router(Module):
         balance, load = ops.balance_loss(probs, experts, self.balance_coef)                           # f [E]
         emit_figure("moe/load", load)
         emit_figure("moe/router_entropy", _entropy(probs.data))
+        if not on_device(probs.data):                   # there, a step has no launches to spare
+            emit_figure("moe/top1_probability", _top(probs.data))
         if self.balance_coef:
             emit_loss("moe/load_balance", balance)
         if self.z_coef:
@@ -84,12 +86,16 @@ class Router(Module):
         return weights * xp.astype(keep, weights.dtype), xp.where(keep, experts, self.num_experts)
 
 
-def noise_counters(model: Module, seed: int, step: int, micro: int) -> list[tuple[Router, np.ndarray]]:
-    """Every router of a model, with where it draws its jitter in a step's micro-batch: its `noise` then, an
-    int64[4] of the host or of the model's device."""
-    routers = [module for module in model.modules() if isinstance(module, Router)]
-    return [(router, counter(seed, "router_jitter", step, micro, layer))
-            for layer, router in enumerate(routers)]
+def wide(x: Tensor) -> Tensor:
+    """In the type that routers work in: float32, or float64"""
+    dtype = np.float32 if x.dtype != np.float64 else np.float64
+    return x if x.dtype == dtype else x.cast(dtype)
+
+
+def _top(probs: Array) -> Array:
+    """Mean over the tokens of the largest probability"""
+    xp = namespace(probs)
+    return xp.sum(xp.max(probs, axis=-1)) / max(1, probs.shape[0])
 
 
 def _entropy(probs: Array) -> Array:

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 
 from nn.backends.array_api import beside, namespace
+from nn.cache import StepCache
 from nn.errors import InputError
 from nn.layers.formulas import projection
 from nn.layers.linear import Linear
 from nn.layers.module import Parameter
 from nn.layers.precision import cast_to, widened
 from nn.layers.protocol import Block, BlockSettings
-from nn.layers.recursion.cache import StepCache
 from nn.layers.recursion.exits import THRESHOLDS, ExitRouter
 from nn.layers.recursion.loop import Loop
 from nn.layers.recursion.rules import RULES, UpdateRule, rule_flops, rule_parameters
@@ -150,7 +150,9 @@ class RecursionEngine(Block):
     b, 1 at the start"""
 
     Settings = RecursionSettings
+    packing = "handed on"
     core: Stack
+    noise_name = "ponder"
 
     def __init__(self, settings: RecursionSettings, dtype: Any = "float32") -> None:
         s = self.settings = settings

@@ -15,10 +15,10 @@ from typing import Any
 
 from nn import ops
 from nn.backends.array_api import namespace
+from nn.cache import StepCache
 from nn.dtypes import widen
 from nn.errors import InputError
 from nn.layers.module import Module, Parameter
-from nn.layers.recursion.cache import StepCache
 from nn.names import check_name
 from nn.tensor import Array, Tensor, no_grad
 

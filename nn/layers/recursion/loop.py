@@ -5,10 +5,10 @@ from typing import Any
 
 from nn import ops
 from nn.backends.array_api import beside, namespace, on_device
+from nn.cache import StepCache
 from nn.layers.auxiliary import collecting, emit_figure, emit_loss
 from nn.layers.masks import newest
 from nn.layers.precision import widened
-from nn.layers.recursion.cache import StepCache
 from nn.layers.recursion.exits import ExitRouter
 from nn.layers.recursion.halting import Act, Ponder, ponder_kl
 from nn.tensor import Array, Tensor
@@ -33,6 +33,8 @@ class Loop:
         self.frozen = xp.zeros(e.shape[:2], dtype="bool") if self.keep is None else ~self.keep
         self.updates: Array = xp.zeros(e.shape[:2], dtype=e.dtype)       # steps that each token has taken
         self.done = steps == 0
+        if self.settings.inject_input and steps:           # here, as the first step may not be recorded
+            self.cache.once("injected", lambda: engine.inject_e(e))
 
     @property
     def recorded(self) -> bool:
@@ -85,11 +87,11 @@ class Loop:
     def _injected(self, h: Tensor) -> Tensor:
         if not self.settings.inject_input:
             return h
-        return self.engine.inject_h(h) + self.cache.once("injected", lambda: self.engine.inject_e(self.e))
+        return self.engine.inject_h(h) + self.cache["injected"]
 
     def report(self) -> None:
         """Figures, and the loss of halting"""
-        if not collecting() or not self.at:
+        if not collecting() or not self.steps:
             return
         emit_figure("recurrence/mean_steps", self._mean(self.updates).data)
         if self._routed:

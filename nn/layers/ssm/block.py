@@ -2,26 +2,20 @@
 
 from typing import Any
 
-from nn.layers.module import Module
-from nn.layers.norm import RMSNorm
-from nn.layers.ssm.mamba import Mamba, MambaSettings
-from nn.layers.ssm.state import MambaState
-from nn.tensor import Array, Tensor
+from nn.layers.layer_block import LayerBlock, layer_of
+from nn.layers.ssm.mamba import MambaSettings
 
 
-class MambaBlock(Module):
-    """x + Mamba(RMSNorm(x)): called as a block is (nn/layers/protocol.py), but y is the stream itself, not
-    what is added to it.  In a stack, the connection does this: mixer="mamba"."""
+class MambaBlock(LayerBlock):
+    """x + Mamba(RMSNorm(x))"""
 
     def __init__(self, settings: MambaSettings, norm_eps: float = 1e-5, dtype: Any = "float32") -> None:
-        self.norm = RMSNorm(settings.hidden_size, norm_eps, dtype=dtype)
-        self.mixer = Mamba(settings, dtype=dtype)
+        super().__init__(layer_of("mamba", settings, norm_eps=norm_eps), dtype)
 
-    def init_state(self, batch_size: int) -> MambaState:
-        return self.mixer.init_state(batch_size)
+    @property
+    def norm(self) -> Any:
+        return self.layer.connection.norms[0]
 
-    def forward(self, x: Tensor, *, state: MambaState | None = None, mask: Array | None = None,
-                mode: str | None = None) -> tuple[Tensor, MambaState | None]:
-        """x[B,T,D] -> y[B,T,D]"""
-        y, state = self.mixer(self.norm(x), state=state, mask=mask, mode=mode)
-        return x + y, state
+    @property
+    def mixer(self) -> Any:
+        return self.layer.blocks()["mixer"]

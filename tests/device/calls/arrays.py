@@ -10,7 +10,7 @@ from tests.device.accuracy import WIDE
 from tests.device.calls.made import Arguments, Arrays, exported
 
 HALF = {"dtype": "bfloat16"}
-EXP, DIVIDE, SUM, ARGMAX = 8, 35, 0, 7               # nn_array_op, nn_array_reduction
+COPY, EXP, DIVIDE, SUM, ARGMAX = 0, 8, 35, 0, 7      # nn_array_op, nn_array_reduction
 SHAPE = (7, 9, 40)
 
 
@@ -23,9 +23,9 @@ def turned(shape: Shape) -> Shape:
     return dense_strides(shape[::-1])[::-1]
 
 
-@exported(half=HALF)
-def array_unary(a: Arrays, shape: Shape = SHAPE) -> Arguments:
-    return a.out(*shape), a(*shape), made(shape, dense_strides(shape), turned(shape)), EXP, a.code, a.code
+@exported(half=HALF, permuted={"op": COPY, "shape": (40, 3, 24)})
+def array_unary(a: Arrays, shape: Shape = SHAPE, op: int = EXP) -> Arguments:
+    return a.out(*shape), a(*shape), made(shape, dense_strides(shape), turned(shape)), op, a.code, a.code
 
 
 @exported(half=HALF)

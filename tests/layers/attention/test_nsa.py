@@ -28,7 +28,7 @@ from tests.layers.attention.formulas import (
 
 SHAPE: dict[str, Any] = {"hidden_size": 12, "num_heads": 4, "num_kv_heads": 2, "head_dim": 6}
 SIZES: dict[str, Any] = {"compress_size": 8, "compress_stride": 4, "block_size": 8, "selected_blocks": 4,
-                         "window": 6}
+                         "window": 6, "compressor": "mean", "separate_kv": False}
 COMPRESSORS = ("mean", "weights", "linear")
 
 
@@ -102,8 +102,8 @@ def by_definition(block: NativeSparseAttention, x: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("before", [True, False])
 @pytest.mark.parametrize("own", [True, False])
 def test_equals_the_definition(compressor: str, before: bool, own: bool, length: int, mode: str) -> None:
-    block = built(NativeSparseAttention, **SHAPE, **SIZES, compressor=compressor, rope_before_compress=before,
-                  separate_kv=own)
+    options = {"compressor": compressor, "rope_before_compress": before, "separate_kv": own}
+    block = built(NativeSparseAttention, **SHAPE, **SIZES | options)
     x = drawn(2, length, 12)
     close(run(block, x, mode=mode), by_definition(block, x), 1e-11)
 
@@ -112,14 +112,14 @@ def test_equals_the_definition(compressor: str, before: bool, own: bool, length:
 @pytest.mark.parametrize("compressor", COMPRESSORS)
 @pytest.mark.parametrize("own", [True, False])
 def test_decoding(compressor: str, own: bool, cuts: list[int]) -> None:
-    block = built(NativeSparseAttention, **SHAPE, **SIZES, compressor=compressor, separate_kv=own)
+    block = built(NativeSparseAttention, **SHAPE, **SIZES | {"compressor": compressor, "separate_kv": own})
     x = drawn(2, 40, 12)
     close(continued(block, x, cuts), by_definition(block, x), 1e-11)
 
 
 @pytest.mark.parametrize("own", [True, False])
 def test_rows_behind_padding(own: bool) -> None:
-    block, pads = built(NativeSparseAttention, **SHAPE, **SIZES, separate_kv=own), [0, 13, 4]
+    block, pads = built(NativeSparseAttention, **SHAPE, **SIZES | {"separate_kv": own}), [0, 13, 4]
     x = drawn(3, 40, 12)
     mask = np.arange(40) >= np.array(pads)[:, None]
     state, parts = block.init_state(3), []

@@ -5,11 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nn.cache import StaticKVCache
 from nn.errors import InputError
 from nn.layers.attention.causal import AttentionSettings, CausalSelfAttention
-from nn.layers.attention.sparse.block import BlockSparseAttention
-from nn.layers.attention.window import SlidingWindowAttention
 from tests.blocks.harness import close
 from tests.layers.attention.formulas import (
     attention,
@@ -103,18 +100,6 @@ def test_parameters_of_the_norms() -> None:
     counts = {kind: AttentionSettings.create(**SHAPE, qk_norm=kind).parameters()["norms"]
               for kind in ("none", "head", "full", "l2")}
     assert counts == {"none": 0, "head": 12, "full": 24 + 12, "l2": 0}
-
-
-@pytest.mark.parametrize(("block", "options"), [
-    (CausalSelfAttention, {"sinks": True}), (SlidingWindowAttention, {"window": 3, "sink_tokens": 1}),
-    (BlockSparseAttention, {"block_size": 2})])
-def test_a_cache_of_fixed_size_serves_plain_attention_only(block: Any, options: dict[str, Any]) -> None:
-    layer, x = built(block, **SHAPE, **options), drawn(1, 3, 12)
-    cache = StaticKVCache(1, 1, 8, like=x)
-    with pytest.raises(InputError, match=block.__name__):
-        run(layer, x, state=cache.layers[0])
-    plain = built(CausalSelfAttention, **SHAPE)
-    close(run(plain, x, state=cache.layers[0]), run(plain, x), 1e-12)
 
 
 def test_refusals() -> None:

@@ -115,6 +115,25 @@ def test_strong_decay_neither_overflows_nor_leaves_nan(core: str, strength: floa
     assert all(x.grad is not None and np.isfinite(x.grad).all() for x in leaves)
 
 
+@pytest.mark.parametrize("core", [*CORES, "decayed"])
+@pytest.mark.parametrize("least", [-500.0, -np.inf])
+@pytest.mark.parametrize("mode", ["chunk", "recurrent"])
+def test_tokens_that_forget_all_do_not_blur_the_next_ones(core: str, least: float, mode: str) -> None:
+    """float32 with some decays of e^−500, or of 0, among slow ones: as exact as without them, gradients too"""
+    inputs, s = drawn("gla" if core == "decayed" else core, 150, scale=0.02)
+    inputs[3] = inputs[3][..., 0] if core == "decayed" else inputs[3]
+    inputs[3][np.random.default_rng(1).random(inputs[3].shape) < 0.05] = least
+    function = decayed_attention if core == "decayed" else CORES[core]
+    c, found = np.random.default_rng(2).standard_normal((2, 3, 150, 5)), []
+    for kind, form in (("float32", mode), ("float64", "recurrent")):
+        leaves = [Tensor(x.astype(kind), requires_grad=True) for x in inputs]
+        o, last = function(*leaves, s.astype(kind), mode=form)
+        ops.sum(o * Tensor(c.astype(kind))).backward()
+        found.append([o.data, last.data, *(x.grad for x in leaves)])
+    for narrow, exact in zip(*found, strict=True):
+        close(narrow, exact, 5e-6)
+
+
 @pytest.mark.parametrize("core", CORES)
 def test_chunks_in_float32_are_as_good_as_the_recurrence(core: str) -> None:
     """Weak decay over 512 tokens, keys close to each other: the inverse does not blow rounding up"""

@@ -144,8 +144,24 @@ def test_rules_drop_out_of_training_alone() -> None:
     assert not np.array_equal((block.selection(Tensor(given())).data == 0.0).all(axis=(0, 1)), dropped)
 
 
+def test_the_temperature_falls_while_training() -> None:
+    """Linearly from tau_start to tau over tau_steps; evaluated at tau, whatever the step"""
+    block, x = build(tau=0.5, tau_start=4.5, tau_steps=8), given()
+    w = weights(block)
+    logits = (x @ w["query.weight"].T + w["query.bias"]) @ w["rules"].T
+    for step, tau in ((0, 4.5), (2, 3.5), (6, 1.5), (8, 0.5), (100, 0.5)):
+        block.noise = counter(0, "rule_dropout", step, 1, 1)
+        for training in (True, False):
+            block.train(training)
+            p = np.exp(logits / (tau if training else 0.5))
+            close(block.selection(Tensor(x)).data, p / p.sum(-1, keepdims=True), 1e-12)
+
+
 def test_bad_settings_are_named() -> None:
     with pytest.raises(ValueError, match="tau: -1"):
         NSBSettings(tau=-1.0)
+    for half in ({"tau_start": 2.0}, {"tau_steps": 5}, {"tau_start": -1.0, "tau_steps": 5}):
+        with pytest.raises(ValueError, match="tau_start: .*give both"):
+            NSBSettings(**half)
 
 

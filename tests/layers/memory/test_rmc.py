@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nn.layers.auxiliary import collect
 from nn.layers.memory.rmc import RMC, RMCSettings
 from nn.tensor import Tensor, no_grad
 from tests.blocks.harness import close, shaken
@@ -199,6 +200,15 @@ def test_an_ema_write_needs_its_weights() -> None:
         block.apply_update(np.zeros(6))
 
 
+def test_the_size_of_the_memory_is_told() -> None:
+    block = build()
+    with collect() as heard:
+        run(block, given())
+    [(name, norm)] = heard.figures
+    assert name == "rmc/norm"
+    close(np.asarray(norm), np.asarray(np.sqrt((block.memory.data**2).sum())), 1e-12)
+
+
 def test_reset_draws_the_memory_it_started_with() -> None:
     block = RMC(RMCSettings(hidden_size=6, mem_size=4))
     block.initialize(3)
@@ -229,3 +239,62 @@ def test_episodes_have_memories_of_their_own() -> None:
     assert np.array_equal(block.open_episode(state).memory[1], whole)
     with pytest.raises(ValueError, match="no episode is open"):
         block.write_episode(block.init_state(2))
+
+
+# ---- writing within a sequence ----
+
+WITHIN = {"differentiable_write": True, "segment": 3, "write_lr": 0.5}
+
+
+@pytest.mark.parametrize("write", ["ema", "add"])
+@pytest.mark.parametrize("kind", [{}, {"summary": "prefix", "prefix": 4}], ids=["causal", "prefix"])
+def test_segments_read_what_those_before_them_wrote(write: str, kind: dict[str, Any]) -> None:
+    """By the equations, row by row and segment by segment"""
+    block, x = build(**WITHIN, **kind, write=write), given(length=11)
+    w = {name: p.data for name, p in block.named_parameters().items()}
+    c = summaries(x, kind.get("summary", "causal"), kind.get("prefix", 0))
+    expected = np.empty_like(x)
+    for row in range(3):
+        memory = w["memory"].copy()
+        for t in range(11):
+            r = softmax(c[row, t] @ w["read.weight"].T + w["read.bias"]) @ memory
+            expected[row, t] = np.concatenate([x[row, t], r]) @ w["proj.weight"].T + w["proj.bias"]
+            if t % 3 == 2:
+                slots = softmax(c[row, t] @ w["write_weight"].T + w["write_bias"])
+                memory += 0.5 * (np.outer(slots, c[row, t]) - (write == "ema") * slots[:, None] * memory)
+    close(run(block, x), expected, 1e-12)
+
+
+def test_writes_within_a_sequence_have_gradients_and_need_a_second_segment() -> None:
+    for length in (3, 4):
+        block = build(**WITHIN)
+        block(Tensor(given(length=length)))[0].sum().backward()
+        assert (block.write_weight.grad is not None) == (length > 3)
+
+
+def test_no_rate_is_no_write_within_a_sequence() -> None:
+    close(run(build(**WITHIN | {"write_lr": 0.0}), given()), run(build(), given()), 1e-13)
+
+
+def test_padding_that_is_all_there_is_is_finite() -> None:
+    block = build(**WITHIN)
+    assert np.isfinite(run(block, given(), mask=np.zeros((3, 7), bool))).all()
+    assert np.isfinite(run(block, given(), mask=np.arange(7)[None, :] >= np.full((3, 1), 6))).all()
+
+
+def test_segments_of_the_mean_are_refused() -> None:
+    with pytest.raises(ValueError, match="differentiable_write: the mean .* has no segments"):
+        build(**WITHIN, **MEAN)
+
+
+def test_a_write_can_be_applied_after_calls_that_do_not_write() -> None:
+    """An evaluation between the two changes nothing."""
+    block, other = build(), build()
+    for each in (block, other):
+        run(each, given(), update=True)
+    delta = block.delta
+    run(block, given(5))
+    assert block.delta is None
+    block.apply_update(delta.mean(0))
+    other.apply_update(other.delta.mean(0))
+    assert np.array_equal(block.memory.data, other.memory.data)

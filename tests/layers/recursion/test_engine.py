@@ -110,6 +110,25 @@ def test_gradients_go_through_the_newest_steps_alone(kept: int) -> None:
         close(truncated, expected, 1e-12)
 
 
+def test_the_injected_input_learns_though_the_first_steps_do_not() -> None:
+    """W_e and the prelude get their gradient from the newest steps, W_e e being formed before the first one"""
+    found, x = [], given()
+    for bptt in (2, 0):
+        engine = build(inject_input=True, prelude=RECURRENT, recurrence_steps=4, bptt_steps=bptt)
+        if bptt:
+            y, _ = engine(Tensor(x))
+        else:
+            e = engine.prelude(Tensor(x))[0]
+            y = Tensor(e.data)
+            for step in range(4):
+                y = engine.core(engine.inject_h(y) + engine.inject_e(e))[0]
+                y = Tensor(y.data) if step < 2 else y
+        (y * y).sum().backward()
+        found.append({name: p.grad for name, p in engine.named_parameters().items()})
+    for name, expected in found[1].items():
+        close(found[0][name], expected, 1e-12)
+
+
 # ---- states ----
 
 

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nn.cache import StepCache
 from nn.layers.linear import Linear
-from nn.layers.recursion.cache import StepCache
 from nn.layers.recursion.exits import THRESHOLDS, ExitRouter, exit_loss
 from nn.tensor import Tensor
 from tests.blocks.harness import close

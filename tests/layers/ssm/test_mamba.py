@@ -146,9 +146,9 @@ def test_the_block_has_its_norm_and_residual_inside() -> None:
     normed = x / np.sqrt(np.mean(x**2, axis=2, keepdims=True) + 1e-5) * block.norm.weight.data
     stack = Stack(StackSettings(hidden_size=8, num_layers=1, mixer="M", feed_forward="none", norm_eps=1e-5,
                                 options={"mamba": {"state_size": 4, "time_step_rank": 3}}), dtype="float64")
-    ours, theirs = block.state_dict(), list(stack.named_parameters())
-    stack.load_state_dict({name: ours["norm.weight"] if "norm" in name else ours[name.partition("0.")[2]]
-                           for name in theirs})
+    ours = block.state_dict()
+    stack.load_state_dict({name: ours[name.replace("layers.0", "layer")]
+                           for name in stack.named_parameters()})
     with no_grad():
         close(stack(Tensor(x), mode="chunk")[0].data, block(Tensor(x), mode="chunk")[0].data, 1e-12)
         y, state = block(Tensor(x), state=block.init_state(2), mode="chunk")

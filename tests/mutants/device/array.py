@@ -7,9 +7,9 @@ from tests.device import test_array as tests
 from tests.device import test_array_functions as functions
 from tests.mutants.device.workshop import Mutant
 
-MAP, REDUCE, SCAN, SORT, INDEX, LAYOUT, PLACES, ELEMENT = (
+MAP, REDUCE, SCAN, SORT, INDEX, LAYOUT, PLACES, ELEMENT, TRANSPOSE = (
     f"kernels/array/{name}" for name in ("map.cu", "reduce.cu", "scan.cu", "sort.cu", "index.cu", "layout.cu",
-                                         "layout.cuh", "element.cuh"))
+                                         "layout.cuh", "element.cuh", "transpose.cu"))
 NEEDS = ("array",)
 UNITS = {PLACES: INDEX}
 # bool, int64 and float32 alone; what else there is stays in the objects that are linked
@@ -31,6 +31,20 @@ def arithmetic(device: EmulatedDevice) -> None:
 
 def special(device: EmulatedDevice) -> None:
     tests.test_special_values(device)
+
+
+def permuted(device: EmulatedDevice) -> None:
+    for dtype in (np.uint8, np.float32):
+        tests.test_permuted_copies(device, dtype)
+        tests.test_permuted_copies_move_whole_sectors(device, dtype)
+
+
+def permuted_floats(device: EmulatedDevice) -> None:
+    tests.test_permuted_copies(device, np.float32)
+
+
+def permuted_views(device: EmulatedDevice) -> None:
+    tests.test_permuted_views_at_any_element(device, np.uint8)
 
 
 def huge(device: EmulatedDevice) -> None:
@@ -81,6 +95,20 @@ MUTANTS = [
            arithmetic),
     Mutant(MAP, "packs though the innermost axis has steps", "if (l.strides[k][inner] != 1 || !aligned",
            "if (!aligned", arithmetic, host=True),
+    Mutant(MAP, "permuted copies go an element at a time", "&& transposes(l, count))", "&& false)",
+           permuted_floats, host=True),
+    Mutant(TRANSPOSE, "no barrier between the two halves of a transposition",
+           "    }\n    __syncthreads();\n#pragma", "    }\n#pragma", permuted),
+    Mutant(TRANSPOSE, "small elements keep their places in a square", "to[j][i] = from[i][j];",
+           "to[i][j] = from[i][j];", permuted),
+    Mutant(TRANSPOSE, "an even pitch", "[N * SIDE][SIDE + 1];", "[N * SIDE][SIDE];", permuted),
+    Mutant(TRANSPOSE, "the tile's last columns are stored behind the row",
+           "if (across < t.across && b < t.down)", "if (across < t.across)", permuted),
+    Mutant(TRANSPOSE, "squares though a length is no multiple of theirs",
+           "if (layout.shape[down] % n || layout.shape[across] % n) return false;", "", permuted_views,
+           host=True),
+    Mutant(TRANSPOSE, "squares though rows begin between them",
+           "if ((axis != down && layout.strides[0][axis] % n) ||", "if (", permuted_views, host=True),
     Mutant(INDEX, "places on an axis in 32 bits", "outside<Word>(m.is_float) : x[at[1] + place * m.stride];",
            "outside<Word>(m.is_float)\n                                            : x[at[1] + "
            "static_cast<int32_t>(place * m.stride)];", far),

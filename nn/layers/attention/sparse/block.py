@@ -22,6 +22,7 @@ from nn.layers.attention.grouped import extended
 from nn.layers.attention.positions import positions
 from nn.layers.formulas import attention_core
 from nn.layers.masks import newest
+from nn.ops.merged import KeySet
 from nn.ops.tiled import Tile
 from nn.tensor import Array, Tensor
 
@@ -36,7 +37,8 @@ class BlockSparseSettings(AttentionSettings):
     stride: int = 0            # every stride-th block is looked at by all; 0 = none
     random_blocks: int = 0     # earlier blocks drawn for every block
     random_seed: int = 0       # of that draw
-    causal: bool = True        # whether no token sees a later one
+
+    fixed = ("backend",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -95,9 +97,7 @@ class BlockSparseAttention(CausalSelfAttention):
     """Grouped attention, tile by tile (nn/ops/tiled.py)."""
 
     Settings = BlockSparseSettings
-
-    def init_state(self, batch_size: int) -> Any:
-        return super().init_state(batch_size) if self.settings.causal else None
+    static_cache = False
 
     def attended(self, q: Tensor, k: Tensor, v: Tensor, state: Any, mask: Array | None,
                  mode: str | None) -> Tensor:
@@ -105,10 +105,12 @@ class BlockSparseAttention(CausalSelfAttention):
         if state is not None:
             k, v = extended(state, k, v, mask)
         past = k.shape[2] - length
-        if mask is None:
+        dropout = self.attn_dropout if self.training and state is None else 0.0
+        if mask is None and not (s.softcap or dropout):
             return ops.tiled_attention(q, k, v, s.tiles(length, past), scale=self.scale, causal=s.causal)
-        return ops.attention(q, k, v, scale=self.scale, causal=s.causal,
-                             mask=self._pattern(newest(mask, past + length), length))
+        keep = np.ones((1, past + length), bool) if mask is None else newest(mask, past + length)
+        pairs = self._pattern(keep, length)
+        return self.over(q, [KeySet(k, v, causal=s.causal, mask=pairs)], cached=state is not None)
 
     def _pattern(self, mask: Array, length: int) -> np.ndarray:
         """booleans [B,1,T,S]: the pairs looked at, of rows whose blocks begin behind their padding"""

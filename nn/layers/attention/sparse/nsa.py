@@ -32,6 +32,7 @@ from nn.layers.formulas import attention_core, projection, visible_pairs
 from nn.layers.linear import Linear
 from nn.layers.masks import newest
 from nn.layers.mode import KernelMode, select_mode
+from nn.layers.precision import cast_to, widened
 from nn.names import check_name
 from nn.state import State
 from nn.tensor import Array, Tensor, no_grad
@@ -47,14 +48,16 @@ class NSASettings(AttentionSettings):
     num_kv_heads: int = 1                  # key/value heads; each chooses its blocks
     compress_size: int = 32                # l: tokens per summary
     compress_stride: int = 16              # d: tokens from one summary to the next
-    compressor: str = "mean"               # mean, weights or linear
+    compressor: str = "linear"             # mean, weights or linear
     rope_before_compress: bool = False     # summarise keys that are turned already
     block_size: int = 64                   # l': tokens per block that is chosen
     selected_blocks: int = 16              # n: blocks chosen, the forced ones included
     initial_blocks: int = 1                # first blocks that are always chosen
     local_blocks: int = 2                  # last blocks that are always chosen, the query's own included
-    separate_kv: bool = False              # summaries and window have keys and values of their own
+    separate_kv: bool = True               # summaries and window have keys and values of their own
     window: int = 512                      # w: keys that the window holds, the query's own included
+
+    fixed = ("causal", "backend", "sinks", "softcap", "attn_dropout")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,8 +72,6 @@ class NSASettings(AttentionSettings):
         if self.initial_blocks < 0 or self.selected_blocks < self.initial_blocks + self.local_blocks:
             raise InputError(f"selected_blocks: {self.selected_blocks} is below initial_blocks + "
                              f"local_blocks = {self.initial_blocks + self.local_blocks}")
-        if self.sinks:
-            raise InputError("sinks: native sparse attention has none")
 
     def summaries(self, tokens: Any) -> Any:
         """Of so many tokens (a number, or an array), how many summaries have ended"""
@@ -84,9 +85,14 @@ class NSASettings(AttentionSettings):
         compressors = sum(Compressor.parameters_of(self.compressor, self.compress_size, self.num_kv_heads,
                                                    self.head_dim, places) for places in (True, False))
         counts, narrow = super().parameters(active), self.widths[1]
-        own = 4 * narrow * (self.hidden_size + self.bias) if self.separate_kv else 0
+        own = 4 * narrow * (self.hidden_size + self.attn_bias) if self.separate_kv else 0
         return counts | {"projections": counts["projections"] + own, "compressors": compressors,
                          "gates": 3 * self.num_heads * self.hidden_size}
+
+    def cache_size(self, tokens: int) -> int | None:
+        summaries = max(0, (tokens - self.compress_size) // self.compress_stride + 1)
+        near = min(tokens, self.window) if self.separate_kv else 0
+        return 2 * self.widths[1] * (tokens + summaries + self.compress_size - 1 + near)
 
     def flops(self, batch: int, length: int, past: int = 0, mode: str | None = None) -> dict[str, int]:
         """scores: of the summaries, once more, for the choice"""
@@ -110,14 +116,15 @@ class NSASettings(AttentionSettings):
     def examples(cls) -> dict[str, Any]:
         small = {"hidden_size": 8, "num_heads": 4, "num_kv_heads": 2, "head_dim": 4, "window": 3,
                  "block_size": 2, "selected_blocks": 3}
-        return {"mean": cls.create(**small, compress_size=2, compress_stride=1),
+        own, small = small, small | {"separate_kv": False}
+        return {"mean": cls.create(**small, compress_size=2, compress_stride=1, compressor="mean"),
                 "weights": cls.create(**small | {"selected_blocks": 4}, compress_size=2, compress_stride=2,
                                       compressor="weights", qk_norm="head"),
                 "linear": cls.create(**small | {"selected_blocks": 2}, compress_size=2, compress_stride=1,
                                      compressor="linear", initial_blocks=0, local_blocks=1,
                                      rope_before_compress=True),
-                "separate": cls.create(**small, compress_size=2, compress_stride=1, separate_kv=True,
-                                       bias=True)}
+                "separate": cls.create(**own, compress_size=2, compress_stride=1,
+                                       attn_bias=True, out_bias=True)}
 
 
 @dataclass
@@ -137,6 +144,7 @@ class NativeSparseAttention(CausalSelfAttention):
     {compress,window}_{k,v}_proj [G·Dh,D]"""
 
     Settings = NSASettings
+    static_cache = False
 
     def __init__(self, settings: NSASettings, dtype: Any = "float32") -> None:
         super().__init__(settings, dtype)
@@ -147,7 +155,7 @@ class NativeSparseAttention(CausalSelfAttention):
             for places in (True, False))
 
         for name in OWN if s.separate_kv else ():
-            setattr(self, name, Linear(s.hidden_size, s.widths[1], bias=s.bias, **options))
+            setattr(self, name, Linear(s.hidden_size, s.widths[1], bias=s.attn_bias, **options))
 
     def init_state(self, batch_size: int) -> NSAState:
         s, like = self.settings, self.parameters()[0].data
@@ -203,9 +211,10 @@ class NativeSparseAttention(CausalSelfAttention):
 
     def _weighed(self, looks: list[Tensor | None], x: Tensor) -> Tensor:
         """Σ_b σ(g_b) o^b [B,H,T,Dh]; a look without keys is None"""
-        gates = ops.sigmoid(self.gate_proj(x)).reshape(*x.shape[:2], 3, self.num_heads).permute(2, 0, 3, 1)
-        terms = [look * gates[i][..., None] for i, look in enumerate(looks) if look is not None]
-        return sum(terms[1:], start=terms[0])
+        logits = ops.linear(widened(x), widened(self.gate_proj.weight))           # float32 for half precision
+        gates = ops.sigmoid(logits).reshape(*x.shape[:2], 3, self.num_heads).permute(2, 0, 3, 1)
+        terms = [widened(look) * gates[i][..., None] for i, look in enumerate(looks) if look is not None]
+        return cast_to(sum(terms[1:], start=terms[0]), x.dtype)
 
     def _far_and_selected(self, q: Tensor, k: Tensor, v: Tensor, summaries: tuple[Tensor, Tensor] | None,
                           at: np.ndarray, keep: Array | None, mode: str | None) -> list[Tensor | None]:

@@ -1,0 +1,23 @@
+"""The model in a Hugging Face folder, whichever of the known architectures it is.
+
+    model = from_pretrained("folder")"""
+
+from pathlib import Path
+from typing import Any
+
+from nn.errors import InputError
+from nn.interop.folder import CONFIG, read_json
+from nn.models.decoder import Decoder
+from nn.models.moe_transformer import MoETransformer
+from nn.models.qwen3 import Qwen3
+
+ARCHITECTURES: dict[str, Any] = {"mixtral": MoETransformer, "qwen3": Qwen3, "qwen3_moe": Qwen3}
+
+
+def from_pretrained(folder: str | Path, dtype: Any = None) -> Decoder:
+    """Read config.json and the weights; dtype defaults to that of the file."""
+    kind = read_json(Path(folder) / CONFIG).get("model_type")
+    if kind not in ARCHITECTURES:
+        raise InputError(f"{folder}: model_type is {kind!r}; {', '.join(ARCHITECTURES)} are read")
+    found: Decoder = ARCHITECTURES[kind].from_pretrained(folder, dtype=dtype)
+    return found
