@@ -7,11 +7,11 @@ from tests.device import test_array as tests
 from tests.device import test_array_functions as functions
 from tests.mutants.device.workshop import Mutant
 
-MAP, REDUCE, SCAN, SORT, INDEX, LAYOUT, PLACES, ELEMENT, TRANSPOSE = (
+MAP, REDUCE, SCAN, SORT, INDEX, LAYOUT, PLACES, ELEMENT, OPERATION, TRANSPOSE = (
     f"kernels/array/{name}" for name in ("map.cu", "reduce.cu", "scan.cu", "sort.cu", "index.cu", "layout.cu",
-                                         "layout.cuh", "element.cuh", "transpose.cu"))
+                                         "layout.cuh", "element.cuh", "operation.cuh", "transpose.cu"))
 NEEDS = ("array",)
-UNITS = {PLACES: INDEX}
+UNITS = {PLACES: INDEX, OPERATION: MAP}
 # bool, int64 and float32 alone; what else there is stays in the objects that are linked
 TRIMS = [(ELEMENT, f"case NN_{dtype}: {{ using S = {name}; __VA_ARGS__; }} break;",
           f"case NN_{dtype}: __trap();")
@@ -87,10 +87,10 @@ def far(device: EmulatedDevice) -> None:
 
 
 MUTANTS = [
-    Mutant(MAP, "a smaller number wins over NaN",
+    Mutant(OPERATION, "a smaller number wins over NaN",
            "return a < b || a != a ? a : b; }\n\n__device__ inline float",
            "return a < b ? a : b; }\n\n__device__ inline float", special),
-    Mutant(MAP, "whole quotients are rounded down, too",
+    Mutant(OPERATION, "whole quotients are rounded down, too",
            "return a % b != 0 && (a < 0) != (b < 0) ? q - 1 : q;", "return (a < 0) != (b < 0) ? q - 1 : q;",
            arithmetic),
     Mutant(MAP, "packs though the innermost axis has steps", "if (l.strides[k][inner] != 1 || !aligned",
