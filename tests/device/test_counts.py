@@ -92,6 +92,7 @@ TRAFFIC: dict[str, Traffic] = {
     "random_bits": Traffic(lambda count, s: count * 4, lambda **_: 256 * 32),     # each thread: key and words
 }
 ROWS = ({"rows": 2048, "cols": 64}, {"rows": 24, "cols": 2048}, {"rows": 4, "cols": 8192})
+TWO_SHARES = ({"rows": 86, "cols": 2048},)       # MiB of a block, almost, in bfloat16
 SHORTER = ({"rows": 512, "cols": 64}, {"rows": 4, "cols": 4096})
 CAUSAL = ({"rows": 512, "cols": 64}, {"rows": 256, "cols": 256}, {"rows": 8, "cols": 4096, "offset": 2000})
 LOGITS = ({"rows": 256, "vocabulary": 256}, {"rows": 4, "vocabulary": 8192})
@@ -99,7 +100,7 @@ LOGITS = ({"rows": 256, "vocabulary": 256}, {"rows": 4, "vocabulary": 8192})
 
 def sizes_of(function: str) -> tuple[dict[str, Any], ...]:
     if "_norm_" in function and "gradient" not in function:
-        return ROWS
+        return ROWS + TWO_SHARES if function == "layer_norm_backward" else ROWS
     if function == "softmax_causal_forward":
         return CAUSAL
     if "softmax" in function or "packed" in function:

@@ -114,6 +114,21 @@ def test_rows_beyond_32_bits(fast: EmulatedDevice, name: str) -> None:
         np.testing.assert_array_equal(one.numpy(), other.numpy())
 
 
+def test_permuted_copies_beyond_32_bits(fast: EmulatedDevice) -> None:
+    """Rows 2^28 bytes apart to columns, by tiles, and back; and matrices that lie far from each other"""
+    values, step = draw("float32", 2, 20, 10).view(np.uint8), (1 << 28) + 64           # [2,20,40]
+    memory = fast.empty((20 * step,), np.uint8)
+    rows = DeviceArray(fast, memory.block, np.uint8, (20, 40), (step, 1), 0)
+    rows.T[...] = fast.asarray(np.ascontiguousarray(values[0].T))
+    for i in (0, 8, 17, 19):
+        np.testing.assert_array_equal(rows[i].numpy(), values[0, i])
+    np.testing.assert_array_equal(rows.T.copy().numpy(), values[0].T)
+    matrices = DeviceArray(fast, memory.block, np.uint8, values.shape, (FAR, 40, 1), 0)
+    matrices.permute((0, 2, 1))[...] = fast.asarray(np.ascontiguousarray(values.swapaxes(1, 2)))
+    np.testing.assert_array_equal(matrices.permute((0, 2, 1)).copy().numpy(), values.swapaxes(1, 2))
+    np.testing.assert_array_equal(matrices[1].numpy(), values[1])
+
+
 @pytest.mark.parametrize("arch", ["sm_90a"])
 def test_tensor_copies_beyond_32_bits(fast: EmulatedDevice) -> None:
     """Rows of A and C, and matrices of a batch"""

@@ -114,10 +114,10 @@ def test_one_block_writes_the_gradients_themselves(device: EmulatedDevice, rows:
 
 
 @pytest.mark.parametrize(("dtype", "rows", "cols", "blocks"), [
-    ("bfloat16", 1000, 24, 16), ("bfloat16", 130, 512, 2), ("bfloat16", 22, 8192, 2),
-    ("float32", 200, 300, 7)])
+    ("bfloat16", 1000, 24, 16), ("bfloat16", 130, 512, 2), ("bfloat16", 43, 8192, 2),
+    ("float32", 200, 300, 7), ("float32", 43, 2048, 1)])
 def test_several_blocks(device: EmulatedDevice, dtype: str, rows: int, cols: int, blocks: int) -> None:
-    """As many as a twentieth of the bytes pays for, or as a MiB each wants; each adds up several turns"""
+    """As many as a twentieth of the bytes pays for, or as there are whole MiB; each adds up several turns"""
     x, dy, weight = inputs(dtype, rows, cols, 3)
     given = [device.asarray(a) for a in (dy, x, weight)]
     _, mean, rstd = norm.layer_norm(given[1], given[2], given[2], EPS)

@@ -18,7 +18,7 @@ template <class W> struct Transposition {
     const W* x;
     int64_t across, down;                        // elements along the dense axis of x, and along that of y
     int64_t x_step, y_step;                      // between neighbours along the other one's
-    int64_t tiles_across, tiles_down;
+    uint32_t tiles_across, tiles_down;           // divided by in 32 bits: tiles are at most MAX_GRID_X
     Places<2> places;                            // of all other axes
 };
 
@@ -36,10 +36,11 @@ template <class W, int N>
 __global__ void __launch_bounds__(THREADS) array_transpose(const __grid_constant__ Transposition<W> t) {
     __shared__ Pack<W, N> tile[N * SIDE][SIDE + 1];  // [across][down]; the pitch is odd: no bank conflict
     const int lane = threadIdx.x % SIDE, row = threadIdx.x / SIDE;
-    const int64_t column = blockIdx.x % t.tiles_across, rest = blockIdx.x / t.tiles_across;
-    const int64_t left = column * SIDE * N, top = rest % t.tiles_down * SIDE * N;
+    const uint32_t rest = blockIdx.x / t.tiles_across, column = blockIdx.x - rest * t.tiles_across;
+    const uint32_t matrix = rest / t.tiles_down, line = rest - matrix * t.tiles_down;
+    const int64_t left = int64_t{column} * SIDE * N, top = int64_t{line} * SIDE * N;
     int64_t at[2];
-    places(at, t.places, rest / t.tiles_down);
+    places(at, t.places, matrix);
     const int64_t a = left + lane * N, b = top + lane * N;
 #pragma unroll
     for (int r = 0; r < SIDE; r += ROWS) {
@@ -111,7 +112,8 @@ template <class W, int N>
 int launch(void* y, const void* x, const nn_array_layout& layout, int down, int across, nn_stream stream) {
     Transposition<W> t{static_cast<W*>(y), static_cast<const W*>(x), layout.shape[across], layout.shape[down],
                        layout.strides[1][down], layout.strides[0][across], 0, 0, {}};
-    t.tiles_across = ceil_div(t.across, SIDE * N), t.tiles_down = ceil_div(t.down, SIDE * N);
+    t.tiles_across = static_cast<uint32_t>(ceil_div(t.across, SIDE * N));
+    t.tiles_down = static_cast<uint32_t>(ceil_div(t.down, SIDE * N));
     const nn_array_layout left = others(layout, down, across);
     int64_t batch = 1;
     for (int axis = 0; axis < left.ndim; ++axis) batch *= left.shape[axis];

@@ -9,6 +9,8 @@
 #include "partial.cuh"
 #include "plan.cuh"
 
+#include <algorithm>
+
 namespace nn {
 
 constexpr int64_t MAX_PARTS = 512;       // blocks, and so partial sums of a weight gradient
@@ -193,13 +195,13 @@ __global__ void __launch_bounds__(256)
 
 // Blocks with equally many turns of plan.groups rows each.  A number of a partial sum costs 8 bytes, written
 // and read: few enough blocks that all together stay below a twentieth of the matrices, whose elements have
-// `element_bytes` in all; but no multiprocessor idles while a block has more than SHARE bytes to go through.
-// Where blocks are fewer than the multiprocessors they are larger ones.
+// `element_bytes` in all; but while multiprocessors idle, one for each whole SHARE, which pays for the
+// partial sums of 6553 columns.  Where blocks are fewer than the multiprocessors they are larger ones.
 static int64_t backward_blocks(NormPlan& plan, int64_t rows, int64_t cols, int64_t element_bytes,
                                int gradients, int64_t multiprocessors, int max_width) {
-    const int64_t share = SHARE / (cols * element_bytes), idle = ceil_div(rows, share > 1 ? share : 1);
+    const int64_t shares = rows * cols / (SHARE / element_bytes);
     int64_t worth = rows * element_bytes / (20 * 8 * gradients);
-    if (worth < idle) worth = idle < multiprocessors ? idle : multiprocessors;
+    worth = std::max(worth, std::clamp<int64_t>(shares, 1, multiprocessors));
     if (plan.reread) worth = rows;
     if (worth < multiprocessors && worth < ceil_div(rows, plan.groups))
         plan.threads = max_width, plan.groups = max_width / plan.width;

@@ -5,6 +5,7 @@ import numpy as np
 from cuda.nn.device import EmulatedDevice
 from tests.device import test_array as tests
 from tests.device import test_array_functions as functions
+from tests.device import test_far as distant
 from tests.mutants.device.workshop import Mutant
 
 MAP, REDUCE, SCAN, SORT, INDEX, LAYOUT, PLACES, ELEMENT, OPERATION, TRANSPOSE = (
@@ -86,6 +87,11 @@ def far(device: EmulatedDevice) -> None:
     functions.test_take_from_more_than_32_bits(device)
 
 
+def far_rows(device: EmulatedDevice) -> None:
+    device.configure(check=0)            # no notes on memory of which hardly anything is used
+    distant.test_permuted_copies_beyond_32_bits(device)
+
+
 MUTANTS = [
     Mutant(OPERATION, "a smaller number wins over NaN",
            "return a < b || a != a ? a : b; }\n\n__device__ inline float",
@@ -109,6 +115,8 @@ MUTANTS = [
            host=True),
     Mutant(TRANSPOSE, "squares though rows begin between them",
            "if ((axis != down && layout.strides[0][axis] % n) ||", "if (", permuted_views, host=True),
+    Mutant(TRANSPOSE, "rows of a tile in 32 bits", "(down + k) * t.x_step + a",
+           "static_cast<uint32_t>((down + k) * t.x_step) + a", far_rows),
     Mutant(INDEX, "places on an axis in 32 bits", "outside<Word>(m.is_float) : x[at[1] + place * m.stride];",
            "outside<Word>(m.is_float)\n                                            : x[at[1] + "
            "static_cast<int32_t>(place * m.stride)];", far),

@@ -49,11 +49,11 @@ def alone(device: EmulatedDevice) -> None:
 
 def partial(device: EmulatedDevice) -> None:
     tests.test_several_blocks(device, "bfloat16", 130, 512, 2)
-    tests.test_several_blocks(device, "bfloat16", 22, 8192, 2)
+    tests.test_several_blocks(device, "bfloat16", 43, 8192, 2)
 
 
 def bytes_of_blocks(device: EmulatedDevice) -> None:
-    for sizes in ({"rows": 2048, "cols": 64}, {"rows": 24, "cols": 2048}):
+    for sizes in ({"rows": 2048, "cols": 64}, {"rows": 24, "cols": 2048}, {"rows": 86, "cols": 2048}):
         counts.test_each_byte_is_moved_once(device, "layer_norm_backward", "bfloat16", sizes)
 
 
@@ -93,6 +93,8 @@ MUTANTS = [
            alone),
     Mutant(BACKWARD, "a block per turn, whatever its partial sum costs",
            "if (worth < blocks) blocks = worth;", "", bytes_of_blocks, host=True),
+    Mutant(BACKWARD, "a block for a part of a share, too", "shares = rows * cols / (SHARE / element_bytes);",
+           "shares = ceil_div(rows * cols, SHARE / element_bytes);", bytes_of_blocks, host=True),
     Mutant(BACKWARD, "gradients at any element are written in packs",
            "blocks == 1 && aligned(dweight, 16) && aligned(dbias, 16);", "blocks == 1;", alone, host=True),
     Mutant(BACKWARD, "the last partial sums are left out", "for (int64_t i = slice; i < count; i += 8)",
