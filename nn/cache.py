@@ -41,6 +41,10 @@ class LayerCache(State):
         if self._k is not None and (self._k.shape[:2] != k.shape[:2] or self._k.dtype != k.dtype):
             raise InputError(f"cache: holds [B,G] = {list(self._k.shape[:2])} in {self._k.dtype}, given "
                              f"{list(k.shape[:2])} in {k.dtype}; use one cache per batch, or reset() it")
+        for held, new in ((self._k, k), (self._v, v)):
+            if held is not None and (held.shape[3] != new.shape[3] or new.shape[2] != k.shape[2]):
+                raise InputError(f"cache: holds heads of {held.shape[3]} channels, given {list(new.shape)} "
+                                 f"beside keys {list(k.shape)}; a cache serves one model")
         end = self.length + k.shape[2]
         self._k, self._v = _room(self._k, k, self.length, end), _room(self._v, v, self.length, end)
         self._k[:, :, self.length : end], self._v[:, :, self.length : end] = k, v
@@ -61,6 +65,8 @@ class LayerCache(State):
         _check_count("length", length)
         drop = max(0, self.length - length)
         self.length, self.offset = self.length - drop, self.offset - drop
+        if not isinstance(self.padding, int):           # padding came first: it goes last
+            self.padding = namespace(self.padding).minimum(self.padding, self.offset)
 
     def reorder(self, rows: Array) -> None:
         """Row b becomes what row rows[b] was (beam search)."""

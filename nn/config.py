@@ -14,7 +14,7 @@ import inspect
 import tokenize
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from io import StringIO
@@ -84,13 +84,26 @@ def variant(classes: Iterable[type], names: Iterable[str], current: Any = None) 
 
 def _inside(hint: Any, current: Any, inner: dict[str, Any]) -> Any:
     """The configuration within another, with some settings changed: what is there, or one of the class that
-    they belong to."""
+    they belong to.  Of a mapping, the entries given."""
+    if isinstance(current, Mapping):
+        return _merged(current, inner)
     kind = variant(_classes(hint), inner, current)
     known = {field.name for field in dataclasses.fields(kind)}
     if alien := sorted(name for name in inner if name.partition(".")[0] not in known):
         raise InputError(f"{', '.join(alien)}: unknown to {kind.__name__}, which the other settings "
                          "describe; leave out one or the other")
     return update(current, inner) if isinstance(current, kind) else build(kind, inner)
+
+
+def _merged(mapping: Mapping[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """{"moe": {"top_k": 2}} and {"moe.top_k": 1} -> {"moe": {"top_k": 1}}"""
+    made, nested = _by_level(changes)
+    for name, inner in nested.items():
+        current = mapping.get(name) or {}
+        if not isinstance(current, Mapping):
+            raise InputError(f"{name}: {current!r} has no {', '.join(inner)} in it")
+        made[name] = _merged(current, inner)
+    return {**mapping, **made}
 
 
 def _fields(cls: type) -> Iterator[tuple["Field", Any, str, str]]:
@@ -208,7 +221,7 @@ def update(config: Config, changes: dict[str, Any]) -> Config:
     direct, nested = _by_level(changes)
     hints = typing.get_type_hints(type(config)) if nested else {}
     for name, inner in nested.items():
-        direct[name] = _inside(hints[name], getattr(config, name), inner)
+        direct[name] = _inside(hints[name], direct.get(name, getattr(config, name)), inner)
     replace = getattr(config, "replace", partial(dataclasses.replace, typing.cast(Any, config)))
     return replace(**direct) if direct else config
 
@@ -221,7 +234,7 @@ def build(cls: type[Config], given: dict[str, Any], where: str = "") -> Config:
     direct, nested = _by_level(given)
     for field, hint, _, _ in _fields(cls):
         if field.name in nested:
-            direct[field.name] = _inside(hint, _default(field), nested[field.name])
+            direct[field.name] = _inside(hint, direct.get(field.name, _default(field)), nested[field.name])
     return cls(**direct)
 
 

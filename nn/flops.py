@@ -12,12 +12,12 @@ Try: cuda-nn flops --preset moe-6.9b --seq-len 2048"""
 from typing import TYPE_CHECKING, Any
 
 from nn.dtypes import DType
+from nn.errors import InputError
+from nn.layers.formulas import TRAINING
 from nn.ops.count import visible_pairs
 
 if TYPE_CHECKING:
     from nn.models.config import MoETransformerConfig
-
-TRAINING = 3      # times the forward pass
 
 
 def parameters(config: Any, active: bool = False) -> dict[str, int]:
@@ -30,6 +30,8 @@ def parameters(config: Any, active: bool = False) -> dict[str, int]:
 
 def breakdown(config: Any, seq_len: int) -> dict[str, float]:
     """Forward FLOPs per token by component, averaged over a sequence of seq_len tokens, read together."""
+    if seq_len < 1:
+        raise InputError(f"seq_len: {seq_len} is not positive")
     if hasattr(config, "flops"):
         counts = config.flops(1, seq_len, mode="chunk")
         return {name: count / seq_len for name, count in counts.items()}
@@ -38,6 +40,8 @@ def breakdown(config: Any, seq_len: int) -> dict[str, float]:
 
 def decoding(config: Any, past: int) -> dict[str, float]:
     """Forward FLOPs by component of one more token behind `past` others that a state holds."""
+    if past < 0:
+        raise InputError(f"past: {past} is negative")
     if hasattr(config, "flops"):
         counts = config.flops(1, 1, past, mode="recurrent")
         return {name: float(count) for name, count in counts.items()}

@@ -93,6 +93,15 @@ def drawn_from(place: np.ndarray, shape: tuple[int, ...], dtype: Any = np.float3
     return uniform(int(place[0]) % 2**64, *map(int, place[1:]), shape=shape, dtype=dtype)
 
 
+def apart(place: np.ndarray, index: int) -> np.ndarray:
+    """The counter() of part `index`, below 2**32, of what is drawn at a counter(): its stream words, under
+    another key, which is two words that the old one gives where nothing else is drawn (c3 = 2**32 - 1)."""
+    words = np.array(place, np.int64)
+    low, high, *_ = philox4x32((index, 0, 0, _MASK), int(place[0]) % 2**64)
+    words[0] = np.uint64(low | high << 32).astype(np.int64)
+    return words
+
+
 def _stream_words(stream: tuple[Any, ...]) -> list[np.ndarray]:
     """Three integer arrays; absent words are 0."""
     if len(stream) > 3:

@@ -12,6 +12,7 @@ from nn.errors import NonFiniteError
 
 class _State(threading.local):
     recording = True                # False inside no_grad()
+    deferred = False                # whether backward will run this again, recorded, for its gradients
     path: list[str] | None = None   # names of the layers being called, inside find_nonfinite()
     count: Any = None               # what is told of every operation, inside ops.count_flops()
 
@@ -37,6 +38,11 @@ def no_grad() -> Any:
 def enable_grad() -> Any:
     """`with enable_grad():` records again, inside a no_grad() block."""
     return _set("recording", True)
+
+
+def defer() -> Any:
+    """`with defer():` says that backward will run this again: what is counted once per pass counts now."""
+    return _set("deferred", True)
 
 
 def find_nonfinite() -> Any:

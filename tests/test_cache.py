@@ -7,6 +7,7 @@ import pytest
 
 from nn.cache import KVCache, LayerCache
 from nn.errors import InputError
+from nn.layers.attention.kv_cache import KVCache as HeldCache
 
 
 def entries(first: int, count: int, batch: int = 2, groups: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -75,6 +76,17 @@ def test_trim_where_old_and_new_place_overlap() -> None:
     assert held(layer) == [float(n) for n in range(1, 10)]
 
 
+@pytest.mark.parametrize(("k", "v"), [((2, 1, 1, 1), (2, 1, 1, 3)), ((2, 1, 1, 4), (2, 1, 1, 1)),
+                                      ((2, 1, 2, 4), (2, 1, 1, 3))])
+def test_heads_of_another_model_are_refused(k: tuple[int, ...], v: tuple[int, ...]) -> None:
+    """Also those of one channel, which NumPy would spread over all"""
+    layer = filled(3)
+    assert (layer.k.shape, layer.v.shape) == ((2, 1, 3, 4), (2, 1, 3, 3))
+    with pytest.raises(InputError, match="cache: holds heads of . channels"):
+        layer.append(np.ones(k), np.ones(v))
+    assert (layer.length, layer.offset) == (3, 3)
+
+
 def test_crop_takes_back_the_newest() -> None:
     layer = filled(10)
     layer.crop(7)
@@ -90,6 +102,16 @@ def test_crop_after_trim() -> None:
     layer.trim(5)
     layer.crop(3)
     assert (held(layer), layer.offset) == ([5.0, 6.0, 7.0], 8)
+
+
+def test_crop_into_padding() -> None:
+    """Padding is what was seen first: of two tokens no more than two are padding."""
+    layer = filled(6)
+    layer.padding = np.array([3, 0])
+    layer.crop(4)
+    assert layer.padding.tolist() == [3, 0]
+    layer.crop(2)
+    assert (layer.padding.tolist(), layer.offset) == ([2, 0], 2)
 
 
 @pytest.mark.parametrize("rows", [[1, 0], [1, 1], [0, 1, 0]])
@@ -149,3 +171,24 @@ def test_a_saved_value_that_is_missing_is_named(name: str) -> None:
     del saved[name]
     with pytest.raises(InputError, match=f"LayerCache is given no {name}"):
         LayerCache().load_state_dict(saved)
+
+
+@pytest.mark.parametrize("change", [
+    lambda cache: cache.trim(2), lambda cache: cache.crop(2), lambda cache: cache.trim(0),
+    lambda cache: cache.reorder(np.array([0, 0]))], ids=["trim", "crop", "to nothing", "reorder"])
+def test_a_cache_that_holds_what_was_given_never_writes_into_it(change: Any) -> None:
+    keys, values = np.arange(48.0).reshape(2, 1, 6, 4), -np.arange(48.0).reshape(2, 1, 6, 4)
+    before, new = keys.copy(), np.full((2, 1, 1, 4), 7.0)
+    cache, plain = HeldCache.holding(keys, values, offset=9), HeldCache()
+    plain.append(keys, values)
+    plain.offset = 9
+    for _ in range(2):                                       # what it has of its own it may write into
+        for each in (cache, plain):
+            change(each)
+            each.append(new, -new)
+        assert np.array_equal(keys, before)
+        assert np.array_equal(values, -before)
+        assert (cache.length, cache.offset) == (plain.length, plain.offset)
+        assert np.array_equal(cache.k, plain.k)
+        assert np.array_equal(cache.v, plain.v)
+        assert (cache.copy().k == plain.k).all()

@@ -9,6 +9,7 @@ import pytest
 
 from nn import MoETransformer, MoETransformerConfig, flops
 from nn.backends.reference import moe
+from nn.errors import InputError
 from nn.layers.rotary import RopeScaling
 from nn.models import PRESETS
 from nn.models.presets import MOE_6_9B, TINY
@@ -165,3 +166,10 @@ def test_flops_of_a_published_model() -> None:
     assert [parts[name] / 28 for name in ("attention_projections", "attention_core", "feed_forward")] == [
         12_582_912, 8_392_704, 18_874_368]
     assert (parts["head"], sum(parts.values())) == (311_164_928, 1_426_964_480)
+
+
+def test_lengths_that_are_none_are_refused() -> None:
+    with pytest.raises(InputError, match="seq_len: 0 is not positive"):
+        flops.breakdown(TINY, 0)
+    with pytest.raises(InputError, match="past: -1 is negative"):
+        flops.decoding(TINY, -1)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from nn.errors import InputError
-from nn.random import bits, derive, generator, philox4x32, uniform
+from nn.random import apart, bits, counter, derive, generator, philox4x32, uniform
 
 # "philox4x32 10" in tests/kat_vectors of the Random123 distribution: counter, key, result
 KNOWN = [
@@ -73,6 +73,18 @@ def test_keys_are_stable_and_distinct():
     for seed in (-1, 2**64):
         with pytest.raises(InputError, match="seed"):
             derive(seed, "sampling")
+
+
+def test_parts_of_a_counter_draw_apart():
+    """Under other keys, which are not what the counter itself draws, parts of parts too; words stay."""
+    place = counter(3, "dropout", 5, 6, 7)
+    parts = [apart(place, i) for i in range(4)]
+    nested = [apart(part, i) for part in parts for i in range(4)]
+    assert len({int(each[0]) for each in (place, *parts, *nested)}) == 21
+    assert all(each[1:].tolist() == [5, 6, 7] for each in nested)
+    low, high, *_ = philox4x32((2, 0, 0, 2**32 - 1), derive(3, "dropout"))
+    assert int(parts[2][0]) % 2**64 == low + high * 2**32
+    assert np.array_equal(place, counter(3, "dropout", 5, 6, 7))
 
 
 def test_words_outside_32_bits_are_refused():

@@ -49,3 +49,8 @@ def test_refusals() -> None:
         StaticKVCache(2, 1, 0, like=like)
     with pytest.raises(InputError, match="mask: a cache of fixed size"):
         model([[1, 2]], cache=StaticKVCache(2, 1, 8, like=like), mask=[[1, 1]])
+    cache = StaticKVCache(2, 1, 4, like=like)
+    model([[1, 2]], cache=cache)
+    with pytest.raises(InputError, match=r"2 cached \+ 3 new tokens exceed the cache's capacity of 4"):
+        model([[1, 2, 3]], cache=cache)
+    assert model([[1, 2]], cache=cache).shape == (1, 2, 1000)

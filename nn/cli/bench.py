@@ -16,13 +16,14 @@ from pathlib import Path
 import numpy as np
 
 from nn.cli import bench_kernels
+from nn.cli.aliases import ALIASES
 from nn.cli.parser import Parser
-from nn.cli.sources import model_config, model_presets
+from nn.cli.sources import Changes, model_config, model_preset, of_model
 from nn.cli.terminal import facts, table
+from nn.config import update
 from nn.flops import breakdown
 from nn.models import from_config
 from nn.models.decoder import Decoder
-from nn.names import by_name
 from nn.optim import clip_scale, create_optimizer, grad_norm
 from nn.tensor import no_grad
 from nn.train.gradients import accumulate
@@ -41,9 +42,10 @@ class Options:
 def run(argv: list[str]) -> int:
     if argv[:1] == ["kernels"]:
         return bench_kernels.run(argv[1:])
-    (options,) = Parser("bench", __doc__, Options).parse(argv)
-    presets = model_presets()
-    config = model_config(options.config) if options.config else by_name("preset", options.preset, presets)
+    options, changes = Parser("bench", __doc__, Options, aliases=ALIASES["bench"],
+                              changes=Changes).parse(argv)
+    config = (update(model_config(options.config), of_model(changes)) if options.config
+              else model_preset(options.preset, changes))
     config = config.replace(max_seq_len=max(config.max_seq_len, options.seq_len + options.repeat + 1))
     model, work = from_config(config), sum(breakdown(config, options.seq_len).values())
     active = model.num_parameters(active=True)

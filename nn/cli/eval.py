@@ -9,22 +9,20 @@ Examples:
 import math
 import tempfile
 from dataclasses import dataclass
-from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from nn.cli.aliases import ALIASES
 from nn.cli.parser import Parser
-from nn.cli.sources import open_model, run_settings
+from nn.cli.sources import KINDS, Changes, of_model, open_model, run_settings
 from nn.cli.terminal import facts, table
-from nn.config import update
+from nn.config import update, variant
 from nn.data import TokenShard, read_documents, split, write_tokens
 from nn.errors import InputError
 from nn.eval import compressed_bits_per_byte, negative_log_likelihood
 from nn.train import corpus
-
-ALIASES = {"run": "checkpoint", "ckpt": "checkpoint"}
 
 
 @dataclass(frozen=True)
@@ -56,10 +54,13 @@ class Text(NamedTuple):
 
 
 def run(argv: list[str]) -> int:
-    (options,) = Parser("eval", __doc__, Options, aliases=ALIASES).parse(argv)
+    parser = Parser("eval", __doc__, Options, aliases=ALIASES["eval"], changes=Changes)
+    options, changes = parser.parse(argv)
     model, tokenizer, folder = open_model(options.checkpoint)
     if options.config:
-        _check_same(run_settings(options.config), model.config, options.config)
+        _check_same(of_model(run_settings(options.config)), of_model(changes), model.config, options.config)
+    elif changes:
+        raise InputError("--model.…: a trained model is as it is; changes are for a file given by --config")
     context = model.config.max_seq_len
     if options.seq_len and options.seq_len > context:
         raise InputError(f"--seq-len: {options.seq_len} is longer than the model's context of {context}")
@@ -104,12 +105,12 @@ def _text(data: str, held_out_fraction: float | None, tokenizer: Any) -> Text:
     return Text(f"{data} ({len(documents):,} documents)", tokens, len(whole), compressed_bits_per_byte(whole))
 
 
-def _check_same(asked: dict[str, Any], model: Any, path: Path) -> None:
-    """Of the model, what the file says; what it leaves open was the run's to decide."""
-    for key, value in asked.items():
-        name = key.removeprefix("model.")
-        if name in (key, "vocab_size"):          # which follows the tokenizer
-            continue
-        found = reduce(getattr, name.split("."), model)
-        if value != found and update(model, {name: value}) != model:     # "A" and ["A"] are one pattern
-            raise InputError(f"config: {path}: {name} is {value}, but {found} in the checkpoint")
+def _check_same(file: dict[str, Any], changes: dict[str, Any], model: Any, path: Path) -> None:
+    """Of the model, what the file with the changes says; what it leaves open was the run's to decide."""
+    if (kind := variant(KINDS, [*file, *changes], model)) is not type(model):
+        raise InputError(f"config: {path} describes a {kind.__name__}, but the checkpoint is of another kind")
+    asked = update(model, {**file, **changes})
+    for name in dict.fromkeys(key.partition(".")[0] for key in [*file, *changes]):
+        wanted, found = getattr(asked, name), getattr(model, name)
+        if wanted != found and name != "vocab_size":         # which follows the tokenizer
+            raise InputError(f"config: {path}: {name} is {wanted}, but {found} in the checkpoint")

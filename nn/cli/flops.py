@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from nn.cli.aliases import ALIASES
 from nn.cli.parser import Parser
-from nn.cli.sources import model_config, model_presets
+from nn.cli.sources import Changes, model_config, model_preset, model_presets, of_model
 from nn.cli.terminal import facts, table
+from nn.config import update
 from nn.errors import InputError
 from nn.flops import breakdown, decoding, parameters, state_bytes, training
-from nn.names import by_name
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,12 @@ class Options:
 
 
 def run(argv: list[str]) -> int:
-    (options,) = Parser("flops", __doc__, Options).parse(argv)
+    parser = Parser("flops", __doc__, Options, aliases=ALIASES["flops"], changes=Changes)
+    options, changes = parser.parse(argv)
     if (options.preset is None) == (options.config is None):
         raise InputError("give either --preset (" + ", ".join(model_presets()) + ") or --config FILE")
-    config = model_config(options.config) if options.config else _preset(options.preset or "")
+    config = (update(model_config(options.config), of_model(changes)) if options.config
+              else model_preset(options.preset or "", changes))
     other = _other(options.compare) if options.compare else None
     seq_len = options.seq_len
     if seq_len is None:
@@ -49,13 +52,9 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def _preset(name: str) -> Any:
-    return by_name("preset", name, model_presets())
-
-
 def _other(given: str) -> Any:
     """A preset, or what a file says"""
-    return model_config(Path(given)) if Path(given).is_file() else _preset(given)
+    return model_config(Path(given)) if Path(given).is_file() else model_preset(given, {})
 
 
 def _report(config: Any, seq_len: int, options: Options) -> None:

@@ -10,25 +10,33 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+from nn.cli.aliases import ALIASES
 from nn.cli.parser import Parser
-from nn.cli.sources import open_model
+from nn.cli.sources import Changes, open_model, untrained
 from nn.cli.terminal import stream
+from nn.errors import InputError
 from nn.generate import SamplingConfig, stream_text
-
-ALIASES = {"run": "checkpoint", "ckpt": "checkpoint"}
 
 
 @dataclass(frozen=True)
 class Options:
     # What to continue
     checkpoint: Path | None = None     # run, checkpoint or Hugging Face folder (default: the newest run)
+    model: str | None = None           # instead, a ready-made model (gpt-small, ...) that has learned nothing
     prompt: str = ""                   # text to continue; empty: start as a document does
     truncate_prompt: bool = False      # keep only the end of a prompt longer than the model's context
 
 
 def run(argv: list[str]) -> int:
-    options, sampling = Parser("generate", __doc__, Options, SamplingConfig, aliases=ALIASES).parse(argv)
-    model, tokenizer, _ = open_model(options.checkpoint)
+    parser = Parser("generate", __doc__, Options, SamplingConfig, aliases=ALIASES["generate"],
+                    changes=Changes)
+    options, sampling, changes = parser.parse(argv)
+    if options.checkpoint and options.model:
+        raise InputError(f"--model: {options.model}; --checkpoint already names a model, a trained one")
+    if changes and not options.model:
+        raise InputError("--model.…: a trained model is as it is; changes are for --model NAME")
+    model, tokenizer = (untrained(options.model, changes) if options.model
+                        else open_model(options.checkpoint)[:2])
     pieces = stream_text(model, tokenizer, options.prompt, sampling, truncate_prompt=options.truncate_prompt)
     stream(chain([options.prompt], pieces))
     return 0

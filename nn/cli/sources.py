@@ -1,15 +1,26 @@
 """Where a verb's configuration and model come from: files, run folders, checkpoints, Hugging Face folders."""
 
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from nn.config import build, keys, read, settings, variant
+from nn.config import build, keys, read, settings, update, variant
 from nn.errors import InputError
 from nn.models import PRESETS
-from nn.models.architectures import ModelConfig
-from nn.train import TrainConfig, load_trained, newest_run
+from nn.models.architectures import ModelConfig, from_config
+from nn.models.presets import SMALL
+from nn.names import by_name
+from nn.train import TrainConfig, find_checkpoint, load_trained, newest_run
 
 KINDS = get_args(ModelConfig)       # of a model's configuration
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Options that change a ready-made model, of verbs that train none: --model.num-layers 2."""
+
+    model: ModelConfig = SMALL      # model
 
 
 def run_settings(path: Path) -> dict[str, Any]:
@@ -22,9 +33,20 @@ def run_settings(path: Path) -> dict[str, Any]:
 
 def model_config(path: Path) -> ModelConfig:
     """The model's configuration that a file gives, by itself or as part of a run's."""
-    prefix, given = "model.", run_settings(path)
-    own = {key[len(prefix):]: value for key, value in given.items() if key.startswith(prefix)}
+    own = of_model(run_settings(path))
     return build(variant(KINDS, own), own)
+
+
+def of_model(given: dict[str, Any]) -> dict[str, Any]:
+    """Of a run's settings those of its model, in the model's own names."""
+    prefix = "model."
+    return {key[len(prefix):]: value for key, value in given.items() if key.startswith(prefix)}
+
+
+def model_preset(name: str, changes: dict[str, Any]) -> ModelConfig:
+    """A ready-made model by name, with such changes as a command line gives; InputError suggests the nearest
+    name."""
+    return update(by_name("model", name, model_presets()), of_model(changes))
 
 
 def model_presets() -> dict[str, ModelConfig]:
@@ -38,9 +60,17 @@ def model_presets() -> dict[str, ModelConfig]:
     return {**PRESETS, **own, **others}
 
 
+def untrained(name: str, changes: dict[str, Any]) -> tuple[Any, Any]:
+    """(model, tokenizer): a ready-made model that has learned nothing, on plain bytes."""
+    from nn.data import ByteTokenizer
+
+    tokenizer = ByteTokenizer()
+    return from_config(model_preset(name, changes).replace(vocab_size=tokenizer.vocab_size)).eval(), tokenizer
+
+
 def open_model(path: Path | None) -> tuple[Any, Any, Path]:
     """Model, tokenizer, folder: of a run, one of its checkpoints, a Hugging Face folder or the newest run."""
-    folder = newest_run(trained=True) if path is None else path
+    folder = newest_run(trained=True) if path is None else _found(path)
     if (folder / "config.yaml").is_file() or (folder / "state.json").is_file():
         return (*load_trained(folder), folder)
     if (folder / "config.json").is_file():
@@ -50,6 +80,15 @@ def open_model(path: Path | None) -> tuple[Any, Any, Path]:
         return from_pretrained(folder).eval(), load_tokenizer(folder / "tokenizer.json"), folder
     raise InputError(f"checkpoint: {folder} holds no model (no config.yaml, state.json or config.json); "
                      "give a run, a checkpoint or a Hugging Face folder")
+
+
+def _found(path: Path) -> Path:
+    """The folder that is meant: `checkpoints/step_100` is the newest run's where there is none here."""
+    found = find_checkpoint(path)
+    if not found.exists() and path.parts[:1] == ("checkpoints",):
+        with suppress(InputError):
+            return find_checkpoint(newest_run(trained=True) / path)
+    return found
 
 
 def _is_model(names: list[str]) -> bool:

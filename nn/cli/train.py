@@ -1,20 +1,21 @@
 """Train a language model on text: a mixture of experts, or any blocks that a configuration file names; every
-setting has a default that works.
+setting has a default that works: without options, minutes on two cores and Python's own source.
 
 Examples:
-  cuda-nn train                                            # Python's own source: a few minutes on two cores
   cuda-nn train --data book.txt --steps 2000 --lr 1e-3     # your text: a file, a folder or JSONL
+  cuda-nn train --model mamba-small --download-shakespeare --epochs 1
   cuda-nn train --resume                                   # go on with the newest run, to the same bits
 """
 
 from collections import Counter
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from nn.backends import describe
+from nn.cli.aliases import ALIASES
 from nn.cli.parser import Parser, flag
-from nn.cli.sources import run_settings
+from nn.cli.sources import model_preset, model_presets, run_settings
 from nn.cli.terminal import facts, stream
 from nn.config import build, load, update
 from nn.errors import InputError
@@ -33,8 +34,6 @@ from nn.train import (
     train,
 )
 
-ALIASES = {"max_steps": "steps"}
-
 
 @dataclass(frozen=True)
 class Options:
@@ -42,21 +41,47 @@ class Options:
 
     # Where to begin
     preset: str = "stdlib"              # ready-made settings: stdlib (minutes) or smoke (seconds)
+    model: str | None = None            # a ready-made model instead of the preset's: gpt-small, mamba-small,
+                                        # qwen3-0.6b, neoformer-125m, ...; wider ones learn at a lower rate
+    download_shakespeare: bool = False  # learn from Shakespeare: a file that is here (shakespeare.txt), else
+                                        # one from the network, else a few pages that come with cuda-nn
     config: Path | None = None          # YAML file with settings of the run or its model; over the preset
     train_config: Path | None = None    # a second such file; over the first
     resume: bool | Path = False         # go on with a run: its folder, or without a value the newest
 
 
 def run(argv: list[str]) -> int:
-    given = Parser("train", __doc__, Options, TrainConfig, aliases=ALIASES).given(argv)
+    given = Parser("train", __doc__, Options, TrainConfig, aliases=ALIASES["train"]).given(argv)
     own = {field.name: given.pop(field.name) for field in fields(Options) if field.name in given}
     options = build(Options, own)
     if options.resume:
         return _end(_resume(options.resume, [*own, *given], given.get("runs", "runs")))
+    if "epochs" in given and "steps" in given:
+        raise InputError("--epochs: --steps also says how long to train; give one of them")
     files = [run_settings(path) for path in (options.config, options.train_config) if path]
     changes = {key: value for source in [*files, given] for key, value in source.items()}
-    config = update(preset(options.preset), changes)
+    config = update(_base(options), _shakespeare(changes, given) if options.download_shakespeare else changes)
     return _end(train(config, callbacks=[Announcement(), progress(config.log_every)]))
+
+
+def _base(options: Options) -> TrainConfig:
+    """The settings that files and options change."""
+    if options.preset in model_presets():
+        raise InputError(f"--preset: {options.preset} is a model, not a run; give it by --model")
+    base = preset(options.preset)
+    if options.model is None:
+        return base
+    model = model_preset(options.model, {})
+    return replace(base, model=model, lr=base.lr * min(1.0, base.model.hidden_size / model.hidden_size))
+
+
+def _shakespeare(changes: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The settings with Shakespeare for a text, wherever it comes from."""
+    from nn.data.shakespeare import find_shakespeare
+
+    if "data" in given:
+        raise InputError(f"--data: {given['data']}; with --download-shakespeare the text is Shakespeare's")
+    return {**changes, "data": str(find_shakespeare(download=True))}
 
 
 def _resume(which: bool | Path, given: list[str], runs: str) -> TrainResult:
@@ -94,7 +119,7 @@ class Announcement(Callback):
             ("text", _text(config.data, corpus.info)),
             ("tokenizer", _tokenizer(config, corpus)),
             ("model", _model(trainer.model, config)),
-            ("training", _amount(config, corpus.info["train"]["tokens"])),
+            ("training", _amount(config, len(trainer.loader.tokens))),
             ("backend", _backend(trainer.model.device, config.threads)),
             ("run", f"{trainer.run.path} (Ctrl-C saves; cuda-nn train --resume goes on)"),
         ])

@@ -44,6 +44,7 @@ def masked_lm(ids: Any, *, mask_id: int, vocab_size: int, special_ids: Sequence[
     if not 0.0 <= rate <= 1.0 or not 0 <= mask_id < vocab_size:
         raise InputError(f"rate: {rate}, mask_id: {mask_id}; expected a rate in [0, 1] and an id below "
                          f"vocab_size = {vocab_size}")
+    ids = _signed(ids)
     choice, kind, other = (uniform(derive(seed, f"masked_lm/{what}"), step, shape=ids.shape)
                            for what in ("choice", "kind", "other"))
     choice = np.where(np.isin(ids, list(special_ids)), np.inf, choice)
@@ -54,7 +55,7 @@ def masked_lm(ids: Any, *, mask_id: int, vocab_size: int, special_ids: Sequence[
         chosen |= empty & (np.arange(ids.shape[1]) == nearest)
     drawn = np.minimum((other * vocab_size).astype(ids.dtype), vocab_size - 1)
     inputs = np.where(chosen & (kind < 0.8), mask_id, np.where(chosen & (kind >= 0.9), drawn, ids))
-    return inputs.astype(ids.dtype), np.where(chosen, ids, IGNORED)
+    return inputs, np.where(chosen, ids, IGNORED)
 
 
 def span_corruption(ids: Any, *, sentinels: Sequence[int], random: np.random.Generator, density: float = 0.15,
@@ -62,7 +63,7 @@ def span_corruption(ids: Any, *, sentinels: Sequence[int], random: np.random.Gen
     """(inputs, labels) of ids [T], one sequence: spans of about mean_span tokens, `density` of all, are each
     replaced by the next sentinel; labels are each sentinel and what it stands for, and one sentinel more at
     the end   (Raffel et al. 2020)."""
-    ids, sentinels = np.asarray(ids), list(sentinels)
+    ids, sentinels = _signed(np.asarray(ids)), list(sentinels)
     length = ids.size
     if ids.ndim != 1 or length < 2 or not 0.0 < density < 1.0 or mean_span < 1.0:
         raise InputError(f"ids: shape {list(ids.shape)}, density: {density}, mean_span: {mean_span}; "
@@ -78,6 +79,11 @@ def span_corruption(ids: Any, *, sentinels: Sequence[int], random: np.random.Gen
         labels += [sentinel, *ids[at + keep : at + keep + drop]]
         at += keep + drop
     return np.array(inputs, ids.dtype), np.array([*labels, sentinels[spans]], ids.dtype)
+
+
+def _signed(ids: np.ndarray) -> np.ndarray:
+    """Tokens are stored in types too narrow for labels of -100, or for ids that do not occur among them"""
+    return ids if ids.dtype.kind == "i" and ids.itemsize >= 4 else ids.astype(np.int64)
 
 
 def _parts(total: int, count: int, random: np.random.Generator) -> np.ndarray:

@@ -1,7 +1,8 @@
 """The generation loop: the prompt in one pass, then one token at a time on what the model keeps of the past.
 
 When a cache of keys and values is full its older half is dropped and generation goes on; positions keep
-counting, because the keys that stay are already rotated to theirs.  States that do not grow (recurrences,
+counting, because the keys that stay are already rotated to theirs.  A model with learned positions, which end
+there (`rereads`), reads the half that stays anew, from position 0.  States that do not grow (recurrences,
 windows) have no limit.  The model is in evaluation mode and records nothing only
 while it computes, so the code that consumes the tokens runs as it would without the loop, and may stop at
 any token.
@@ -28,7 +29,8 @@ _DEFAULT = SamplingConfig()
 
 class LanguageModel(Protocol):
     """What the loop needs of a model: `config.max_seq_len`, a state, and logits [B,1,V] for ids [B,T].
-    `context`, where there is one, counts instead: None for a model that holds any number of tokens."""
+    `context`, where there is one, counts instead: None for a model that holds any number of tokens.
+    `rereads`, where there is one: whether its positions cannot go on beyond the context."""
 
     config: Any
     training: bool
@@ -141,7 +143,7 @@ class _Context:
         self, prompts: np.ndarray, config: SamplingConfig, rows: np.ndarray
     ) -> Callable[[int], np.ndarray]:
         """What gives the ids [B] of step 0, 1, ... after prompts [B,T]."""
-        if self._use_cache and _recordable(self._model):
+        if self._use_cache and _recordable(self._model, prompts.shape[1], config.max_tokens):
             texts = DeviceTexts(self._model, prompts, config, rows, self._vocab_size)
             return lambda step: texts.next()
         history, new = prompts, prompts.shape[1]  # [B,T]
@@ -173,7 +175,10 @@ class _Context:
             self._cache = self._model.init_state(len(history))
         if self._limit is not None and self._length + new > self._limit:
             self._length = self._limit // 2
-            if self._cache is not None:
+            if self._cache is not None and getattr(self._model, "rereads", False):
+                self._cache = self._model.init_state(len(history))
+                new, self._length = self._length + new, 0
+            elif self._cache is not None:
                 self._cache.trim(keep=self._length)
         self._length += new
         ids = history[:, -(self._length if self._cache is None else new) :]
@@ -186,10 +191,14 @@ def _limit(model: LanguageModel) -> int | None:
     return limit
 
 
-def _recordable(model: LanguageModel) -> bool:
+def _recordable(model: LanguageModel, prompt: int, more: int) -> bool:
     """Whether the step from one token to the next can be recorded: the model is on a device, and a cache of
-    fixed size serves it."""
-    return getattr(model, "device", None) is not None and not getattr(model, "static_problem", "")
+    fixed size serves it, which drops half of what it holds when it is full; windows need all of theirs."""
+    problem: str = getattr(model, "static_problem", "")
+    if problem or getattr(model, "device", None) is None:
+        return False
+    limit, span = model.config.max_seq_len, getattr(model, "span", 0)
+    return not span or prompt + more <= limit or (prompt <= limit and span <= limit // 2)
 
 
 def _prompt(ids: Sequence[int], limit: int | None, start_id: int | None, truncate: bool) -> np.ndarray:

@@ -258,6 +258,8 @@ def _kinds(theirs: Mapping[str, Any], count: int, sparse: bool) -> Iterator[str]
     """The feed-forward of each layer."""
     step = read_field(theirs, "decoder_sparse_step", 1)
     dense = read_field(theirs, "mlp_only_layers", [])
+    if step < 1:
+        raise InputError(f"config.json: decoder_sparse_step is {step}; expected 1 or more")
     for i in range(count):
         yield "moe" if sparse and i not in dense and (i + 1) % step == 0 else "swiglu"
 

@@ -26,5 +26,5 @@ class DecoderBlock(Module):
         n, h = self.input_layernorm(x if isinstance(x, Residual) else Residual(x))
         a, state = self.self_attn(n, state=state, mask=mask, mode=mode)
         n, h = self.post_attention_layernorm(Residual(h, a))
-        y = Residual(h, self.mlp(n))
+        y = Residual(h, self.mlp(n, mask))
         return (y if isinstance(x, Residual) else y.total()), state

@@ -7,6 +7,7 @@ import numpy as np
 from nn import ops
 from nn.backends.array_api import beside, namespace
 from nn.dtypes import Shape
+from nn.errors import InputError
 from nn.layers.masks import newest
 from nn.layers.module import Module, Parameter
 from nn.names import check_name
@@ -24,6 +25,8 @@ class ShortConv(Module):
     def __init__(self, channels: int, kernel_size: int = 4, *, dilation: int = 1, bias: bool = False,
                  activation: str = "silu", dtype: Any = "float32") -> None:
         check_name("activation", activation, ACTIVATIONS)
+        if kernel_size < 1 or dilation < 1:
+            raise InputError(f"kernel_size: {kernel_size} taps, dilation: {dilation}; both are 1 or more")
         bound = kernel_size**-0.5
 
         def draw(random: np.random.Generator, shape: Shape) -> np.ndarray:
@@ -51,10 +54,16 @@ def depthwise_conv1d_causal(inputs: Tensor, weight: Tensor, bias: Tensor | None 
                             dilation: int = 1) -> tuple[Tensor, Array]:
     """(y[B,T,C], the newest (K−1)·dilation inputs: the cache for what follows) from inputs[B,T,C] behind such
     a cache, weight[C,K] and bias[C]:  y_t = b + Σ_j w_j ⊙ x_{t − (K−1−j)δ}.  Without a cache, zeros came
-    before.  What the mask calls padding is left out of the new cache; in y it counts as it is."""
+    before.  What the mask calls padding is left out of the new cache; in y it counts as it is.
+    InputError for a cache or a bias of another shape."""
+    held = inputs.shape[0], (weight.shape[-1] - 1) * dilation, inputs.shape[-1]
     if cache is None:
-        reach = (weight.shape[1] - 1) * dilation
-        cache = namespace(inputs.data).zeros((inputs.shape[0], reach, inputs.shape[2]), dtype=inputs.dtype)
+        cache = namespace(inputs.data).zeros(held, dtype=inputs.dtype)
+    if tuple(cache.shape) != held:
+        raise InputError(f"cache: shape {list(cache.shape)}; expected [B,(K-1) dilation,C] = {list(held)}, "
+                         "the newest inputs, without a column for the present one")
+    if bias is not None and bias.shape != held[2:]:
+        raise InputError(f"bias: shape {list(bias.shape)}; expected [C] = {list(held[2:])}")
     whole = ops.concat([Tensor(cache), inputs], axis=1)
     y = ops.causal_conv(whole, weight, dilation)
     return (y if bias is None else y + bias), _kept(whole.data, newest(mask, inputs.shape[1]), cache.shape[1])

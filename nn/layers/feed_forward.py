@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from nn import ops
 from nn.errors import InputError
 from nn.layers.formulas import projection
@@ -29,11 +31,22 @@ class FeedForward(Module):
         self.up_proj = Linear(hidden_size, intermediate_size, bias=bias, std=std, dtype=dtype)
         self.down_proj = Linear(intermediate_size, hidden_size, bias=bias, std=down_std or std, dtype=dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., D] -> [..., D]"""
+    def forward(self, x: Tensor, mask: Array | None = None) -> Tensor:
+        """[..., D] -> [..., D].  mask: what experts in this place go by; no token sees another here"""
         up = self.up_proj(x)
         hidden = ops.swiglu(self.gate_proj(x), up) if self.kind == "swiglu" else ACTIVATIONS[self.kind](up)
         return self.down_proj(hidden)
+
+    def load_gate_up(self, weight: Array) -> None:
+        """The weights of both gate and up, one above the other, [2F,D]: those of the other way to write it,
+        Linear(D, 2F) → chunk → SiLU(first) · second → Linear(F, D).  InputError for another shape."""
+        if self.kind != "swiglu" or list(weight.shape) != [2 * self.gate_proj.weight.shape[0],
+                                                           self.gate_proj.weight.shape[1]]:
+            raise InputError(f"weight: shape {list(weight.shape)} for {self.kind}; expected [2F,D] for "
+                             f"swiglu, of up_proj [F,D] = {list(self.up_proj.weight.shape)}")
+        gate, up = np.split(np.array(weight, dtype=self.up_proj.weight.dtype), 2)
+        self.gate_proj.weight.load(gate)
+        self.up_proj.weight.load(up)
 
 
 ACTIVATIONS = {

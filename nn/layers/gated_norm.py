@@ -5,6 +5,7 @@ from typing import Any
 from nn import ops
 from nn.backends.array_api import namespace
 from nn.layers.module import Module, Parameter
+from nn.layers.precision import cast_to
 from nn.tensor import Tensor
 
 
@@ -22,15 +23,15 @@ class GatedRMSNorm(Module):
         self.eps, self.norm_before_gate, self.groups = eps, norm_before_gate, groups
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        """x, z [...,D] -> [...,D]"""
+        """x, z [...,D] -> [...,D] in the type of z; x may be wider: sums that half precision does not hold"""
         if self.norm_before_gate:
-            return self._norm(x) * ops.silu(z)
-        return self._norm(x * ops.silu(z))
+            return cast_to(self._norm(x), z.dtype) * ops.silu(z)
+        return cast_to(self._norm(x * cast_to(ops.silu(z), x.dtype)), z.dtype)
 
     def _norm(self, x: Tensor) -> Tensor:
         if self.groups == 1:
-            return ops.rms_norm(x, self.weight, self.eps)
+            return ops.rms_norm(x, cast_to(self.weight, x.dtype), self.eps)
         width = x.shape[-1] // self.groups
-        ones = Tensor(namespace(x.data).ones((width,), dtype=self.weight.dtype))
+        ones = Tensor(namespace(x.data).ones((width,), dtype=x.dtype))
         parts = ops.rms_norm(x.reshape(*x.shape[:-1], self.groups, width), ones, self.eps)
-        return parts.reshape(*x.shape) * self.weight
+        return parts.reshape(*x.shape) * cast_to(self.weight, x.dtype)

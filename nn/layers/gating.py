@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from nn import ops
+from nn.errors import InputError
 from nn.tensor import Tensor
 
 Map = Callable[[Tensor], Tensor]
@@ -25,6 +26,9 @@ def normalize_gate_logits(logits: Tensor, *, normalizer: float = 1.0,
     """log σ(logits) / normalizer, kept within clip_range: logarithms of decays, 0 or less, nearer to 0 the
     larger the normalizer (16 in GLA; Yang et al. 2023)"""
     if normalizer <= 0.0:
-        raise ValueError(f"normalizer: {normalizer} is not positive")
+        raise InputError(f"normalizer: {normalizer} is not positive")
+    if clip_range and not clip_range[0] <= clip_range[1] <= 0.0:
+        raise InputError(f"clip_range: {clip_range}; the lower bound first, neither above 0: decays must not "
+                         "grow")
     gate = ops.log_sigmoid(logits) / normalizer
     return ops.clip(gate, *clip_range) if clip_range else gate

@@ -19,7 +19,13 @@ class KernelMode(str, Enum):
 def select_mode(seq_len: int, *, mode: str | None = None, threshold: int = THRESHOLD) -> KernelMode:
     """The mode asked for; without one RECURRENT up to `threshold` tokens, else CHUNK.
     InputError for another name."""
+    check_mode(mode)
     if mode is not None:
-        check_name("mode", mode, [member.value for member in KernelMode])
         return KernelMode(mode)
     return KernelMode.RECURRENT if seq_len <= threshold else KernelMode.CHUNK
+
+
+def check_mode(mode: str | None) -> None:
+    """InputError, with the nearest name, for one that is none; also where both modes are one computation."""
+    if mode is not None:
+        check_name("mode", mode, [member.value for member in KernelMode])

@@ -19,6 +19,8 @@ from nn.backends.array_api import beside, namespace
 from nn.errors import InputError
 from nn.layers import auxiliary
 from nn.layers.masks import newest
+from nn.layers.module import Module
+from nn.layers.noise import drawing, drawn_apart
 from nn.ops.gather import as_integers
 from nn.tensor import Array, Tensor
 
@@ -112,10 +114,10 @@ def _grouped(first: np.ndarray, length: np.ndarray) -> Iterator[Group]:
         yield Group(np.where(inside, start + step, start), inside)
 
 
-def by_document(function: Callable[..., tuple[Tensor, Any]], x: Tensor, documents: Documents,
+def by_document(block: Module, function: Callable[..., tuple[Tensor, Any]], x: Tensor, documents: Documents,
                 mask: Array | None = None, ids: Array | None = None, **options: Any) -> Tensor:
-    """y of x[B,T,...]: function(x, mask=, ids=, **options), a block's forward, on the documents; zeros where
-    there is none."""
+    """y of x[B,T,...]: function(x, mask=, ids=, **options), the block's call, on the documents; zeros where
+    there is none.  Each group draws random numbers of its own."""
     if tuple(x.shape[:2]) != documents.shape:
         raise InputError(f"segment_ids: shape {list(documents.shape)}; expected [B,T] = {list(x.shape[:2])}")
     keep = newest(mask, x.shape[1])
@@ -124,11 +126,12 @@ def by_document(function: Callable[..., tuple[Tensor, Any]], x: Tensor, document
         return function(x, mask=keep, **more, **options)[0]
     rows = x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
     tokens = sum(int(group.inside.sum()) for group in documents.groups)
-    parts, emitted = [], []
-    for group in documents.groups:
+    parts, emitted, drawn = [], [], drawing(block)
+    for i, group in enumerate(documents.groups):
         given = {name: _picked(values, group.index) for name, values in more.items()}
-        part, own = _emitting(function, ops.take(rows, group.index), mask=_mask(keep, group), **given,
-                              **options)
+        with drawn_apart(drawn, i):
+            part, own = _emitting(function, ops.take(rows, group.index), mask=_mask(keep, group), **given,
+                                  **options)
         parts.append(part.reshape(group.index.size, *part.shape[2:]))
         emitted.append((float(group.inside.sum()) / tokens, own))
     _emit_means(emitted)

@@ -24,15 +24,18 @@ def compute_unpadded_indices(mask: Array) -> tuple[np.ndarray, np.ndarray]:
 
 
 def unpad(x: Any, indices: np.ndarray) -> Any:
-    """The tokens of x[B,T,...] one behind the other, [N,...]; a tensor's gradient goes back to its places."""
+    """The tokens of x[B,T,...] one behind the other, [N,...]; a tensor's gradient goes back to its places.
+    InputError unless the indices are places of x, each at most once."""
     if x.ndim < 2:
         raise InputError(f"unpad: shape {list(x.shape)}; expected [batch, length, ...]")
+    _check(indices, x.shape[0] * x.shape[1])
     return _rows(_reshaped(x, (x.shape[0] * x.shape[1], *x.shape[2:])), indices)
 
 
 def pad(x: Any, indices: np.ndarray, batch: int, length: int) -> Any:
-    """The tokens x[N,...] at their places in [batch,length,...], zeros elsewhere"""
-    if x.shape[0] != len(indices) or (len(indices) and int(np.max(indices)) >= batch * length):
+    """The tokens x[N,...] at their places in [batch,length,...], zeros elsewhere; InputError as for unpad"""
+    _check(indices, batch * length)
+    if x.shape[0] != len(indices):
         raise InputError(f"pad: {x.shape[0]} tokens, {len(indices)} indices into {batch} x {length} places")
     source = np.zeros(batch * length, np.int64)                  # 0 is the row of zeros
     source[indices] = np.arange(1, len(indices) + 1)
@@ -40,6 +43,18 @@ def pad(x: Any, indices: np.ndarray, batch: int, length: int) -> Any:
     whole = (ops.concat([Tensor(blank), x]) if isinstance(x, Tensor)
              else namespace(x).concat([blank, x], axis=0))
     return _reshaped(_rows(whole, source), (batch, length, *x.shape[1:]))
+
+
+def _check(indices: np.ndarray, places: int) -> None:
+    """InputError unless they are integers [N], different ones below `places`"""
+    if indices.ndim != 1 or indices.dtype.kind not in "iu":
+        raise InputError(f"indices: {indices.dtype} {list(indices.shape)}; expected integers [N], as "
+                         "compute_unpadded_indices gives them")
+    if indices.size and not 0 <= np.min(indices) <= np.max(indices) < places:
+        raise InputError(f"indices: {np.min(indices)} ... {np.max(indices)} are not all among the {places} "
+                         "places of the batch")
+    if len(np.unique(indices)) < len(indices):
+        raise InputError("indices: a place comes twice, one of its tokens would be lost")
 
 
 def _array(x: Any) -> Array:

@@ -25,6 +25,12 @@ def expand(what: str, pattern: str | Sequence[str], num_layers: int, known: Iter
     return tuple(names[i % len(names)] for i in range(num_layers))
 
 
+def shortest(names: Sequence[str]) -> tuple[str, ...]:
+    """The pattern that, repeated, gives these names."""
+    lengths = (n for n in range(1, len(names)) if all(a == b for a, b in zip(names, names[n:], strict=False)))
+    return tuple(names[:next(lengths, len(names))])
+
+
 def _names(what: str, pattern: str | Sequence[str], known: Iterable[str],
            letters: Mapping[str, str]) -> list[str]:
     known, names = list(known), []

@@ -33,6 +33,7 @@ from nn.backends.array_api import namespace
 from nn.cache import StaticLayerCache
 from nn.dtypes import widen
 from nn.errors import InputError
+from nn.layers.mode import check_mode
 from nn.layers.module import Module
 from nn.layers.packing import Documents, by_document
 from nn.names import hint
@@ -123,6 +124,7 @@ class Block(Module):
     settings: Any
 
     def __call__(self, *args: Any, segment_ids: Any = None, **options: Any) -> Any:
+        check_mode(options.get("mode"))
         if not self.static_cache and isinstance(options.get("state"), StaticLayerCache):
             raise InputError(f"state: {type(self).__name__} takes no cache of fixed size; use init_state()")
         if segment_ids is None:
@@ -144,7 +146,7 @@ class Block(Module):
             what = "".join(f", {name}=" for name in given if name != "ids")
             raise InputError(f"segment_ids: {type(self).__name__} does not take packed rows{what and ' with'}"
                              f"{what[1:]}; give each document a row of its own")
-        return by_document(super().__call__, x, where, mask=mask, mode=mode, **given), None
+        return by_document(self, super().__call__, x, where, mask=mask, mode=mode, **given), None
 
     def forward(self, x: Tensor, *, state: Any = None, mask: Array | None = None,
                 mode: str | None = None) -> tuple[Tensor, Any]:

@@ -8,6 +8,7 @@ from nn import ops
 from nn.layers import auxiliary
 from nn.layers.module import Module
 from nn.layers.residual import Residual
+from nn.tape import defer
 from nn.tape import state as tape
 from nn.tensor import Tensor
 
@@ -30,15 +31,16 @@ def run_layers(layers: Sequence[Any], stream: Any, states: Sequence[Any] | None 
 def checkpointed(layer: Module, stream: Any, options: dict[str, Any]) -> Any:
     """The layer, recomputed in backward; what it emits is emitted once, its losses keep their gradients.
     stream: a tensor, or a Residual, of which one array is kept, not two."""
-    emitted = auxiliary.Auxiliary()
+    emitted, first = auxiliary.Auxiliary(), True
     then, pending = _switches(layer), isinstance(stream, Residual)
     given = {name: value for name, value in options.items() if isinstance(value, Tensor)}
 
     def run(x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        nonlocal emitted
+        nonlocal emitted, first
         more = options | dict(zip(given, tensors, strict=True))
-        with _switched(then), auxiliary.collect() as emitted:
+        with defer() if first else _switched(then), auxiliary.collect() as emitted:
             y, _ = layer(Residual(x) if pending else x, state=None, **more)
+        first = False
         return (y.total() if pending else y, *(loss for _, loss in emitted.losses))
 
     y, *losses = ops.checkpoint(run, stream.total() if pending else stream, *given.values())
@@ -50,9 +52,15 @@ def checkpointed(layer: Module, stream: Any, options: dict[str, Any]) -> Any:
 
 
 def _switches(layer: Module) -> list[tuple[Module, dict[str, Any]]]:
-    """The modules of a layer, each with its mode and where it draws random numbers."""
-    return [(module, {name: getattr(module, name) for name in ("training", "noise") if hasattr(module, name)})
-            for module in layer.modules()]
+    """The modules of a layer, each with its mode, where it draws random numbers, and a copy of what it has
+    counted: the second run counts into that, and it is forgotten."""
+    found = []
+    for module in layer.modules():
+        own = {name: getattr(module, name) for name in ("training", "noise") if hasattr(module, name)}
+        if hasattr(module, "counts"):
+            own["counts"] = None if module.counts is None else module.counts.copy()
+        found.append((module, own))
+    return found
 
 
 @contextmanager

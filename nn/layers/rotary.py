@@ -20,6 +20,7 @@ from nn.names import check_name
 Array = Any
 
 KINDS = ("none", "linear", "ntk", "dynamic", "yarn")
+FAR = 2**20      # positions that tables are kept of; later ones, of states without end, are formed anew
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ def inverse_frequencies(dim: int, theta: float, scaling: RopeScaling,
     """([dim/2] float64 radians per position, factor for cos and sin) for up to `length` positions."""
     if dim < 2 or dim % 2:
         raise InputError(f"rotary width: {dim} is not an even number of channels; choose another head_dim")
+    if not 0.0 < theta < math.inf:
+        raise InputError(f"rope_theta: {theta} is not a positive number")
     s, trained = scaling.factor, scaling.original_max_position_embeddings or round(length / scaling.factor)
     if scaling.type == "dynamic":
         s = max(1.0, s * length / trained - (s - 1.0))
@@ -87,9 +90,12 @@ class Rotary:
 
     def __call__(self, start: int, count: int, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
         """cos, sin [count, dim/2] of positions start ... start + count − 1, float64 rounded to `dtype`."""
+        if start + count > FAR:
+            cos, sin = self._angles(np.arange(start, start + count))
+            return cos.astype(dtype), sin.astype(dtype)
         cos, sin = self._tables
         if start + count > len(cos):
-            cos, sin = self._tables = self._angles(max(start + count, 2 * len(cos), 256))
+            cos, sin = self._tables = self._angles(np.arange(min(FAR, max(start + count, 2 * len(cos), 256))))
         rows = slice(start, start + count)
         return cos[rows].astype(dtype), sin[rows].astype(dtype)
 
@@ -105,9 +111,13 @@ class Rotary:
 
     def at(self, positions: np.ndarray, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
         """cos, sin [B,1,T,dim/2] of integer positions [B,T]."""
-        cos, sin = self(0, int(positions.max(initial=0)) + 1, dtype)
-        return cos[positions][:, None], sin[positions][:, None]
+        count = int(positions.max(initial=0)) + 1
+        if count > FAR:
+            cos, sin = (x.astype(dtype) for x in self._angles(positions))
+        else:
+            cos, sin = (x[positions] for x in self(0, count, dtype))
+        return cos[:, None], sin[:, None]
 
-    def _angles(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
-        angles = np.arange(rows, dtype=np.float64)[:, None] * self.inv
+    def _angles(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        angles = positions[..., None].astype(np.float64) * self.inv
         return np.cos(angles) * self.factor, np.sin(angles) * self.factor

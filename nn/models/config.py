@@ -1,13 +1,14 @@
 """The configuration of a decoder: everything that decides its shapes, its size and its arithmetic."""
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from nn.errors import InputError
 from nn.layers import feed_forward, norm
 from nn.layers.moe import capacity
 from nn.layers.rotary import RopeScaling
+from nn.models.settable import replaced
 from nn.names import check_name
 
 
@@ -94,4 +95,4 @@ class MoETransformerConfig:
         derived = self.head_dim * self.num_heads == self.hidden_size
         if derived and {"hidden_size", "num_heads"} & changes.keys():
             changes.setdefault("head_dim", 0)
-        return replace(self, **changes)
+        return replaced(self, changes)

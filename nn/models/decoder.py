@@ -14,6 +14,7 @@ from nn.cache import StaticKVCache
 from nn.errors import InputError
 from nn.layers import auxiliary
 from nn.layers.linear import Embedding, Linear
+from nn.layers.mode import check_mode
 from nn.layers.module import Module
 from nn.layers.noise import noise_counters
 from nn.layers.residual import Residual
@@ -114,6 +115,7 @@ class Decoder(Module):
         """[B,T,D]: normalised, ready for the head, and the stream as it was"""
         for name in inputs:
             check_name("input", name, self.inputs)
+        check_mode(mode)
         stream = self.trunk(ids, cache, mask, mode, **inputs)
         if isinstance(cache, StaticKVCache):
             cache.advance(ids.shape[1])
@@ -204,6 +206,9 @@ class Decoder(Module):
         if held + ids.shape[1] > self.max_seq_len and self.context is not None:
             raise InputError(f"ids: {held} cached + {ids.shape[1]} new tokens exceed "
                              f"the context of {self.max_seq_len}; shorten the input, or trim() the cache")
+        if isinstance(cache, StaticKVCache) and held + ids.shape[1] > cache.capacity:
+            raise InputError(f"ids: {held} cached + {ids.shape[1]} new tokens exceed the cache's capacity of "
+                             f"{cache.capacity}; trim() it, or make a larger one")
         return ids
 
     def _check_cache(self, cache: Any) -> None:

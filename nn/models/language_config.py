@@ -15,6 +15,7 @@ from nn.layers.recursion.engine import RecursionSettings
 from nn.layers.stack import BLOCK_ROLES, StackSettings, typed
 from nn.models.mtp import MTPSettings
 from nn.models.parts import Same, block_settings, blocks_of, bytes_held, named_stacks, plain
+from nn.models.settable import replaced
 from nn.names import check_name
 
 POSITIONS = ("none", "learned", "sinusoidal")
@@ -71,7 +72,9 @@ class LanguageModelConfig:
     # Initial weights
     init_std: float = 0.02             # weights start as Normal(0, init_std)
     init_scheme: str = "gpt2"          # gpt2: projections into the stream / sqrt(2 num_layers); normal: all
-                                       # alike; kaiming: sqrt(2 / fan-in); takase: sqrt(2 / 5 hidden_size)
+                                       # alike; kaiming: sqrt(2 / fan-in); takase: sqrt(2 / 5 hidden_size),
+                                       # into the stream / sqrt(2 layers passed), and wants embedding_scale:
+                                       # sqrt(hidden_size)
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "num_layers", "max_seq_len"):
@@ -80,15 +83,12 @@ class LanguageModelConfig:
         for name in ("norm_eps", "embedding_scale"):
             if not 0.0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name}: {getattr(self, name)} is not a positive number")
-        if self.logit_softcap < 0.0 or self.init_std < 0.0:
-            raise InputError(f"logit_softcap: {self.logit_softcap}, init_std: {self.init_std}; "
-                             "neither is negative")
+        for name in ("logit_softcap", "init_std", "mtp_depth", "mtp_weight"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name}: {getattr(self, name)} is not a number of 0 or more")
         for name in ("dropout", "resid_dropout", "attn_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise InputError(f"{name}: {getattr(self, name)} is not in [0, 1)")
-        if self.mtp_depth < 0 or self.mtp_weight < 0.0:
-            raise InputError(f"mtp_depth: {self.mtp_depth}, mtp_weight: {self.mtp_weight}; neither is "
-                             "negative")
         if self.mtp_depth and not self.causal:
             raise InputError("mtp_depth: an encoder sees the tokens that it would predict; set it to 0")
         for name, known in (("norm", norm.NORMS), ("positions", POSITIONS), ("body", BODIES),
@@ -113,10 +113,21 @@ class LanguageModelConfig:
                 if self.causal and not settings.is_causal:
                     raise InputError(f"causal: a block ({type(settings).__name__}) shows tokens the future; "
                                      "set causal: false, for an encoder, or change its options")
+            if not self.causal:
+                self._check_mixers(part)
+
+    def _check_mixers(self, part: BlockSettings) -> None:
+        """InputError for one through which an encoder's tokens do not see all others, unless its options ask
+        for that"""
+        for layer in (layer for stack in named_stacks(part).values() for layer in stack.layers()):
+            name = layer.names.get("mixer", "")
+            if name and layer.blocks["mixer"].is_causal and not self.options.get(name, {}).get("causal"):
+                raise InputError(f"causal: {name} lets no token see a later one; an encoder takes a mixer "
+                                 "that can, such as full_attention")
 
     def replace(self, **changes: Any) -> "LanguageModelConfig":
-        """A copy with some fields changed."""
-        return dataclasses.replace(self, **changes)
+        """A copy with some fields changed.  InputError for a field that is none."""
+        return replaced(self, changes)
 
     # ---- what the parts are built from ----
 
@@ -197,8 +208,10 @@ class LanguageModelConfig:
     def out_std(self) -> float:
         """Of the projections into the residual stream."""
         depth = self.num_layers
-        if self.init_scheme == "takase":
+        if self.init_scheme == "takase":              # the layers that a token passes
+            ends = [end for end in map(self.recursion.get, ("prelude", "coda")) if end is not None]
             depth *= int(self.recursion.get("recurrence_steps", 1))
+            depth += sum(int(each.get("num_layers", StackSettings.num_layers)) for each in ends)
         return self.std / math.sqrt(2 * depth) if self.init_scheme in ("gpt2", "takase") else self.std
 
     # ---- what it costs ----

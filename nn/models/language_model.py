@@ -23,6 +23,7 @@ from nn.cache import LayerCache, StaticKVCache
 from nn.errors import InputError
 from nn.layers import registry
 from nn.layers.attention.positions import left_out, positions
+from nn.layers.attention.window import SlidingWindowAttention
 from nn.layers.dropout import Dropout
 from nn.layers.linear import Embedding, Linear
 from nn.layers.moe import Experts
@@ -30,6 +31,7 @@ from nn.layers.norm import create_norm
 from nn.layers.packing import Documents
 from nn.layers.pattern import NONE
 from nn.layers.protocol import INPUTS, Block
+from nn.layers.recursion.engine import RecursionState
 from nn.layers.residual import Residual
 from nn.layers.stack import LayerState, Stack, StackState
 from nn.models.decoder import Decoder
@@ -66,6 +68,8 @@ class ModelState(State):
     def trim(self, keep: int) -> None:
         """Drop the oldest tokens until `keep` are left, where tokens are kept one by one; what summarises
         them stays.  Positions go on.  InputError if a block can not forget."""
+        if keep < 0:
+            raise InputError(f"keep: {keep} tokens cannot be left; give 0 or more")
         growing = [part for part in self.leaves() if _grows(part)]
         for part in growing:
             if not hasattr(part, "trim"):
@@ -91,7 +95,6 @@ def _leaves(part: Any) -> Iterator[State]:
 
 
 def _holds_blocks(part: State) -> bool:
-    from nn.layers.recursion.engine import RecursionState
     return isinstance(part, LayerState | StackState | RecursionState)
 
 
@@ -145,11 +148,27 @@ class LanguageModel(Decoder):
             self._unlimited = not learned and not self.init_state(1).grows
         return None if self._unlimited else self.max_seq_len
 
+    @property
+    def rereads(self) -> bool:
+        """Whether positions end with the context: nn.generate then reads anew what it keeps of a text"""
+        return self.config.positions == "learned"
+
     def _check_cache(self, cache: Any) -> None:
         if isinstance(cache, StaticKVCache):
             self._check_static(cache)
         elif not isinstance(cache, ModelState):
             raise InputError(f"cache: {type(cache).__name__}; use init_state()")
+        elif not self._holds(cache):
+            raise InputError("cache: of a model of other layers; use init_state() of this one")
+
+    def _holds(self, state: ModelState) -> bool:
+        """Whether a state has a place for every layer, and no more (or none for the body)"""
+        body, recursive = state.body, self.config.body == "recursion"
+        if body is not None and isinstance(body, RecursionState) != recursive:
+            return False
+        stacks = [] if body is None else body.steps if recursive else [body]
+        return (len(state.prelude) == len(self.prelude)
+                and all(len(stack.layers) == self.config.num_layers for stack in stacks))
 
     def _check_static(self, cache: StaticKVCache) -> None:
         if problem := self.static_problem:
@@ -168,6 +187,12 @@ class LanguageModel(Decoder):
                   if name != NONE and not registry.find("mixer", name).static_cache}
         return f"a cache of fixed size does not serve {', '.join(sorted(others))}" if others else ""
 
+    @property
+    def span(self) -> int:
+        """Keys that a state of fixed size holds for a window, and so must a cache that drops its oldest"""
+        return max((module.window + module.sink_tokens for module in self.modules()
+                    if isinstance(module, SlidingWindowAttention)), default=0)
+
     # ---- computing ----
 
     @property
@@ -178,12 +203,13 @@ class LanguageModel(Decoder):
 
     def trunk(self, ids: Array, cache: Any, mask: Array | None, mode: str | None,
               **inputs: Any) -> Residual:
+        _check_rows(cache, ids.shape[0])
         given = {"ids": ids, **{name: value for name, value in inputs.items() if value is not None}}
         for part in (module for module in self.modules() if isinstance(module, Stack)):
             part.recompute = self.gradient_checkpointing
         documents = Documents(given["segment_ids"]) if "segment_ids" in given else None
         given |= {"segment_ids": documents} if documents else {}
-        states = _states(cache, len(self.prelude))
+        states, mask = _states(cache, len(self.prelude)), _whole(mask, cache)
         x = self._embedded(ids, cache, mask, documents)
         for i, block in enumerate(self.prelude):
             x, states.prelude[i] = self._before(i, block, x, states.prelude[i], mask, mode, given)
@@ -193,7 +219,8 @@ class LanguageModel(Decoder):
             cache.length, cache.offset = cache.length + ids.shape[1], cache.offset + ids.shape[1]
         return Residual(x)
 
-    def _embedded(self, ids: Array, cache: Any, mask: Array | None, documents: Documents | None) -> Tensor:
+    def _embedded(self, ids: Array, cache: Any, mask: Array | None,
+                  documents: Documents | None = None) -> Tensor:
         x = self.embed_tokens(ids)
         if self.config.embedding_scale != 1.0:
             x = x * self.config.embedding_scale
@@ -201,7 +228,7 @@ class LanguageModel(Decoder):
         return self.dropout(x) if self.dropout and cache is None else x
 
     def _positioned(self, x: Tensor, ids: Array, cache: Any, mask: Array | None,
-                    documents: Documents | None) -> Tensor:
+                    documents: Documents | None = None) -> Tensor:
         if self.config.positions == "none":
             return x
         first = cache.offset - cache.padding if cache is not None else 0
@@ -229,6 +256,20 @@ def _states(cache: Any, prelude: int) -> ModelState:
         return cache
     body = StackState([LayerState(mixer=layer) for layer in cache.layers]) if cache else None
     return ModelState([None] * prelude, body, np.zeros(0, np.int64))
+
+
+def _check_rows(cache: Any, rows: int) -> None:
+    if isinstance(cache, ModelState) and len(cache.padding) != rows:
+        raise InputError(f"cache: made for {len(cache.padding)} rows, ids have {rows}; use "
+                         f"init_state({rows}), or reorder() the cache's rows")
+
+
+def _whole(mask: Array | None, cache: Any) -> Array | None:
+    """The mask with columns for what trim() has dropped in front: windows may hold it still"""
+    dropped = cache.offset - cache.length if isinstance(cache, ModelState) else 0
+    if mask is None or not dropped:
+        return mask
+    return np.concatenate([np.arange(dropped) >= cache.padding[:, None], mask], axis=1)
 
 
 def _parts(c: LanguageModelConfig, dtype: Any) -> dict[str, Any]:

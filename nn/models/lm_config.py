@@ -4,14 +4,15 @@
     JAMBA_SMALL.replace(n_layers=8).num_parameters()        # nothing is built"""
 
 import dataclasses
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from nn.errors import InputError
 from nn.layers import registry
 from nn.layers.formulas import total
-from nn.layers.pattern import expand
+from nn.layers.pattern import expand, shortest
 from nn.models.language_config import LanguageModelConfig
+from nn.models.settable import replaced
 
 # LinearNexus's names of mixers; those of nn/layers/registry.py stand beside them.
 NAMES = {"attention": "full_attention", "attn": "full_attention", "sliding": "sliding_attention",
@@ -92,7 +93,8 @@ class ModelConfig:
         options = {name: own | dict(self.options.get(name, {})) for name, own in derived.items()}
         return LanguageModelConfig(
             vocab_size=self.vocab_size, hidden_size=self.hidden_size, num_layers=self.n_layers,
-            max_seq_len=self.max_seq_len, mixer=kinds, feed_forward=behind, norm=self.norm_type,
+            max_seq_len=self.max_seq_len, mixer=shortest(kinds), feed_forward=shortest(behind),
+            norm=self.norm_type,
             norm_eps=self.norm_eps, tie_embeddings=self.tie_embeddings, init_std=self.init_std,
             options={**self.options, **options})
 
@@ -122,8 +124,8 @@ class ModelConfig:
         return total(self.core.parameters())
 
     def replace(self, **changes: Any) -> "ModelConfig":
-        """A copy with some fields changed."""
-        return replace(self, **changes)
+        """A copy with some fields changed; InputError for one that is none."""
+        return replaced(self, changes)
 
 
 GPT_SMALL = ModelConfig(vocab_size=50257, intermediate_size=3072)              # 151,862,784 parameters

@@ -131,9 +131,9 @@ def _joined(state: ModelState, mask: Any, shape: tuple[int, int]) -> Array | Non
         return None
     held = state.length
     new = np.ones(shape, bool) if mask is None else np.asarray(mask)
-    if new.ndim != 2 or new.shape[1] not in (shape[1], held + shape[1]):
-        raise InputError(f"mask: shape {list(new.shape)}; expected [batch, {shape[1]}], of the new tokens, "
-                         f"or [batch, {held + shape[1]}], of all that are held")
+    if new.ndim != 2 or new.shape[0] != shape[0] or new.shape[1] not in (shape[1], held + shape[1]):
+        raise InputError(f"mask: shape {list(new.shape)}; expected {list(shape)}, of the new tokens, or "
+                         f"[{shape[0]}, {held + shape[1]}], of all that are held")
     if new.shape[1] == held + shape[1]:
         return new
     before = np.ones((shape[0], held), bool) if state.mask is None else state.mask

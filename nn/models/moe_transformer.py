@@ -68,7 +68,9 @@ class MoETransformer(Decoder):
         return run_layers(self.layers, Residual(self.embed_tokens(ids)), cache.layers if cache else None,
                           recompute=self.gradient_checkpointing, mask=mask)
 
-    def _check_cache(self, cache: KVCache | StaticKVCache) -> None:
+    def _check_cache(self, cache: Any) -> None:
+        if not isinstance(cache, KVCache | StaticKVCache):
+            raise InputError(f"cache: {type(cache).__name__}; use init_state()")
         if len(cache.layers) != len(self.layers):
             raise InputError(f"cache: made for {len(cache.layers)} layers, "
                              f"the model has {len(self.layers)}; use init_state()")

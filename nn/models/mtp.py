@@ -13,6 +13,7 @@ from typing import Any
 
 from nn import ops
 from nn.backends.array_api import namespace
+from nn.errors import InputError
 from nn.layers import auxiliary
 from nn.layers.formulas import projection
 from nn.layers.linear import Linear
@@ -21,6 +22,7 @@ from nn.layers.norm import create_norm
 from nn.layers.pattern import NONE
 from nn.layers.residual import Residual
 from nn.layers.stack import BLOCK_ROLES, Stack, StackSettings
+from nn.ops.gather import as_integers
 from nn.tensor import Array, Tensor, no_grad
 
 
@@ -104,6 +106,7 @@ class MultiTokenPrediction(Module):
         ignored, as it stands at a document's end, nor from one segment into another.  scale: what sums of
         cross-entropies are multiplied by."""
         losses, wanted, xp = [], labels, namespace(labels)
+        segment_ids = None if segment_ids is None else as_integers("segment_ids", segment_ids)
         further = self(h, model.embed_tokens(ids), mask=mask, mode=mode, segment_ids=segment_ids)
         for k, hidden in enumerate(further, start=1):
             ended = wanted[:, :-1] == ignore_index
@@ -119,7 +122,10 @@ class MultiTokenPrediction(Module):
 
 
 def further_logits(model: Any, ids: Any, *, mask: Any = None) -> list[Tensor]:
-    """For k = 1 ... m logits [B,T-k,V] of integers [B,T]: row i predicts token i + k + 1.  No gradients."""
+    """For k = 1 ... m logits [B,T-k,V] of integers [B,T]: row i predicts token i + k + 1.  No gradients.
+    InputError for a model without such modules."""
+    if model.mtp is None:
+        raise InputError("model: it has no modules that predict further; set mtp_depth in its configuration")
     with no_grad():
         h = model.trunk(ids, None, mask, None).total()
         return [model.logits(hidden) for hidden in model.mtp(h, model.embed_tokens(ids), mask=mask)]

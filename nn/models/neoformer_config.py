@@ -5,7 +5,7 @@ they really count is in `sizes()`.
 
 Try: python -c "from nn.models.neoformer_config import sizes; print(sizes())" """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from nn.errors import InputError
@@ -13,6 +13,7 @@ from nn.layers.formulas import total
 from nn.layers.memory.rmc import WRITES
 from nn.layers.rotary import RopeScaling
 from nn.models.language_config import LanguageModelConfig
+from nn.models.settable import replaced
 from nn.names import by_name, check_name
 
 FFNS = {"silu": "mlp", "gelu": "mlp", "swiglu": "swiglu"}      # the block behind the name
@@ -107,8 +108,8 @@ class NeoFormerXConfig:
         return total(self.core.parameters())
 
     def replace(self, **changes: Any) -> "NeoFormerXConfig":
-        """A copy with some fields changed."""
-        return replace(self, **changes)
+        """A copy with some fields changed; InputError for one that is none."""
+        return replaced(self, changes)
 
 
 _125M = NeoFormerXConfig()

@@ -185,6 +185,14 @@ class NeoFormerX(LanguageModel):
                 if list(array.shape) != wanted:
                     raise InputError(f"past[{i}]: {name} has shape {list(array.shape)}; expected [B, Hkv, L, "
                                      f"Dh] = {wanted}")
+        for sums, seen in past[layers:]:
+            width, memory = self.config.hidden_size, kind.mem_size * self.config.hidden_size
+            widths = (width, width + memory) if self.rmc else (0,)
+            fits = list(sums.shape[:3]) == [batch, 1, 1] and sums.ndim == 4 and sums.shape[3] in widths
+            if not fits or list(seen.shape) != [batch, 1, 1, 2]:
+                raise InputError(f"past[{layers}]: shapes {list(sums.shape)} and {list(seen.shape)}; "
+                                 f"expected [{batch}, 1, 1, {widths[0]}] and [{batch}, 1, 1, 2], as this "
+                                 "model gave them for these rows")
 
     # ---- generation ----
 
@@ -192,7 +200,8 @@ class NeoFormerX(LanguageModel):
                  top_p: float | None = None, repetition_penalty: float = 1.0, seed: int | None = None,
                  eos: int | Sequence[int] | None = None, *, trim: str = "cache") -> np.ndarray:
         """x[B,T] and what follows, int64 [B,T+n], n = max_new, or less if every row has met eos; a row that
-        has is filled up with it.  The order of the filters: penalty, temperature, top-k, top-p.
+        has is filled up with it, with the first of several.  The order of the filters: penalty, temperature,
+        top-k, top-p.
 
         seed: the same seed gives the same text; None: another one every time.  temp=0: the likeliest token.
         trim: when the context is full its older half is dropped: "cache": from the caches, positions and the

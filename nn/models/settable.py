@@ -1,4 +1,5 @@
-"""Configurations that may be changed after they were made: every change is checked as it is made.
+"""Configurations that may be changed after they were made: every change is checked as it is made; and copies
+of those that may not.
 
     @dataclass
     class Shape(Settable):
@@ -10,7 +11,7 @@ import dataclasses
 import numbers
 from collections.abc import Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_args, get_type_hints
 
 from nn.config import describe
 from nn.errors import InputError
@@ -58,6 +59,18 @@ class Settable(metaclass=_Spelling):
     def from_dict(cls, values: Mapping[str, Any]) -> "Self":
         """What to_dict gave; what is left out has its default."""
         return cls(**values)
+
+
+C = TypeVar("C")
+
+
+def replaced(config: C, changes: Mapping[str, Any]) -> C:
+    """A copy of a frozen configuration with some fields changed.  InputError for a field that is none."""
+    known = [each.name for each in dataclasses.fields(config) if each.init]     # type: ignore[arg-type]
+    for name in changes:
+        if name not in known:
+            raise InputError(f"{type(config).__name__}.{name}: unknown setting{hint(name, known)}")
+    return dataclasses.replace(config, **changes)                               # type: ignore[type-var]
 
 
 @cache

@@ -26,7 +26,7 @@ from nn.layers.noise import noise_counters
 from nn.layers.shapes import Shapes
 from nn.models.language_model import LanguageModel
 from nn.models.transformer_config import TransformerConfig
-from nn.models.transformer_parts import Continuation, Source, cache_state, part_config
+from nn.models.transformer_parts import Continuation, Emitted, Source, cache_state, part_config
 from nn.tape import no_grad
 from nn.tensor import Array, Tensor
 
@@ -79,7 +79,7 @@ class Transformer(Module):
         mask: keep-mask of ids, tgt_mask of tgt_ids, False at padding; over cached and new tokens.
         kv_cache: keys and values, without gradients.  is_decode: the tokens follow those that it holds, any
         number of them; otherwise it is emptied first.  A seq2seq model encodes its source when the cache is
-        empty; then ids may be None.  cache: the same with is_decode, or another state (nn.generate).
+        empty; then ids and mask may be None.  cache: the same with is_decode, or another state (nn.generate).
         last_only: logits of the last position only.  recurrence_steps: another depth than cfg's.
         return_aux: also {name: scalar}: moe/load_balance, moe/router_z, moe/router_entropy, weighted as
         loss() adds them; recurrence/exit_frac, the share of the tokens that left, which it does not."""
@@ -124,7 +124,7 @@ class Transformer(Module):
         shapes = Shapes(**({"B": len(source.ids)} if source else {}))
         ids = shapes.ids(name, ids, "B T", self.cfg.vocab_size)
         if kv_cache is not None:
-            if not is_decode and kv_cache.length:
+            if not is_decode and kv_cache.offset:            # tokens were seen, if none is held
                 kv_cache.reset()
             self._check_cache(kv_cache, shapes, steps)
             cache = cache_state(self.cfg, kv_cache, ids.shape[0], steps, source)
@@ -144,7 +144,7 @@ class Transformer(Module):
             source = self.read_source(ids, mask, steps)
         elif is_decode and isinstance(kv_cache.source, Source):
             source = kv_cache.source
-            source.check_same(ids)
+            source.check_same(ids, mask)
         else:
             kv_cache.reset()
             with no_grad():
@@ -220,14 +220,14 @@ class Transformer(Module):
         shapes.check("targets", labels, "B T")
         with auxiliary.collect() as emitted:
             context = self.encode(inputs, keep, recurrence_steps)
-        assert self.decoder is not None
-        total, figures = self.decoder.loss_terms(
-            shift_right(labels, self.cfg.start_id, self.cfg.pad_id, ignore_index), labels, context=context,
-            context_mask=keep, mask=_up_to_last(labels != ignore_index), **options)
-        for name, loss in emitted.totals().items():
-            total = total + loss * aux_scale
-            figures[f"encoder/{name}"] = loss.data
-        return total, figures
+        decoder = self.main
+        own, decoder.constraints = decoder.constraints, [Emitted(emitted.totals()), *decoder.constraints]
+        try:
+            return decoder.loss_terms(
+                shift_right(labels, self.cfg.start_id, self.cfg.pad_id, ignore_index), labels,
+                context=context, context_mask=keep, mask=_up_to_last(labels != ignore_index), **options)
+        finally:
+            decoder.constraints = own
 
     # ---- generating ----
 
@@ -251,6 +251,7 @@ class Transformer(Module):
 
     vocab_size = _of_main("vocab_size", "Tokens in the vocabulary.")
     context = _of_main("context", "Tokens that can be held at once.")
+    rereads = _of_main("rereads", "Whether positions end with the context.")
     embed_tokens = _of_main("embed_tokens", "The embedding; all parts have the same.")
     hooks = _of_main("hooks", "Of the part that predicts (nn/models/hooks.py).")
     constraints = _of_main("constraints", "Of the part that predicts.")

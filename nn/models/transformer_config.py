@@ -62,7 +62,8 @@ class MoEConfig(Settable):
     """The mixture of experts that takes the feed-forward's place if ffn_type is moe."""
 
     num_experts: int = 8               # experts
-    top_k: int = 2                     # experts each token visits
+    top_k: int = 2                     # experts each token visits; their weights add up to 1, but of one
+                                       # expert it is the probability (Switch), else nothing would train it
     expert_hidden: int = 0             # width of one expert; 0 = that of the feed-forward
     activation: str = ""               # of the experts, swiglu among them; "" = the feed-forward's
     aux_loss: bool = True              # whether it adds to the loss; the weights of what it adds:

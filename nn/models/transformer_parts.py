@@ -71,9 +71,9 @@ def _feed_forward(cfg: TransformerConfig) -> dict[str, Any]:
         return {"intermediate_size": cfg.d_ff, "activation": b.activation, "bias": b.bias}
     weights = {"switch": m.load_balance_coef, "token_entropy": m.router_entropy_coef}
     return {"intermediate_size": m.expert_hidden or cfg.d_ff, "activation": m.activation or b.activation,
-            "num_experts": m.num_experts, "top_k": m.top_k, "router_jitter": m.jitter,
-            "capacity_factor": m.capacity_factor, "balance": weights if m.aux_loss else "none",
-            "router_z_coef": m.router_z_coef if m.aux_loss else 0.0}
+            "num_experts": m.num_experts, "top_k": m.top_k, "renormalize": m.top_k > 1,
+            "router_jitter": m.jitter, "capacity_factor": m.capacity_factor,
+            "balance": weights if m.aux_loss else "none", "router_z_coef": m.router_z_coef * m.aux_loss}
 
 
 def _recursion(cfg: TransformerConfig, encoder: bool) -> dict[str, Any]:
@@ -107,8 +107,12 @@ class Source(State):
         super().reorder(rows)
         self.context = ops.take(self.context, rows)
 
-    def check_same(self, ids: Any) -> None:
-        """InputError if these are ids of another source."""
+    def check_same(self, ids: Any, mask: Any) -> None:
+        """InputError if these are ids, or a mask, of another source."""
+        before = np.ones(self.ids.shape, bool) if self.mask is None else self.mask
+        if mask is not None and not np.array_equal(mask, before):
+            raise InputError("mask: another one than the source's that the cache was begun with; give None, "
+                             "or begin with is_decode=False")
         if ids is None or on_device(ids) or np.array_equal(ids, self.ids):
             return
         raise InputError(f"ids: another source (shape {list(np.shape(ids))}) than the one that the cache was "
@@ -131,6 +135,19 @@ def cache_state(cfg: TransformerConfig, cache: KVCache, batch: int, steps: int |
     return ModelState([], body, padding, cache.length, cache.offset)
 
 
+# ---- losses ----
+
+class Emitted:
+    """What the encoder's layers add to the loss, as a constraint of the decoder (nn/models/hooks.py): hooks
+    see it among the terms."""
+
+    def __init__(self, losses: dict[str, Tensor]) -> None:
+        self.losses = {f"encoder/{name}": loss for name, loss in losses.items()}
+
+    def terms(self, model: Any, batch: Any, outputs: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        return self.losses
+
+
 # ---- generating ----
 
 class Continuation:
@@ -142,6 +159,11 @@ class Continuation:
     def __init__(self, model: "Transformer", src_ids: Any, mask: Any = None) -> None:
         self.model, self.src_ids, self.mask, self.config = model, src_ids, mask, model.cfg
         self.batch = len(src_ids)
+
+    @property
+    def rereads(self) -> bool:
+        """Whether positions end with the context."""
+        return self.model.main.rereads
 
     @property
     def training(self) -> bool:

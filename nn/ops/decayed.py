@@ -21,10 +21,11 @@ class DecayedChunks(Op):
         dS = (Q ⊙ E)ᵀ dO + e^{G_C} dS'
         dV = Aᵀ dO + (K ⊙ Ē) dS',   N = dO Vᵀ ⊙ Γ
         dQ = E ⊙ (dO Sᵀ) + N K,   dK = Nᵀ Q + Ē ⊙ (V dS'ᵀ)
-    g_t scales each path from a token s < t to what comes at t or later.  By q_i and k_j times their
-    gradients, paths are counted at their ends: those with i ≥ t less those with j ≥ t are the ones across,
-    those that leave the chunk ending in S':
-        dg_t = Σ_{s≥t} (⟨q_s, dq_s⟩ − ⟨k_s, dk_s⟩) + Σ S' ⊙ dS'
+    g_t scales each path from a token j < t, or from S, to a token i ≥ t, or to S':
+        dg_t = Σ_{j<t≤i} A_ij dA_ij + Σ_{i≥t} ⟨q_i, E_i S dO_i⟩ + Σ_{j<t} ⟨k_j, Ē_j dS' v_j⟩
+               + e^{G_C} Σ S ⊙ dS'
+    These sums have no path that g_t is not on: Σ_{s≥t} (⟨q_s, dq_s⟩ − ⟨k_s, dk_s⟩) + Σ S' ⊙ dS', which is the
+    same, takes such paths off again, and where decays are strong leaves rounding of them alone.
     Saved: the inputs, G, A and the states between chunks."""
 
     def forward(self, q: Array, k: Array, v: Array, g: Array, s: Array) -> tuple[Array, Array]:
@@ -55,29 +56,31 @@ class DecayedChunks(Op):
             ds = own[:, :, i, ...] + kept[:, :, i, ...] * ds
         after = xp.stack(ends[::-1], axis=2)                                      # dS' [B,H,n,Dk,Dv]
         dv = product(transposed(self.scores), do) + product(k * shrunk, after)
-        dq, dk = self.scores_backward(product(do, transposed(v)))
-        dq = dq + grown * product(do, transposed(self.states[:, :, :-1, ...]))
-        dk = dk + shrunk * product(v, transposed(after))
-        dg = None
+        before = self.states[:, :, :-1, ...]
+        dq, dk = grown * product(do, transposed(before)), shrunk * product(v, transposed(after))
+        *inside, dg = self.scores_backward(product(do, transposed(v)))
         if self.needs[3]:
-            dg = self.sums_backward(q * dq - k * dk, self.states[:, :, 1:, ...] * after)
-        found = zip((dq, dk, dv, dg, ds), self.dtypes_in, strict=True)
+            dg = dg + self.by_states(q * dq, k * dk, kept, before * after)
+        found = zip((dq + inside[0], dk + inside[1], dv, dg, ds), self.dtypes_in, strict=True)
         return tuple(None if x is None else narrow(x, kind) for x, kind in found)
 
     def scored(self) -> Array:
         """A"""
         return product(self.q, transposed(self.k)) * between(self.sums, self.q)
 
-    def scores_backward(self, da: Array) -> tuple[Array, Array]:
-        """What reaches Q and K through A"""
+    def scores_backward(self, da: Array) -> tuple[Array, Array, Array | None]:
+        """What reaches Q, K and g through A"""
         n = da * between(self.sums, da)
-        return product(n, self.k), product(transposed(n), self.q)
+        return (product(n, self.k), product(transposed(n), self.q),
+                crossing(da * self.scores) if self.needs[3] else None)
 
-    def sums_backward(self, across: Array, leaving: Array) -> Array:
-        """dg from q ⊙ dq − k ⊙ dk [B,H,n,C,Dk] and S' ⊙ dS' [B,H,n,Dk,Dv]"""
-        xp = namespace(across)
-        ends = xp.sum(leaving, axis=(-2, -1), dtype=leaving.dtype)[..., None]
-        return backwards_sum(xp.sum(across, axis=-1, dtype=across.dtype)) + ends
+    def by_states(self, reading: Array, writing: Array, kept: Array, staying: Array) -> Array:
+        """What reaches g by paths from S or to S', from q ⊙ dq and k ⊙ dk [B,H,n,C,Dk] of such paths, e^{G_C}
+        and S ⊙ dS' [B,H,n,Dk,Dv]"""
+        xp, kind = namespace(reading), reading.dtype
+        reading, writing = (xp.sum(x, axis=-1, dtype=kind) for x in (reading, writing))
+        stays = kept[..., 0] * xp.sum(staying, axis=(-2, -1), dtype=kind)[..., None]
+        return backwards_sum(reading) + sum_before(writing) + stays
 
     @staticmethod
     def decays(sums: Array, like: Array) -> tuple[Array, Array, Array]:
@@ -113,6 +116,18 @@ def backwards_sum(x: Array) -> Array:
     """Of [B,H,n,C,...], Σ over the tokens of the chunk from each one on"""
     xp = namespace(x)
     return xp.flip(xp.cumulative_sum(xp.flip(x, axis=3), axis=3), axis=3)
+
+
+def sum_before(x: Array) -> Array:
+    """Of [B,H,n,C,...], Σ over the tokens of the chunk before each one"""
+    return namespace(x).cumulative_sum(x, axis=3, include_initial=True)[:, :, :, :-1, ...]
+
+
+def crossing(m: Array) -> Array:
+    """Σ_{j<t≤i} m_ij, [...,C] of m[...,C,C]"""
+    xp, size = namespace(m), m.shape[-1]
+    before = product(m, transposed(lower(size, m, strict=True)))                  # [i,t]: Σ_{j<t} m_ij
+    return xp.sum(before * lower(size, m), axis=-2, dtype=m.dtype)
 
 
 def decayed_flops_per_token(size: int, keys: int, values: int) -> int:

@@ -5,7 +5,7 @@ from typing import Any
 
 from nn.backends.array_api import namespace
 from nn.dtypes import narrow, widen
-from nn.ops.decayed import backwards_sum, between, decays, sums_in_chunks
+from nn.ops.decayed import backwards_sum, between, crossing, decays, sum_before, sums_in_chunks
 from nn.ops.triangular import inverse_flops, lower, product, transposed, unit_lower_inverse
 from nn.tensor import Array, Op, Tensor
 
@@ -29,11 +29,10 @@ class DeltaChunks(Op):
         dV = β ⊙ Y,   dβ = Σ_columns Y ⊙ (V − E ⊙ (K S)) + Σ_columns dA ⊙ K Kᵀ ⊙ Γ
         dQ = E ⊙ (dO Sᵀ) + (dP ⊙ Γ) K
         dK = (dP ⊙ Γ)ᵀ Q + (N + Nᵀ) K + Ē ⊙ (U dS'ᵀ) − β E ⊙ (Y Sᵀ)
-    G_i appears in E_i (of Q and of K S), in row i and, negative, in column i of Γ, and negative in Ē_i; G_C
-    in all of Ē and in e^{G_C}.  With a·b the products of entries summed over a row, M = dA ⊙ A + dP ⊙ P and
-    M 1, Mᵀ 1 its sums of rows and columns,
-        dG = q·[E ⊙ (dO Sᵀ)] − k·[β E ⊙ (Y Sᵀ)] + M 1 − Mᵀ 1 − k·[Ē ⊙ (U dS'ᵀ)]
-        dG_C also gets Σ k·[Ē ⊙ (U dS'ᵀ)] + e^{G_C} Σ S ⊙ dS';   dg_t = Σ_{s≥t} dG_s
+    g_t is in Γ_ij of j < t ≤ i, in E_i of i ≥ t (of Q and of K S), in Ē_j of j < t and in e^{G_C}.  With a·b
+    the products of entries summed over a row and M = dA ⊙ A + dP ⊙ P,
+        dg_t = Σ_{j<t≤i} M_ij + Σ_{i≥t} (q_i·[E_i (dO Sᵀ)_i] − k_i·[β_i E_i (Y Sᵀ)_i])
+               + Σ_{j<t} k_j·[Ē_j (U dS'ᵀ)_j] + e^{G_C} Σ S ⊙ dS'
     Saved: q, k, β, G, T, P, K Kᵀ ⊙ Γ, U, V − E ⊙ (K S) and the states between chunks."""
 
     def forward(self, q: Array, k: Array, v: Array, g: Array, beta: Array, s: Array) -> tuple[Array, Array]:
@@ -75,9 +74,8 @@ class DeltaChunks(Op):
         dg = None
         if self.needs[3]:
             inside = da * self.beta * self.products + dp * self.scores            # M
-            alone = _sum(self.q * dq_state - self.k * (dk_read + dk_write))
-            dsums = alone + _sum(inside) - _sum(transposed(inside))               # dG [B,H,n,C]
-            dg = backwards_sum(dsums) + self._at_the_end(dk_write, after)
+            reading = backwards_sum(_sum(self.q * dq_state - self.k * dk_read))
+            dg = crossing(inside) + reading + sum_before(_sum(self.k * dk_write)) + self._kept(after)
         found = zip((dq, dk, self.beta * y, dg, dbeta, ds), self.dtypes_in, strict=True)
         return tuple(None if x is None else narrow(x, kind) for x, kind in found)
 
@@ -102,11 +100,11 @@ class DeltaChunks(Op):
         return (grown * product(do, before), self.beta * grown * product(y, before),
                 shrunk * product(self.written, transposed(after)))
 
-    def _at_the_end(self, dk_write: Array, after: Array) -> Array:
-        """What G_C gets besides, which every g of the chunk gets, [B,H,n,1]"""
+    def _kept(self, after: Array) -> Array:
+        """e^{G_C} Σ S ⊙ dS', which every g of the chunk gets, [B,H,n,1]"""
         xp, (_, _, kept) = namespace(after), decays(self.sums, self.q)
-        stays = xp.sum(self.states[:, :, :-1, ...] * after, axis=(-2, -1), dtype=after.dtype)[..., None]
-        return kept[..., 0] * stays + xp.sum(self.k * dk_write, axis=(-2, -1), dtype=after.dtype)[..., None]
+        stays = self.states[:, :, :-1, ...] * after
+        return kept[..., 0] * xp.sum(stays, axis=(-2, -1), dtype=after.dtype)[..., None]
 
 
 def _sum(x: Array) -> Array:

@@ -1,9 +1,12 @@
 """Gated linear attention in chunks: a state that every channel of the keys forgets at a rate of its own."""
 
+import math
+from collections.abc import Iterator
+
 from nn.backends.array_api import namespace
 from nn.dtypes import narrow
-from nn.ops.decayed import DecayedChunks, backwards_sum
-from nn.ops.triangular import assembled, diagonal_halves, halved, product, transposed
+from nn.ops.decayed import DecayedChunks, backwards_sum, sum_before
+from nn.ops.triangular import assembled, diagonal_halves, halved, lower, product, transposed
 from nn.tensor import Array, Tensor
 
 
@@ -21,21 +24,21 @@ class GLAChunks(DecayedChunks):
         dS = (Q ⊙ E)ᵀ dO + diag(e^{G_C}) dS'
         dA = dO Vᵀ,   dV = Aᵀ dO + (K ⊙ Ē) dS'
         dQ = E ⊙ (dO Sᵀ) + Σ_j dA_ij k_j e^{G_i − G_j},   dK = Ē ⊙ (V dS'ᵀ) + Σ_i dA_ij q_i e^{G_i − G_j}
-    the two sums in halves as A.  g_t scales each path from a token s < t to what comes at t or later.  By q_i
-    and k_j times their gradients, paths are counted at their ends: those with i ≥ t less those with j ≥ t are
-    the ones across, those that leave the chunk ending in S':
-        dg_t = Σ_{s≥t} (q_s ⊙ dq_s − k_s ⊙ dk_s) + Σ_columns S' ⊙ dS'
+    the two sums in halves as A.  g_t scales each path from a token j < t, or from S, to a token i ≥ t, or to
+    S'.  Of paths across the middle of a half, g_t behind it gets q_i ⊙ dq_i of i ≥ t, before it k_j ⊙ dk_j of
+    j < t; by states, channel by channel as in DecayedChunks,
+        Σ_{i≥t} q_i ⊙ E_i ⊙ (S dO_i) + Σ_{j<t} k_j ⊙ Ē_j ⊙ (dS' v_j) + e^{G_C} ⊙ Σ_columns S ⊙ dS'
     Saved: the inputs, G, A and the states between chunks."""
 
     def scored(self) -> Array:
         return _scores(self.q, self.k, self.sums)
 
-    def scores_backward(self, da: Array) -> tuple[Array, Array]:
+    def scores_backward(self, da: Array) -> tuple[Array, Array, Array | None]:
         return _scores_backward(da, self.q, self.k, self.sums)
 
-    def sums_backward(self, across: Array, leaving: Array) -> Array:
-        ends = namespace(leaving).sum(leaving, axis=-1, dtype=leaving.dtype)[..., None, :]
-        return backwards_sum(across) + ends
+    def by_states(self, reading: Array, writing: Array, kept: Array, staying: Array) -> Array:
+        stays = kept * namespace(staying).sum(staying, axis=-1, keepdims=True, dtype=staying.dtype)
+        return backwards_sum(reading) + sum_before(writing) + transposed(stays)
 
     @staticmethod
     def decays(sums: Array, like: Array) -> tuple[Array, Array, Array]:
@@ -57,26 +60,40 @@ def _across(q: Array, k: Array, sums: Array) -> tuple[Array, Array, Array, Array
     return q[..., h:, :] * later, k[..., :h, :] * earlier, later, earlier
 
 
+def _in_a_row(*arrays: Array) -> Iterator[Array]:
+    """[...,I,J] -> [N,I,J]"""
+    return (namespace(x).reshape(x, (math.prod(x.shape[:-2]), *x.shape[-2:])) for x in arrays)
+
+
 def _scores(q: Array, k: Array, sums: Array) -> Array:
     """A [...,C,C]"""
     xp = namespace(q)
+    if q.ndim > 3:                                          # halves add an axis; devices have 8
+        return xp.reshape(_scores(*_in_a_row(q, k, sums)), (*q.shape[:-1], q.shape[-2]))
     if q.shape[-2] == 1:
         return xp.sum(q * k, axis=-1, keepdims=True, dtype=q.dtype)
     queries, keys, _, _ = _across(q, k, sums)
     return assembled(_scores(halved(q), halved(k), halved(sums)), product(queries, transposed(keys)))
 
 
-def _scores_backward(da: Array, q: Array, k: Array, sums: Array) -> tuple[Array, Array]:
-    """dQ and dK of A"""
+def _scores_backward(da: Array, q: Array, k: Array, sums: Array) -> tuple[Array, Array, Array]:
+    """dQ, dK and dg of A"""
+    if q.ndim > 3:
+        found = _scores_backward(*_in_a_row(da, q, k, sums))
+        dq, dk, dg = (namespace(q).reshape(x, q.shape) for x in found)
+        return dq, dk, dg
     if q.shape[-2] == 1:
-        return da * k, da * q
+        return da * k, da * q, namespace(q).zeros_like(q)
     xp, h = namespace(q), q.shape[-2] // 2
     queries, keys, later, earlier = _across(q, k, sums)
-    dq, dk = _scores_backward(diagonal_halves(da), halved(q), halved(k), halved(sums))
+    dq, dk, dg = _scores_backward(diagonal_halves(da), halved(q), halved(k), halved(sums))
     below = da[..., h:, :h]
-    second = dq[..., 1, :, :] + later * product(below, keys)
-    first = dk[..., 0, :, :] + earlier * product(transposed(below), queries)
-    return (xp.concat([dq[..., 0, :, :], second], axis=-2), xp.concat([first, dk[..., 1, :, :]], axis=-2))
+    second, first = later * product(below, keys), earlier * product(transposed(below), queries)
+    behind = product(transposed(lower(h, q)), q[..., h:, :] * second)             # Σ_{i≥t}
+    ahead = product(lower(h, q, strict=True), k[..., :h, :] * first)              # Σ_{j<t}
+    return (xp.concat([dq[..., 0, :, :], dq[..., 1, :, :] + second], axis=-2),
+            xp.concat([dk[..., 0, :, :] + first, dk[..., 1, :, :]], axis=-2),
+            xp.concat([dg[..., 0, :, :] + ahead, dg[..., 1, :, :] + behind], axis=-2))
 
 
 def gla_flops_per_token(size: int, keys: int, values: int) -> int:

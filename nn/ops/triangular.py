@@ -1,6 +1,8 @@
 """Lower triangular matrices in halves, [[A, 0], [X, B]]: what is done to one of size 2h is done to A and B, a
 stack of two of size h, and to X, by products.  Sizes are powers of two; arrays, not tensors."""
 
+import math
+
 from nn.backends import kernels
 from nn.backends.array_api import namespace
 from nn.tensor import Array
@@ -44,9 +46,12 @@ def assembled(halves: Array, below: Array) -> Array:
 
 def unit_lower_inverse(a: Array) -> Array:
     """(I + a)⁻¹ of strictly lower triangular a[...,C,C]:  [[A⁻¹, 0], [−B⁻¹ X A⁻¹, B⁻¹]]"""
-    size = a.shape[-1]
+    size, xp = a.shape[-1], namespace(a)
     if size <= 2:
         return lower(size, a) - lower(size, a, strict=True) - a         # I − a, as a² = 0
+    if a.ndim > 3:                                                      # halves add an axis; devices have 8
+        flat = xp.reshape(a, (math.prod(a.shape[:-2]), size, size))
+        return xp.reshape(unit_lower_inverse(flat), a.shape)
     halves, h = unit_lower_inverse(diagonal_halves(a)), size // 2
     below = product(halves[..., 1, :, :], product(a[..., h:, :h], halves[..., 0, :, :]))
     return assembled(halves, -below)

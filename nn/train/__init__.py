@@ -1,7 +1,7 @@
 """Training: configuration, run folder, loop, checkpoints, progress."""
 
 from nn.train.callbacks import Callback
-from nn.train.checkpoint import Checkpoint, latest_valid, load_checkpoint, save_checkpoint
+from nn.train.checkpoint import Checkpoint, find_checkpoint, latest_valid, load_checkpoint, save_checkpoint
 from nn.train.config import PRESETS, TrainConfig, preset
 from nn.train.job import build_model, load_trained, train
 from nn.train.plot import draw_loss
@@ -11,6 +11,6 @@ from nn.train.trainer import Trainer, TrainResult
 
 __all__ = [
     "PRESETS", "Callback", "Checkpoint", "RunFolder", "TrainConfig", "TrainResult", "Trainer", "build_model",
-    "draw_loss", "latest_valid", "load_checkpoint", "load_trained", "newest_run", "preset", "progress",
-    "save_checkpoint", "train",
+    "draw_loss", "find_checkpoint", "latest_valid", "load_checkpoint", "load_trained", "newest_run", "preset",
+    "progress", "save_checkpoint", "train",
 ]

@@ -94,6 +94,14 @@ def latest_valid(folder: str | Path) -> Checkpoint | None:
     return None
 
 
+def find_checkpoint(path: str | Path) -> Path:
+    """The checkpoint that a path means, which may write the step with fewer zeros: .../step_100.  A path that
+    means none is given back as it is."""
+    path = Path(path)
+    step = re.fullmatch(r"step_(\d+)", path.name)
+    return path if path.exists() or not step else checkpoints(path.parent).get(int(step[1]), path)
+
+
 def checkpoints(folder: str | Path) -> dict[int, Path]:
     """Step → path, unverified."""
     folder = Path(folder)

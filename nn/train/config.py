@@ -3,12 +3,14 @@ holds all.
 
     TrainConfig(steps=100, model=MoETransformerConfig(hidden_size=64));  preset("smoke")"""
 
+import math
 import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from nn.data.loader import num_windows
 from nn.errors import InputError
 from nn.models import LanguageModelConfig, MoETransformerConfig
 from nn.models.presets import SMALL
@@ -34,6 +36,8 @@ class TrainConfig:
     batch_size: int = 16                 # sequences per micro-batch
     accumulate: int = 1                  # micro-batches per step; one large batch but for the balance loss
     steps: int = 350                     # optimizer steps
+    epochs: float = 0.0                  # passes over the text, instead of steps (0: as many steps as above)
+    max_tokens: int = 0                  # tokens of the text to learn from, from its beginning (0: all)
     # Optimizer
     optimizer: str = "adamw"             # optimizer by name
     optimizer_options: dict[str, Any] = field(default_factory=dict)   # its further settings, such as
@@ -72,10 +76,11 @@ class TrainConfig:
             _check(name, getattr(self, name), getattr(self, name) >= 1, "1 or more")
         for name in ("lr", "clip"):
             _check(name, getattr(self, name), getattr(self, name) > 0, "greater than 0")
-        for name in ("warmup", "weight_decay", "eval_tokens", "sample_tokens", "seed"):
+        for name in ("warmup", "weight_decay", "eval_tokens", "sample_tokens", "seed", "max_tokens"):
             _check(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
         for name in ("beta1", "beta2"):
             _check(name, getattr(self, name), 0 <= getattr(self, name) < 1, "in [0, 1)")
+        _check("epochs", self.epochs, 0 <= self.epochs < math.inf, "0 or more")
         _check("seed", self.seed, self.seed < 2**64, "below 2**64")
         _check("data", repr(self.data), bool(self.data), "a file, a folder or stdlib")
         _check("held_out_fraction", self.held_out_fraction, 0 < self.held_out_fraction < 1, "between 0 and 1")
@@ -90,6 +95,15 @@ class TrainConfig:
     def with_vocab(self, vocab_size: int) -> "TrainConfig":
         """The same run with a model for a tokenizer of that many tokens."""
         return replace(self, model=replace(self.model, vocab_size=vocab_size))
+
+    def in_steps(self, tokens: int) -> "TrainConfig":
+        """The same run on a text of that many tokens, its epochs as steps, of which warmup takes at most a
+        tenth; the last step may begin another epoch."""
+        if not self.epochs:
+            return self
+        windows = num_windows(min(tokens, self.max_tokens or tokens), self.seq_len)
+        steps = max(1, math.ceil(self.epochs * windows / (self.batch_size * self.accumulate)))
+        return replace(self, epochs=0.0, steps=steps, warmup=min(self.warmup, steps // 10))
 
 
 def smoke() -> TrainConfig:

@@ -15,7 +15,7 @@ from nn.errors import InputError
 from nn.models import from_config
 from nn.models.decoder import Decoder
 from nn.train.callbacks import Callback
-from nn.train.checkpoint import Checkpoint, latest_valid, load_checkpoint
+from nn.train.checkpoint import Checkpoint, find_checkpoint, latest_valid, load_checkpoint
 from nn.train.config import TrainConfig
 from nn.train.corpus import prepare
 from nn.train.plot import draw_loss
@@ -47,7 +47,7 @@ def _prepared(run: RunFolder, callbacks: Sequence[Callback]) -> Trainer:
     """The trainer of a run, its text read and its newest checkpoint loaded."""
     corpus = prepare(run.config, run.path)
     device = open_device(run.config.device)
-    resolved = replace(run.config.with_vocab(corpus.tokenizer.vocab_size),
+    resolved = replace(run.config.with_vocab(corpus.tokenizer.vocab_size).in_steps(len(corpus.train)),
                        device=device.name if device else "cpu")
     if resolved != run.config:
         run.save_config(resolved)
@@ -65,7 +65,7 @@ def load_trained(path: str | Path) -> tuple[Decoder, Any]:
     """Model, in evaluation mode, and tokenizer: of a run folder (its newest checkpoint), or of one
     checkpoint."""
     from nn.data import load_tokenizer
-    path = Path(path)
+    path = find_checkpoint(path)
     is_checkpoint = (path / "state.json").exists()
     run = path.parent.parent if is_checkpoint else path
     config = load_config(run)

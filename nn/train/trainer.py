@@ -60,7 +60,8 @@ class Trainer:
         self.run, self.config, self.corpus, self.callbacks, self.model = run, config, corpus, callbacks, model
         model.gradient_checkpointing = config.gradient_checkpointing
         model.constraints = create_constraints(config.constraints)
-        self.loader = Loader(corpus.train, config.batch_size, config.seq_len, seed=config.seed)
+        tokens = corpus.train.tokens[:config.max_tokens or None]
+        self.loader = Loader(tokens, config.batch_size, config.seq_len, seed=config.seed)
         self.update = create_update(model, config)
         self.schedule = create_schedule(
             config.schedule, lr=config.lr, steps=config.steps, warmup=config.warmup, floor=config.lr_floor)

@@ -45,7 +45,7 @@ def forgets_to_decay(patch: Patch) -> None:
 
 def stays_at_its_position(self: Retention, x: Tensor, options: dict[str, Any]) -> Any:
     y, state = forward(self, x, **options)
-    return y, state and RetentionState(state.s, 0)
+    return y, state and RetentionState(state.s, state.padding, 0)
 
 
 def starts_again(self: Retention, x: Tensor, options: dict[str, Any]) -> Any:
@@ -65,7 +65,7 @@ def meets_later_tokens(self: Retention, x: Tensor, options: dict[str, Any]) -> A
 
 def keeps_wide(self: Retention, x: Tensor, options: dict[str, Any]) -> Any:
     y, state = forward(self, x, **options)
-    return y, state and RetentionState(state.s.astype(np.float64), state.offset)
+    return y, state and RetentionState(state.s.astype(np.float64), state.padding, state.offset)
 
 
 def cuts_a_gradient(self: Retention, x: Tensor, options: dict[str, Any]) -> Any:

@@ -15,6 +15,7 @@ from nn.layers.padding import compute_unpadded_indices, pad, unpad
 from nn.layers.stack import Stack, StackSettings
 from nn.models.language_config import LanguageModelConfig
 from nn.models.language_model import LanguageModel
+from nn.random import drawn_from
 from nn.tensor import Tensor, no_grad
 from tests.blocks import harness
 from tests.blocks.harness import Case, close, inputs, run, shaken
@@ -147,6 +148,27 @@ def test_penalties_are_means_over_all_documents() -> None:
         penalties.append(one.totals()["engram/gate"].item())
     assert len(packed.losses) == 1
     assert packed.totals()["engram/gate"].item() == pytest.approx((2 * penalties[0] + 5 * penalties[1]) / 7)
+
+
+def test_documents_of_different_lengths_are_dropped_from_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their groups (1, and 3 ... 4 tokens) draw at places of their own, the same again when run again"""
+    settings = registry.find("mixer", "full_attention").Settings.create(hidden_size=8, num_heads=2,
+                                                                        attn_dropout=0.5)
+    block = shaken(registry.find("mixer", "full_attention")(settings, dtype="float64"), 1).train()
+    given, place = inputs(settings, 1, 8), block.noise.copy()
+    ids = np.array([[1, 1, 1, 1, 2, 3, 3, 3]])
+    drawn, over = list[list[float]](), type(block).over
+
+    def noted(self: Any, *args: Any, **options: Any) -> Any:
+        drawn.append(drawn_from(self.noise, (4,)).tolist())
+        return over(self, *args, **options)
+
+    monkeypatch.setattr(type(block), "over", noted)
+    first, again = (run(block, given, segment_ids=ids)[0] for _ in range(2))
+    assert np.array_equal(first, again)
+    assert np.array_equal(block.noise, place)
+    assert drawn[:2] == drawn[2:]
+    assert len({tuple(each) for each in drawn}) == 2
 
 
 def test_blocks_that_cannot_refuse_by_name() -> None:

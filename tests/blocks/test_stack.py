@@ -186,3 +186,12 @@ def test_what_a_block_needs_is_asked_for() -> None:
 def test_parts_that_need_nothing_are_not_given_anything() -> None:
     x = Tensor(np.zeros((1, 2, 8), np.float32))
     assert Stack(stacked())(x, ids=np.zeros((1, 2), int), context=x)[0].shape == (1, 2, 8)
+
+
+@pytest.mark.parametrize(("role", "name"), [(role, name) for role in registry.ROLES if role != "residual"
+                                            for name in registry.names(role)])
+def test_a_mode_that_is_none_is_refused_by_every_block(role: str, name: str) -> None:
+    """Also by those that compute the same in both"""
+    case = harness.cases_of(role, name)[0]
+    with pytest.raises(InputError, match="mode: 'chnk'.*did you mean 'chunk'"):
+        run(case.build(), inputs(case.settings, 1, 2), mode="chnk")

@@ -36,6 +36,15 @@ def test_a_file_of_a_model_or_of_a_run(cuda_nn, tmp_path: Path, text: str) -> No
     assert cuda_nn("flops", "--config", path) == cuda_nn("flops", "--preset", "tiny")
 
 
+def test_options_change_the_model(cuda_nn, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(dump(preset("tiny").replace(num_layers=5)))
+    changed = cuda_nn("flops", "--model", "tiny", "--model.num-layers", 5)
+    assert changed == cuda_nn("flops", "--config", path)
+    assert cuda_nn("flops", "--config", path, "--model.num_layers=2") == cuda_nn("flops", "--preset", "tiny")
+    assert changed[0] == 0
+
+
 def test_decoding_is_counted_behind_what_is_held(cuda_nn) -> None:
     """The 9th token: attention to 9 keys in 2 layers, 4·64 operations each"""
     status, out, err = cuda_nn("flops", "--preset", "tiny", "--seq-len", 9, "--decode", "--dtype", "float32")
@@ -61,7 +70,8 @@ def test_two_models_side_by_side(cuda_nn, tmp_path: Path) -> None:
     for name, (here, there) in rows.items():
         assert here[:2] == there[1::-1], name
     assert rows["parameters"][0][0] == 542_528
-    assert rows["state bytes behind 64"][0][:2] == [2 * 2 * 16 * 64 * 2, 2 * 4 * 16 * 32 * 4]
+    retained = 2 * (4 * 16 * 32 * 4 + 8)        # per layer S[H,Dk,Dv] in float32 and a count of padding
+    assert rows["state bytes behind 64"][0][:2] == [2 * 2 * 16 * 64 * 2, retained]
     assert rows["state bytes per further token"][0] == [128, 0, 0]
     assert rows["parameters"][0][2] == pytest.approx(rows["parameters"][0][1] / 542_528, abs=1e-3)
 

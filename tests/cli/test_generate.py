@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nn.cli.terminal import stream
-from nn.train import load_trained
+from nn.train import find_checkpoint, load_trained
 
 
 def test_continues_the_prompt_with_the_same_text_for_the_same_seed(cuda_nn, trained: Path) -> None:
@@ -95,3 +95,42 @@ def test_a_prompt_that_looks_like_an_option_is_kept(cuda_nn, trained: Path) -> N
     status, out, _ = cuda_nn("generate", "--run", trained, "--prompt", prompt, "--max-tokens", 1)
     assert status == 0
     assert prompt in out
+
+
+def test_a_checkpoint_is_found_however_its_step_is_written(
+    cuda_nn, trained: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The fixture's run ended at step 6; step 3 was kept, too"""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "only").symlink_to(trained)
+    monkeypatch.chdir(tmp_path)
+    words = ["--max-tokens", 9, "--prompt", "verse"]
+    third, sixth = (cuda_nn("generate", "--run", trained / "checkpoints" / f"step_00000{i}", *words)[1]
+                    for i in (3, 6))
+    assert third != sixth
+    for path in ("checkpoints/step_3", "checkpoints/step_000003", trained / "checkpoints" / "step_03"):
+        assert cuda_nn("generate", "--checkpoint", path, *words) == (0, third, "")
+    (tmp_path / "checkpoints").symlink_to(trained / "checkpoints")      # what is here goes first
+    (tmp_path / "runs" / "only").unlink()
+    assert find_checkpoint("checkpoints/step_6") == Path("checkpoints/step_000006")
+    status, _, err = cuda_nn("generate", "--checkpoint", "checkpoints/step_5")
+    assert status == 2
+    assert "checkpoints/step_5 holds no model" in err
+
+
+def test_a_model_that_has_learned_nothing(cuda_nn) -> None:
+    words = ["generate", "--model", "gpt-tiny", "--prompt", "ab", "--max-tokens", 3]
+    status, out, err = cuda_nn(*words)
+    assert (status, err, out[:2]) == (0, "", "ab")
+    assert cuda_nn(*words)[1] == out
+    assert cuda_nn(*words, "--model.hidden-size", 32)[1] != out
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["--model", "gpt-tny"], "did you mean 'gpt-tiny'"),
+    (["--model", "gpt-tiny", "--checkpoint", "x"], "--checkpoint already names a model"),
+    (["--model.hidden-size", "32"], "changes are for --model NAME")])
+def test_either_trained_or_by_name(cuda_nn, words: list[str], message: str) -> None:
+    status, _, err = cuda_nn("generate", *words)
+    assert status == 2
+    assert message in err

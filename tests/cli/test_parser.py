@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
-from nn.cli.parser import Parser
+from nn.cli.aliases import ALIASES, Moot
+from nn.cli.main import main
+from nn.cli.parser import Parser, flag
 from nn.errors import InputError
 
 ABOUT = """Do something.
@@ -34,6 +36,7 @@ class Options:
     prompt: str = "def "  # start
     limit: int = 0  # most; 0 = none
     part: Part = field(default_factory=Part)  # the part
+    more: dict[str, Any] = field(default_factory=dict)  # others
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Other:
 
 
 def parser() -> Parser:
-    return Parser("try", ABOUT, Options, Other, aliases={"batch": "batch_size"})
+    return Parser("try", ABOUT, Options, Other, aliases={"batch": "batch_size", "do_it": Moot("it is done")})
 
 
 @pytest.mark.parametrize(
@@ -67,6 +70,10 @@ def parser() -> Parser:
         ("--prompt=--x", {"prompt": "--x"}),
         ("--limit -1", {"limit": -1}),
         ("--seed 3 --mode b", {"seed": 3, "mode": "b"}),
+        ("--more.moe.top-k 2", {"more.moe.top_k": 2}),
+        ("--more.moe.kind=none --more.a [1,2]", {"more.moe.kind": "none", "more.a": [1, 2]}),
+        ("--more.moe.coef 1e-3", {"more.moe.coef": 1e-3}),
+        ("--do-it --lr 1", {"lr": 1.0}),
     ],
 )
 def test_given(line: str, expected: dict) -> None:
@@ -85,6 +92,25 @@ def test_parse_builds_one_configuration_of_each_class() -> None:
     assert other == Other(5)
 
 
+def test_changes_are_what_was_given() -> None:
+    found = Parser("try", ABOUT, Other, changes=Options).parse(["--no-part.tied", "--more.a.b", "1"])
+    assert found == [Other(), {"part.tied": False, "more.a.b": 1}]
+
+
+def test_an_option_that_changes_nothing_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    assert parser().given(["--do_it"]) == {}
+    assert caplog.messages == ["--do-it: it is done"]
+
+
+@pytest.mark.parametrize("verb", ALIASES)
+def test_aliases_mean_something_that_is_there(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "--help"]) == 0
+    known = {line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  --")}
+    for other, name in ALIASES[verb].items():
+        assert flag(other) not in known
+        assert isinstance(name, Moot) or flag(name) in known
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -97,6 +123,7 @@ def test_parse_builds_one_configuration_of_each_class() -> None:
         ("--lr", "--lr: expected one argument"),
         ("--lr fast", "--lr: expected a number (float), got 'fast'"),
         ("--batch-size 1.5", "--batch-size: expected a whole number (int), got '1.5'"),
+        ("--more.a [1", "--more.a: '[1' is not a value as YAML writes it"),
         ("--mode c", "--mode: expected one of a, b, got 'c'"),
         ("--fast maybe", "--fast: expected true or false (bool), got 'maybe'"),
         ("--lr none", "--lr: expected a number (float), got 'none'"),
@@ -123,11 +150,14 @@ Training:
   --resume [PATH]             go on
   --prompt TEXT               start (default 'def ')
   --limit N                   most; 0 = none (default 0)
+  --more YAML                 others
 
 Options:
   --seed N                    of chance (default 0)
 
 2 options of the part, such as --part.tied: cuda-nn try --help-all
+
+Also: --batch for --batch-size
 
 Examples:
   cuda-nn try --lr 1

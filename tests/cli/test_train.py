@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from nn.cli.main import main
+from nn.cli.sources import model_presets
 from nn.config import load
 from nn.models import MoETransformerConfig
 from nn.train import Callback, TrainConfig, TrainResult, train
@@ -119,6 +120,16 @@ def test_widths_of_heads_follow_the_hidden_size(cuda_nn, asked: list[TrainConfig
         (["--model.top-k", "9"], "top_k: 9"),
         (["--config", "/nowhere.yaml"], "/nowhere.yaml: No such file or directory"),
         (["--data", "/nowhere.txt", "--runs", "RUNS"], "/nowhere.txt"),
+        (["--preset", "gpt-small"], "--preset: gpt-small is a model, not a run; give it by --model"),
+        (["--model", "gpt-smal"], "model: 'gpt-smal' is not known; did you mean 'gpt-small'?"),
+        (["--model", "mamba-small", "--model.options.mamba.state-sise", "3"], "state_sise"),
+        (["--model", "gpt-tiny", "--model.options.swiglu.intermediate_size.x", "3"],
+         "intermediate_size: 256 has no x in it"),
+        (["--model.options.swiglu", "3"], "--model.options.swiglu: expected dict, got '3'"),
+        (["--download-shakespeare", "--data", "a.txt"], "--data: a.txt; with --download-shakespeare"),
+        (["--epochs", "1", "--steps", "2"], "--epochs: --steps also says how long to train"),
+        (["--epochs", "-1"], "epochs: -1.0 must be 0 or more"),
+        (["--resume", "--model", "tiny"], "--model: a resumed run keeps its settings"),
         (["--resume", "--lr", "1"], "--lr: a resumed run keeps its settings"),
         (["--resume", "/nowhere"], "/nowhere"),
         (["--resume", "--runs", "RUNS"], "RUNS"),
@@ -134,6 +145,23 @@ def test_wrong_input_is_one_line_and_status_2(
     assert message.replace("RUNS", runs) in err
     assert err.count("\n") == 1
     assert out == ""
+
+
+@pytest.mark.parametrize("name", model_presets())
+def test_every_model_has_a_run(cuda_nn, asked: list[TrainConfig], name: str) -> None:
+    cuda_nn("train", "--model", name)
+    (config,) = asked
+    assert config.model == model_presets()[name]
+    width = config.model.hidden_size
+    assert config.lr == pytest.approx(5e-3 * (min(1, 128 / width)))
+
+
+def test_options_reach_into_a_model_by_name(cuda_nn, asked: list[TrainConfig]) -> None:
+    cuda_nn("train", "--model", "gpt-small", "--model.num-layers", 3,
+            "--model.options.swiglu.intermediate-size", 9)
+    model = asked[0].model
+    assert (model.num_layers, model.options["swiglu"], model.options["full_attention"]["num_heads"]) == (
+        3, {"intermediate_size": 9}, 12)
 
 
 def test_unknown_key_in_a_file_names_the_line(cuda_nn, tmp_path: Path) -> None:

@@ -38,6 +38,19 @@ def test_masked_lm_masks_what_it_says() -> None:
     assert drawn.max() > 940
 
 
+@pytest.mark.parametrize("stored", ["uint8", "uint16", "int8", "uint32"])
+def test_narrow_types_of_ids(stored: str) -> None:
+    """Corpora store ids in two bytes or one: labels of -100, and ids that do not fit, are not wrapped."""
+    ids = (IDS % 100).astype(stored)
+    found = masked_lm(ids, mask_id=999, vocab_size=1000)
+    for array, right in zip(found, masked_lm(ids.astype(int), mask_id=999, vocab_size=1000), strict=True):
+        np.testing.assert_array_equal(array, right)
+    assert found[1].min() == -100
+    assert found[0].max() == 999
+    inputs, labels = span_corruption(ids[0], sentinels=range(999, 900, -1), random=np.random.default_rng(0))
+    assert inputs.max() == labels[0] == 999
+
+
 def test_masked_lm_leaves_special_tokens_alone() -> None:
     ids = np.where(np.arange(100) % 4 == 0, 7, IDS)
     inputs, labels = masked_lm(ids, mask_id=3, vocab_size=1000, special_ids=(7, 8), rate=1.0)

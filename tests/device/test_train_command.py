@@ -18,7 +18,9 @@ SMALL = ["--preset", "smoke", "--device", "emulated", "--batch-size", "2", "--se
 
 
 def train(folder: Path, *more: str) -> Path:
-    assert main(["train", *SMALL, "--run", str(folder / "one"), *more]) == 0
+    text = folder / "text.txt"       # short: the last evaluation reads all of what is held out
+    text.write_text("def " * 150)
+    assert main(["train", *SMALL, "--data", str(text), "--run", str(folder / "one"), *more]) == 0
     return folder / "one"
 
 
@@ -39,6 +41,25 @@ def test_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert "final: bits_per_byte=" in said
     assert f"the kernel library runs {len(KERNELS)} kernels (cuda-nn info lists them), on the device" in said
+
+
+def test_a_model_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Blocks of several kinds, from the options to text that the trained model writes"""
+    hybrid = ["--model", "delta-hybrid-small", "--model.num-layers", "2", "--model.hidden-size", "32",
+              "--model.mixer", "delta_net,full_attention", "--model.options.delta_net.num_heads", "2",
+              "--model.options.full_attention.num_heads", "2", "--model.options.swiglu.intermediate_size",
+              "48", "--steps", "3", "--warmup", "1", "--lr", "1e-2"]
+    run = train(tmp_path, *hybrid)
+    assert load(run / "config.yaml", TrainConfig).device == "emulated"
+    (tmp_path / "host").mkdir()
+    found, host = losses(run), losses(train(tmp_path / "host", *hybrid, "--device", "cpu"))
+    assert len(found) == 3
+    assert found == pytest.approx(host, rel=1e-4)
+    assert found[0] - found[-1] > 0.5
+    capsys.readouterr()
+    assert main(["generate", "--checkpoint", str(run / "checkpoints/step_3"), "--prompt", "def",
+                 "--max-tokens", "4"]) == 0
+    assert capsys.readouterr().out.startswith("def")
 
 
 def test_a_device_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

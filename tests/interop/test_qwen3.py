@@ -140,6 +140,7 @@ def test_what_qwen3_does_not_have_is_named(changes: dict[str, Any], message: str
     ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "rope_type is 'llama3'"),
     ({"num_hidden_layers": "28"}, "num_hidden_layers is '28'"),
     ({"layer_types": ["full_attention"]}, "layer_types"),
+    ({"model_type": "qwen3_moe", "decoder_sparse_step": 0}, "decoder_sparse_step is 0"),
     ({"quantization_config": {"bits": 4}}, "quantization_config")])
 def test_what_a_config_json_asks_for_and_we_do_not_compute(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):

@@ -8,7 +8,7 @@ import pytest
 from nn import ops
 from nn.cache import LayerCache
 from nn.errors import InputError
-from nn.layers import GroupedAttention, RopeScaling, Rotary
+from nn.layers import GroupedAttention, RopeScaling, Rotary, registry
 from nn.tensor import Tensor, no_grad
 
 STRETCHED = Rotary(6, scaling=RopeScaling("dynamic", 4.0, 4), length=16)
@@ -135,3 +135,15 @@ def test_heads_must_divide() -> None:
         layer(4, 3)
     with pytest.raises(InputError, match="num_heads: 4 is not a multiple of num_kv_heads: 0"):
         layer(4, 0)
+
+
+@pytest.mark.parametrize("mixer", ["full_attention", "gated_attention", "sliding_attention", "block_sparse",
+                                   "nsa"])
+@pytest.mark.parametrize(("name", "value"), [("num_kv_heads", -2), ("head_dim", -4), ("window", -1),
+                                             ("softcap", float("nan")), ("scale", -1.0), ("norm_eps", -1.0),
+                                             ("rope_theta", -1.0), ("clip_qkv", -1.0)])
+def test_settings_below_zero_are_refused_by_name(mixer: str, name: str, value: float) -> None:
+    """A negative divisor of num_heads divides them, too."""
+    kind = registry.find("mixer", mixer).Settings
+    with pytest.raises(InputError, match=f"{kind.__name__}.{name}: {value} is not 0 or more; 0 means"):
+        kind.create(hidden_size=8, num_heads=4, **{name: value})

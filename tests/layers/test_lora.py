@@ -178,9 +178,52 @@ def test_merged_and_back() -> None:
         changed = model.state_dict()
         lora.unmerge()
         for name, values in model.state_dict().items():
-            ulp = np.finfo(dtype).eps * np.maximum(np.abs(values), np.abs(changed[name]))
+            ulp = np.finfo(dtype).eps * np.maximum(np.abs(values), np.abs(changed.get(name, values)))
             assert (np.abs(values - before[name]) <= ulp).all(), name
         np.testing.assert_allclose(model(ids).numpy(), adapted, atol=near * np.abs(adapted).max())
+
+
+def test_weights_saved_while_merged_hold_the_correction_once() -> None:
+    """They are those of a plain model; one with adapters does not take them for its own."""
+    model, ids = MoETransformer(CONFIG).train(), tokens()
+    names = list(model.state_dict())
+    lora = disturbed(LoRA(model, LoRASettings(targets=("v_proj", *EXPERTS))))
+    expected = model.eval()(ids).numpy()
+    model.train()
+    lora.merge()
+    saved = {name: values.copy() for name, values in model.state_dict().items()}
+    assert list(saved) == names
+    plain, other = MoETransformer(CONFIG).eval(), MoETransformer(CONFIG)
+    plain.load_state_dict(saved)
+    np.testing.assert_allclose(plain(ids).numpy(), expected, atol=1e-5 * np.abs(expected).max())
+    LoRA(other, LoRASettings(targets=("v_proj", *EXPERTS)))
+    with pytest.raises(InputError, match="lora_A: missing"):
+        other.load_state_dict(saved)
+    model.eval()                                             # the adapters come back in the model's mode
+    lora.unmerge()
+    assert not any(module.training for module in model.modules())
+    assert len(model.state_dict()) > len(names)
+
+
+class Twice(Module):
+    """One layer in two places"""
+
+    def __init__(self) -> None:
+        self.first = Linear(5, 5)
+        self.second = self.first
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x))
+
+
+def test_a_layer_that_stands_twice_has_one_adapter() -> None:
+    model, x = Twice(), Tensor(normal(3, 5).astype(np.float32))
+    model.initialize(0)
+    lora = disturbed(LoRA(model, LoRASettings(r=2, targets=("second",))))
+    assert lora.num_parameters() == 2 * 10 == sum(p.size for p in lora.named_parameters().values())
+    before = model(x).numpy()
+    lora.merge()
+    np.testing.assert_allclose(model(x).numpy(), before, atol=1e-6)
 
 
 def test_merging_in_half_precision_rounds_once() -> None:

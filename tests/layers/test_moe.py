@@ -9,6 +9,7 @@ from nn import ops
 from nn.errors import InputError
 from nn.layers import Experts, FeedForward, MoELayer, Router, auxiliary
 from nn.layers.moe.capacity import POLICIES, capacity, keep_within_capacity
+from nn.models import MoETransformer
 from nn.random import counter
 from nn.tensor import Tensor, no_grad
 
@@ -227,10 +228,55 @@ class TestLosses:
             t.item() for name, t in emitted.losses if name == "moe/router_z")
 
 
+class TestPadding:
+    """What stands at padding changes no loss, no figure and nobody's place."""
+
+    def test_it_is_left_out(self) -> None:
+        layer, x = mixture(balance_coef=0.3, z_coef=0.7, capacity_factor=0.5), inputs(2, 11)
+        keep = np.arange(11) >= np.array([[6], [0]])
+        found = []
+        for scale in (1.0, 30.0):
+            padded = np.where(keep[..., None], x, scale * x)
+            with auxiliary.collect() as emitted:
+                y = layer(Tensor(padded), mask=keep).data[keep]
+            found.append((y, {name: loss.item() for name, loss in emitted.losses} | dict(emitted.figures)))
+        for name, value in found[0][1].items():
+            np.testing.assert_array_equal(found[1][1][name], value, err_msg=name)
+        np.testing.assert_array_equal(found[0][0], found[1][0])
+        rows = x.transpose(1, 0, 2)[keep.T]                        # the tokens alone, by time
+        with auxiliary.collect() as emitted:
+            routing = layer.router(Tensor(rows))
+        alone = {name: loss.item() for name, loss in emitted.losses} | dict(emitted.figures)
+        assert alone.keys() == found[0][1].keys()
+        for name, value in alone.items():
+            np.testing.assert_allclose(found[0][1][name], value, rtol=1e-12, err_msg=name)
+        assert 0.0 < alone["moe/overflow"] < 1.0
+        right = np.array([sum((w * expert(layer, e, row) for w, e in zip(weights, chosen, strict=True)
+                               if e < 5), np.zeros(6)) for row, weights, chosen
+                          in zip(rows, routing.weights.data, routing.experts, strict=True)])
+        by_time = np.zeros((11, 2, 6))
+        by_time[keep.T] = right
+        np.testing.assert_allclose(found[0][0], by_time.transpose(1, 0, 2)[keep], rtol=1e-12, atol=1e-13)
+
+    @pytest.mark.parametrize("checkpointing", [False, True])
+    def test_it_reaches_the_experts_of_a_model(self, checkpointing: bool) -> None:
+        model, random = MoETransformer.tiny(), np.random.default_rng(0)
+        model.gradient_checkpointing = checkpointing
+        ids, keep = random.integers(0, 1000, (2, 9)), np.arange(9) >= np.array([[5], [0]])
+        targets = np.where(keep, random.integers(0, 1000, (2, 9)), -100)
+        found = []
+        for other in (ids, np.where(keep, ids, 7)):
+            figures = model.loss(other, targets, mask=keep)[1]
+            found.append({name: np.asarray(value) for name, value in figures.items()})
+        for name, value in found[0].items():
+            np.testing.assert_array_equal(found[1][name], value, err_msg=name)
+
+
 class TestCapacity:
     @pytest.mark.parametrize(("tokens", "k", "experts", "factor", "room"), [
         (100, 2, 4, 1.0, 50), (100, 2, 4, 1.25, 63), (10, 2, 8, 1.0, 4), (3, 2, 8, 1.0, 3),
-        (100, 2, 4, 9.0, 100), (7, 1, 3, 1.0, 4), (0, 2, 4, 1.0, 0)])
+        (100, 2, 4, 9.0, 100), (7, 1, 3, 1.0, 4), (0, 2, 4, 1.0, 0),
+        (100, 1, 10, 1.1, 11), (50, 2, 8, 1.12, 14), (101, 1, 10, 1.1, 12)])        # 1.1 · 100 / 10 is 11
     def test_room(self, tokens: int, k: int, experts: int, factor: float, room: int) -> None:
         assert capacity(tokens, k, experts, factor) == room
 

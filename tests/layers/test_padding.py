@@ -8,7 +8,7 @@ import pytest
 from nn import ops
 from nn.errors import InputError
 from nn.layers import Linear
-from nn.layers.conv import depthwise_conv1d_causal
+from nn.layers.conv import ShortConv, depthwise_conv1d_causal
 from nn.layers.gating import low_rank_project, normalize_gate_logits
 from nn.layers.mode import KernelMode, select_mode
 from nn.layers.padding import compute_unpadded_indices, pad, unpad
@@ -61,9 +61,14 @@ def test_padding_refuses_what_does_not_fit() -> None:
         compute_unpadded_indices(np.ones(3))
     with pytest.raises(InputError, match=r"unpad: shape \[3\]"):
         unpad(np.ones(3), np.arange(3))
-    for tokens, batch in ((2, 2), (3, 1)):
-        with pytest.raises(InputError, match=f"pad: {tokens} tokens, 3 indices into {batch} x 2 places"):
-            pad(np.ones((tokens, 4)), np.arange(3), batch, 2)
+    with pytest.raises(InputError, match="pad: 2 tokens, 3 indices into 2 x 2 places"):
+        pad(np.ones((2, 4)), np.arange(3), 2, 2)
+    for indices, named in (([0, 1, 2], "0 ... 2 are not all among the 2"), ([-1, 0], "-1 ... 0 are not"),
+                           ([1, 1], "a place comes twice"), ([True, False], r"bool \[2\]; expected")):
+        with pytest.raises(InputError, match=f"indices: {named}"):
+            pad(np.ones((len(indices), 4)), np.array(indices), 1, 2)
+        with pytest.raises(InputError, match=f"indices: {named}"):
+            unpad(np.ones((1, 2, 4)), np.array(indices))
 
 
 # ---- gates ----
@@ -94,6 +99,9 @@ def test_gate_logits() -> None:
           np.array([-3.0, 0.0, 9.0]))
     with pytest.raises(ValueError, match="normalizer: 0 is not positive"):
         normalize_gate_logits(Tensor(z), normalizer=0)
+    for clip in ((0.0, -1.0), (-1.0, 0.5)):
+        with pytest.raises(InputError, match="clip_range"):
+            normalize_gate_logits(Tensor(z), clip_range=clip)
 
 
 # ---- convolution and mode ----
@@ -121,6 +129,19 @@ def test_padding_is_left_out_of_the_cache() -> None:
     _, kept = depthwise_conv1d_causal(Tensor(x), w, None, before, mask)
     for row in range(5):
         assert np.array_equal(kept[row], np.concatenate([before[row], x[row, mask[row]]])[-3:])
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 3), (2, 2, 3), (1, 3, 3), (2, 3, 1)])
+def test_a_cache_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
+    """[B,K,C], which has a column for the present, would give a token too many"""
+    x, w = Tensor(np.ones((2, 5, 3))), Tensor(np.ones((3, 4)))
+    with pytest.raises(InputError, match=r"cache: shape .* expected \[B,\(K-1\) dilation,C\] = \[2, 3, 3\]"):
+        depthwise_conv1d_causal(x, w, None, np.zeros(shape))
+    with pytest.raises(InputError, match=r"bias: shape \[5, 3\]; expected \[C\] = \[3\]"):
+        depthwise_conv1d_causal(x, w, Tensor(np.ones((5, 3))))
+    for size, dilation in ((0, 1), (-1, 1), (4, 0)):
+        with pytest.raises(InputError, match="both are 1 or more"):
+            ShortConv(3, size, dilation=dilation)
 
 
 def test_convolution_of_an_impulse_and_by_the_identity() -> None:

@@ -78,6 +78,24 @@ def test_retention_is_the_formula_of_the_paper() -> None:
         close(layer(Tensor(x), mode="chunk")[0].data[0], y, 1e-12)
 
 
+@pytest.mark.parametrize("mode", ["chunk", "recurrent"])
+def test_padding_has_no_position(mode: str) -> None:
+    """Left of tokens, between them and at the end of a call: a row goes on as if there were none, with the
+    same state."""
+    layer = shaken(Retention(RetentionSettings(hidden_size=8, num_heads=2, chunk_size=4), dtype="float64"), 0)
+    x = random(1).standard_normal((2, 9, 8))
+    mask = np.array([[0, 1, 1, 0, 0, 1, 1, 0, 1], [1, 1, 1, 1, 1, 0, 0, 0, 1]], bool)
+    for cut in (5, 8):
+        with no_grad():
+            one, state = layer(Tensor(x[:, :cut]), state=layer.init_state(2), mask=mask[:, :cut], mode=mode)
+            two, state = layer(Tensor(x[:, cut:]), state=state, mask=mask, mode=mode)
+            for row in range(2):
+                alone, end = layer(Tensor(x[row, mask[row]][None]), state=layer.init_state(1), mode=mode)
+                found = np.concatenate([one.data, two.data], axis=1)[row, mask[row]]
+                close(found, alone.data[0], 1e-12)
+                close(state.s[row], end.s[0], 1e-12)
+
+
 def test_parameters_of_the_published_layer() -> None:
     """Per layer of width D: q, k of D², v, g and out of 2 D² each, and one norm of a head's width."""
     assert sum(RetentionSettings(hidden_size=512).parameters().values()) == 8 * 512**2 + 128

@@ -99,6 +99,8 @@ class TestScalings:
         (lambda: RopeScaling("ntk", 0.5), "rope_scaling.factor: 0.5 is below 1"),
         (lambda: Rotary(7), "rotary width: 7 is not an even number of channels"),
         (lambda: Rotary(0), "rotary width: 0"),
+        *((lambda theta=theta: Rotary(4, theta), f"rope_theta: {theta} is not a positive number")
+          for theta in (0.0, -1.0, float("nan"), float("inf"))),
         (lambda: Rotary(2, scaling=RopeScaling("ntk", 2.0)),
          "rope_scaling.type: ntk needs a rotary width above 2"),
         (lambda: Rotary(2, scaling=RopeScaling("dynamic", 2.0)),
@@ -122,6 +124,16 @@ class TestTables:
         assert rotary._tables[0].size == 0
         rotary(0, 10, np.float32)
         assert len(rotary._tables[0]) <= 256
+
+    def test_tables_do_not_grow_with_a_text_without_end(self) -> None:
+        rotary = Rotary(4, theta=100.0)
+        for start in (2**20 - 2, 2**20 - 1, 2**22):              # of two tokens each
+            cos, sin = rotary(start, 2, np.float64)
+            angle = np.arange(start, start + 2)[:, None] * np.array([1.0, 0.1])
+            np.testing.assert_allclose(cos, np.cos(angle), atol=1e-9)
+            np.testing.assert_allclose(sin, np.sin(angle), atol=1e-9)
+            assert np.array_equal(rotary.at(np.array([[start + 1]]), np.float64)[0][0, 0], cos[1:])
+        assert len(rotary._tables[0]) <= 2**20
 
     def test_types(self) -> None:
         for dtype in (np.float32, np.float64):

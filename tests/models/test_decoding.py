@@ -144,6 +144,8 @@ class TestRefusals:
         with pytest.raises(InputError,
                            match=r"^cache: made for 3 layers, the model has 2; use init_state\(\)$"):
             made(ids(), cache=KVCache(3))
+        with pytest.raises(InputError, match=r"^cache: int; use init_state\(\)$"):
+            made(ids(), cache=3)
         made(ids(2), cache=cache)
         with pytest.raises(InputError, match=r"cache: holds \[B,G\] = \[2, 2\]"):
             made(ids(3), cache=cache)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nn import no_grad
+from nn import MoETransformerConfig, no_grad
 from nn.config import dump, load
 from nn.errors import InputError
 from nn.layers.formulas import total
@@ -206,6 +206,13 @@ def test_initial_weights(scheme: str, inner: float, outer: float, table: float) 
         assert abs(found.weight.data.mean()) < 0.1 * expected
 
 
+def test_a_recursion_starts_as_small_as_it_is_deep() -> None:
+    """takase: projections into the stream / sqrt(2 · all layers that a token passes)"""
+    made = LanguageModelConfig(num_layers=3, init_scheme="takase", body="recursion", recursion={
+        "recurrence_steps": 4, "prelude": {"num_layers": 1}, "coda": {}})
+    assert made.out_std == pytest.approx(math.sqrt(2 / 320) / math.sqrt(2 * (1 + 3 * 4 + 2)), rel=1e-12)
+
+
 def test_a_fresh_model_knows_nothing() -> None:
     made = LanguageModel(LanguageModelConfig(vocab_size=97, options={"swiglu": {"intermediate_size": 96}}))
     assert made.loss(ids(4, 16), ids(4, 16, seed=3))[1]["loss"] == pytest.approx(math.log(97), abs=0.05)
@@ -303,11 +310,20 @@ def test_trimming_drops_caches_and_keeps_what_summarises() -> None:
     ({"body": "loop"}, "body: 'loop'"), ({"recursion": {"rule": "norm"}}, "set body: recursion"),
     ({"positions": "rope"}, "positions: 'rope'"), ({"hidden_size": 0}, "hidden_size: 0 is not positive"),
     ({"prelude": ("swiglu",)}, "memory: 'swiglu'"), ({"init_scheme": "x"}, "init_scheme"),
+    ({"mixer": ("full_attention", "mla"), "causal": False}, "mla lets no token see a later one"),
     ({"memory": "rmc", "options": {"rmc": {"summary": "mean", "allow_noncausal": True}}}, "future"),
-    ({"logit_softcap": -1.0}, "logit_softcap: -1.0"), ({"embedding_scale": 0.0}, "embedding_scale: 0.0")])
+    ({"logit_softcap": -1.0}, "logit_softcap: -1.0"), ({"init_std": math.nan}, "init_std: nan"),
+    ({"logit_softcap": math.inf}, "logit_softcap: inf"), ({"mtp_weight": math.nan}, "mtp_weight: nan"),
+    ({"embedding_scale": 0.0}, "embedding_scale: 0.0")])
 def test_what_a_configuration_refuses(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         LanguageModelConfig(**changes)
+
+
+@pytest.mark.parametrize("config", [LanguageModelConfig(), MoETransformerConfig()], ids=["blocks", "experts"])
+def test_a_change_of_no_field_is_refused_with_the_nearest(config: Any) -> None:
+    with pytest.raises(InputError, match="hiden_size: unknown setting; did you mean 'hidden_size'"):
+        config.replace(hiden_size=8)
 
 
 def test_what_a_model_refuses() -> None:
@@ -318,6 +334,15 @@ def test_what_a_model_refuses() -> None:
         made(ids(), cache=[1])
     with pytest.raises(InputError, match="exceed the context of 24"):
         made(ids(1, 25))
+    with pytest.raises(InputError, match="mode: 'chunky' is not known"):
+        made(ids(), mode="chunky")
+    with pytest.raises(InputError, match="keep: -1 tokens"):
+        model("retention").init_state(1).trim(-1)
+    for other in (model(num_layers=3), model(body="recursion"), model(prelude=("rmc",))):
+        with pytest.raises(InputError, match=r"cache: of a model of other layers"):
+            made(ids(), cache=other.init_state(2))
+    with pytest.raises(InputError, match=r"cache: made for 1 rows, ids have 2; use init_state\(2\)"):
+        made(ids(), cache=made.init_state(1))
     state = model("nsa").init_state(2)
     with pytest.raises(InputError, match="NSAState cannot drop"):
         state.trim(3)

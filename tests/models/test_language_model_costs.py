@@ -77,6 +77,20 @@ def test_golden_operations() -> None:
     assert LanguageModel(QWEN3).flops(2048, training=True) == 3 * 1_426_964_480
 
 
+def test_one_expert_costs_what_a_dense_layer_costs_and_its_router() -> None:
+    dense = described(64, 3, (4, 2, 16), 96, 50)
+    sparse = described(64, 3, (4, 2, 16), 96, 50, experts=(1, 1))
+    for count, router in ((lambda config: config.parameters(), 3 * 64),
+                          (lambda config: config.flops(2, 9), 3 * 2 * 9 * 2 * 64)):
+        assert sum(count(sparse).values()) - sum(count(dense).values()) == router
+    made, plain = LanguageModel(sparse), LanguageModel(dense)
+    with count_flops() as one:
+        made(ids(2, 9))
+    with count_flops() as other:
+        plain(ids(2, 9))
+    assert one.flops - other.flops == 3 * 2 * 9 * 2 * 64
+
+
 @pytest.mark.parametrize("past", [0, 1, 63, 2047])
 def test_decoding_sees_what_is_held(past: int) -> None:
     """The same two models described twice; a token behind p others looks at p + 1"""

@@ -93,6 +93,23 @@ def test_writing_gives_the_cpus_tokens(mixer: Any, fast: EmulatedDevice) -> None
     assert list(generate(model, [3, 1, 4], sampling)) == expected
 
 
+WIDE: dict[str, Any] = {"max_seq_len": 8, "options": {"sliding_attention": {
+    "num_heads": 2, "num_kv_heads": 1, "window": 6}}}
+
+
+@pytest.mark.parametrize(("mixer", "prompt"), [
+    ("sliding_attention", 3), ("sliding_attention", 11),
+    (("full_attention", "sliding_attention"), 3)], ids=str)
+def test_windows_are_whole_past_the_context(mixer: Any, prompt: int, fast: EmulatedDevice) -> None:
+    """A cache of fixed size drops half of what it holds, which is less than a window here"""
+    ids, sampling = list(range(prompt)), SamplingConfig(temperature=1, max_tokens=24, seed=3)
+    expected = list(generate(LanguageModel(config(mixer, **WIDE), seed=2), ids, sampling))
+    model = LanguageModel(config(mixer, **WIDE), seed=2).to(fast)
+    assert model.static_problem == ""
+    assert list(generate(model, ids, sampling)) == expected
+    assert len(set(expected)) > 2
+
+
 @pytest.mark.parametrize(("changes", "message"), [
     ({"mixer": "retention"}, "does not serve retention"), ({"prelude": ("nsb",)}, "layers alone"),
     ({"positions": "learned"}, "layers alone")])

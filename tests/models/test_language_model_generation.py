@@ -9,7 +9,7 @@ from nn.data import ByteTokenizer
 from nn.errors import InputError
 from nn.generate import SamplingConfig, generate, generate_batch, stream_text
 from nn.models import LanguageModel, LanguageModelConfig
-from tests.models.mixed import EVERY, VARIANTS, config, model
+from tests.models.mixed import EVERY, VARIANTS, config, ids, model
 
 GREEDY = SamplingConfig(temperature=0, max_tokens=18)
 LONG = SamplingConfig(temperature=0, max_tokens=40)
@@ -46,9 +46,43 @@ def test_past_the_context_caches_are_trimmed(monkeypatch: pytest.MonkeyPatch) ->
     assert state.length <= 24
 
 
+@pytest.mark.parametrize("mixer", ["full_attention", ("retention", "full_attention")], ids=str)
+def test_learned_positions_begin_anew_past_the_context(mixer: Any) -> None:
+    """There is none for the token behind the last: what stays is read from position 0, as without a cache."""
+    made = model(mixer, positions="learned")
+    cached = list(generate(made, [3, 1], LONG))
+    assert cached == list(generate(made, [3, 1], LONG, use_cache=False))
+    assert len(set(cached)) > 1
+
+
+def test_padded_rows_go_on_behind_a_trim() -> None:
+    """A window that is wider than what the caches keep still holds tokens that they have dropped, padding
+    among them"""
+    made = model(("full_attention", "sliding_attention", "retention"),
+                 options={"sliding_attention": {"num_heads": 2, "window": 7}})
+    text, more = ids(2, 8), ids(2, 3, seed=5)
+
+    def written(prompt: np.ndarray, new: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+        state = made.init_state(len(prompt))
+        made(prompt, cache=state, mask=mask)
+        state.trim(4)
+        held = None if mask is None else mask[:, -4:]
+        for t in range(2):                                     # two tokens, then one more
+            keep = None if held is None else np.pad(held, ((0, 0), (0, 1 + t)), constant_values=True)
+            y = made(new[:, :2] if not t else new[:, 2:], cache=state,
+                     mask=None if keep is None else np.pad(keep, ((0, 0), (0, 1)), constant_values=True))
+        return y.data[:, -1]
+
+    mask = np.ones((2, 8), bool)
+    mask[0, :3], mask[1, :6] = False, False
+    together = written(text, more, mask)
+    for row, padding in enumerate((3, 6)):
+        alone = written(text[row : row + 1, padding:], more[row : row + 1], None)
+        np.testing.assert_allclose(together[row], alone[0], rtol=1e-9, atol=1e-10)
+
+
 @pytest.mark.parametrize(("mixer", "changes", "message"), [
     ("nsa", {}, "NSAState cannot drop its oldest tokens"),
-    ("full_attention", {"positions": "learned"}, "position 24 has no learned embedding"),
     ("block_sparse", {"causal": False}, "an encoder reads whole sequences")])
 def test_what_cannot_go_on_says_so(mixer: str, changes: dict[str, Any], message: str) -> None:
     made = model(mixer, **changes)

@@ -180,6 +180,7 @@ def test_packed_rows_are_their_documents() -> None:
     assert figures["mtp"] == pytest.approx(sum(found), rel=1e-12)
     for p, q in zip(one.parameters(), packed.parameters(), strict=True):
         np.testing.assert_allclose(p.grad, q.grad, atol=1e-13)
+    assert packed.loss(inputs, targets, segment_ids=segments.tolist())[1]["mtp"] == figures["mtp"]
 
 
 def test_sequences_shorter_than_the_depth() -> None:
@@ -228,3 +229,8 @@ def test_learns_what_comes_next_but_one() -> None:
 def test_bad_settings_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         PLAIN.replace(**changes)
+
+
+def test_a_model_without_modules_predicts_no_further() -> None:
+    with pytest.raises(InputError, match="set mtp_depth"):
+        further_logits(LanguageModel(PLAIN), np.array([[1, 2, 3]]))

@@ -271,6 +271,12 @@ def test_what_is_no_past_is_refused() -> None:
         run(model, ids[:1, 4:], past=past)
     with pytest.raises(ValueError, match="exceed the context of 32"):
         run(model, text(2, 29), past=past)
+    blocks, (sums, seen) = past[:2], past[2]
+    for rest in ((sums[:1], seen), (sums, seen[:1]), (sums[..., :0], seen), (sums[:, 0], seen)):
+        with pytest.raises(ValueError, match=r"past\[2\]: .*expected \[2, 1, 1, 16\] and \[2, 1, 1, 2\]"):
+            run(model, ids[:, 4:], past=[*blocks, rest])
+    with pytest.raises(ValueError, match=r"past\[2\]: .*expected \[2, 1, 1, 0\]"):
+        run(build(rmc=False), ids[:, 4:], past=past)
 
 
 # ---- memory ----
@@ -474,6 +480,10 @@ def test_bad_configurations_are_named(changes: dict[str, Any], message: str) -> 
 def test_a_preset_of_another_name_is_refused() -> None:
     with pytest.raises(ValueError, match="preset: '125' is not known; did you mean '125M'"):
         preset("125")
+    with pytest.raises(ValueError, match=r"NeoFormerXConfig.layer: unknown setting; did you mean 'layers'"):
+        preset("125M", layer=3)
+    with pytest.raises(ValueError, match="NeoFormerXConfig.core: unknown setting"):
+        preset("125M", core=None)
 
 
 def test_files_hold_a_configuration_and_weights_open_as_a_language_model(tmp_path: Path) -> None:

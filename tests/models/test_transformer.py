@@ -150,6 +150,22 @@ def test_parameters_are_those_of_the_configuration(variant: str) -> None:
     assert m.num_parameters(active=True) <= m.num_parameters()
 
 
+@pytest.mark.parametrize("mode", ["decoder", "seq2seq"])
+def test_weights_start_as_told(mode: str) -> None:
+    """Normal(0, init_std), those into the residual stream / √(2 layers), norms 1; no two alike"""
+    m = Transformer(config(mode=mode, d_model=64, d_ff=128, n_layers=3, vocab_size=300, init_std=0.02))
+    found = {name: p.numpy() for name, p in m.named_parameters().items()}
+    for name, values in found.items():
+        if "norm" in name:
+            assert (values == 1.0).all(), name
+            continue
+        std = 0.02 / np.sqrt(6.0) if "o_proj" in name or "down_proj" in name else 0.02
+        assert abs(values.std() / std - 1.0) < 5.0 / np.sqrt(2 * values.size), name
+        assert abs(values.mean()) < 5.0 * std / np.sqrt(values.size), name
+    drawn = [values.tobytes() for name, values in found.items() if "norm" not in name]
+    assert len(set(drawn)) == len(drawn)
+
+
 def test_norm_and_epsilon() -> None:
     assert Transformer(config()).main.config.norm_eps == 1e-6
     assert Transformer(config(norm="layernorm")).main.config.norm_eps == 1e-5

@@ -51,6 +51,25 @@ def test_prefill_into_a_cache_that_is_not_empty_begins_anew() -> None:
     assert cache.length == 14
 
 
+@pytest.mark.parametrize("positional", ["rope", "learned"])
+def test_prefill_into_a_cache_whose_tokens_were_dropped(positional: str) -> None:
+    """Nothing is held, but positions went on: they begin anew, for any batch."""
+    m, cache = model(positional=positional), KVCache(num_layers=2)
+    m(ids(), kv_cache=cache)
+    cache.trim(0)
+    np.testing.assert_array_equal(m(ids(batch=3), kv_cache=cache).numpy(), m(ids(batch=3)).numpy())
+    assert (cache.length, cache.offset) == (7, 7)
+
+
+def test_tokens_taken_back_into_the_padding() -> None:
+    m, x, cache = model(positional="learned"), ids(), KVCache(num_layers=2)
+    keep = np.array([[True] * 7, [False] * 3 + [True] * 4])
+    m(x[:, :5], kv_cache=cache, mask=keep[:, :5])
+    cache.crop(2)
+    y = m(x[:, 2:], kv_cache=cache, mask=keep, is_decode=True).numpy()
+    np.testing.assert_allclose(y[1:, 1:], m(x[1:, 3:]).numpy(), rtol=1e-10, atol=1e-10)
+
+
 def test_decoding_into_an_empty_cache_is_a_prefill() -> None:
     m, cache = model(), KVCache(num_layers=2)
     logits = m(ids(), kv_cache=cache, is_decode=True)
@@ -150,6 +169,10 @@ def test_another_source_is_refused() -> None:
     m(ids(), ids(length=2), kv_cache=cache)
     with pytest.raises(InputError, match=r"ids: another source \(shape \[2, 7\]\)"):
         m((ids() + 1) % 13, ids(length=2), kv_cache=cache, is_decode=True)
+    for keep in (np.array([[True] * 6 + [False], [True] * 7]), np.ones((2, 6), bool)):
+        with pytest.raises(InputError, match="mask: another one than the source's"):
+            m(ids(), ids(length=2), mask=keep, kv_cache=cache, is_decode=True)
+    m(ids(), ids(length=1), mask=np.ones((2, 7), int), kv_cache=cache.copy(), is_decode=True)
     with pytest.raises(InputError, match="the cache holds no source yet"):
         m(None, ids(length=2), kv_cache=KVCache(num_layers=2), is_decode=True)
     with pytest.raises(InputError, match=r"tgt_ids: shape \[3, 2\].*B = 2"):
@@ -169,6 +192,19 @@ def test_rows_of_a_cache_are_reordered_and_copied() -> None:
     assert (cache.length, other.length) == (3, 4)
     np.testing.assert_allclose(m(None, tgt[:, 3:], kv_cache=cache, is_decode=True),
                                m(src, tgt, mask=keep).numpy()[:, 3:], rtol=1e-10, atol=1e-10)
+
+
+def test_a_source_is_reordered_before_it_is_first_read() -> None:
+    m, src, tgt, rows = model(mode="seq2seq"), ids(), ids(length=4, seed=1), np.array([1, 1, 0])
+    cache = KVCache(num_layers=2)
+    cache.source = m.read_source(src)
+    cache.reorder(rows)
+    y = m(None, tgt[rows], kv_cache=cache, is_decode=True).numpy()
+    np.testing.assert_allclose(y, m(src, tgt).numpy()[rows], rtol=1e-10, atol=1e-10)
+    cache.reset()
+    assert cache.source is None
+    with pytest.raises(InputError, match="the cache holds no source yet"):
+        m(None, tgt, kv_cache=cache, is_decode=True)
 
 
 # ---- generation ----

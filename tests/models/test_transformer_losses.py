@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nn.data.objectives import masked_lm, shift_right
-from nn.models import Transformer
+from nn.models import Hook, Transformer
 from nn.optim import AdamW
 from nn.tensor import Tensor
 
@@ -181,6 +181,28 @@ def test_a_constraint_is_added(mode: str) -> None:
     assert total.item() == pytest.approx(before.item() + figures["constraint/small"], rel=1e-12)
 
 
+class TextAlone(Hook):
+    """Nothing but the cross-entropy, and a record of what else there was"""
+
+    def on_loss(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        self.seen = sorted(terms)
+        return {"loss": terms["loss"]}
+
+
+@pytest.mark.parametrize("mode", ["decoder", "encoder", "seq2seq"])
+def test_hooks_see_every_term_of_the_loss(mode: str) -> None:
+    """What they leave is what is minimised: nothing of the encoder's experts behind their back."""
+    m, batch, hook = model(mode=mode, **MOE), batch_of(mode), TextAlone()
+    _, before = m.loss(*batch)
+    m.hooks.append(hook)
+    total, figures = m.loss(*batch)
+    assert total.item() == figures["loss"] == before["loss"]
+    encoders = [f"encoder/{name}" for name in before if name.startswith("encoder/")]
+    assert len(encoders) == (3 if mode == "seq2seq" else 0)
+    assert len(hook.seen) == 1 + 3 * (2 if mode == "seq2seq" else 1)
+    assert m.constraints == []
+
+
 def test_padding_is_in_no_loss() -> None:
     """Experts, encoder's and decoder's, are balanced over tokens alone."""
     m, src, labels = model(mode="seq2seq", **MOE), ids(batch=1), ids(batch=1, length=4, seed=4)
@@ -200,6 +222,15 @@ def test_aux_has_gradients() -> None:
         router = m.main.body.layers[0].feed_forward.moe.router.weight
         assert np.abs(router.grad).max() > 0.0, name
         aux = m(ids(), return_aux=True)[1]
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 4])
+def test_routers_learn_from_the_text(top_k: int) -> None:
+    """Without auxiliary losses, too; a single weight that is always 1 would have no slope."""
+    m = model(ffn_type="moe", moe={"top_k": top_k, "aux_loss": False})
+    m.loss(*batch_of("decoder"))[0].backward()
+    for layer in m.main.body.layers:
+        assert np.abs(layer.feed_forward.moe.router.weight.grad).max() > 1e-6
 
 
 def test_share_of_tokens_that_left() -> None:

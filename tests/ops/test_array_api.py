@@ -14,8 +14,8 @@ strict = pytest.importorskip("array_api_strict")
 # their rows bring NumPy arrays with them (indices, masks, tables, plans, targets), or NumPy's types and
 # short indices
 BOUND_TO_NUMPY = {"balance_loss", "cast", "combine", "cross_entropy", "dispatch", "dropout",
-                  "gathered_swiglu", "getitem", "jitter", "linear_cross_entropy", "plan", "rope", "scatter_add",
-                  "take", "take_along_axis", "where"}
+                  "gathered_swiglu", "getitem", "jitter", "linear_cross_entropy", "plan", "rope",
+                  "scatter_add", "take", "take_along_axis", "where"}
 FREE = [row for row in ROWS if row.op not in BOUND_TO_NUMPY and "array-" not in row.case
         and row.id not in ("attention-padding", "attention-blind-query") and row.op != "grouped_linear"]
 

@@ -8,6 +8,7 @@ import pytest
 from nn import ops
 from nn.backends import kernels
 from nn.layers.moe.capacity import keep_within_capacity
+from nn.ops.merged import KeySet
 from nn.tensor import Tensor
 
 
@@ -59,6 +60,33 @@ def test_attention() -> None:
     near(q.grad[0, 0], [[-0.01388402, -0.07946006], [-0.18693973, -0.47052945]])
     near(k.grad[0, 0], [[-0.38824875, -0.39396733], [0.29521261, 0.31247188], [0.09303614, 0.08149545]])
     near(v.grad[0, 0], [[-0.5062085, -0.89713321], [-0.23965452, -0.49564969], [-0.06461904, -0.06286793]])
+
+
+def test_attention_with_softcap_and_sink() -> None:
+    q, k, v = leaf(f(4, 0, 1, 1, 2, 2)), leaf(f(6, 1, 1, 1, 3, 2)), leaf(f(6, 2, 1, 1, 3, 2))
+    sink = leaf([0.5])
+    o = ops.dense_attention(q, [KeySet(k, v)], sinks=sink, softcap=2.0)
+    o.backward(f(4, 3, 1, 1, 2, 2))
+    near(o.data[0, 0], [[0.27380409, -0.0396327], [0.28021431, -0.05503888]])
+    near(q.grad[0, 0], [[0.00598363, -0.03639793], [-0.09781525, -0.28148662]])
+    near(k.grad[0, 0], [[-0.23043098, -0.22704805], [0.19725462, 0.20988751], [0.05839472, 0.05115113]])
+    near(v.grad[0, 0], [[-0.36914072, -0.60522283], [-0.20132936, -0.35671417], [-0.05641387, -0.05488511]])
+    near(sink.grad, [0.03083078])
+
+
+def test_norms_do_not_see_what_they_take_out() -> None:
+    """RMSNorm the size of a row, LayerNorm its mean too; gradients have no part along them."""
+    x, w, b = f(12, 0, 3, 4), np.array([0.5, 1.0, 1.5, 2.0]), np.array([0.1, -0.2, 0.3, -0.4])
+    for norm, changed in ((lambda x: ops.rms_norm(x, leaf(w), 0.0), 7.0 * x),
+                          (lambda x: ops.layer_norm(x, leaf(w), leaf(b), 0.0), 7.0 * x + 3.0)):
+        here, there = leaf(x), leaf(changed)
+        y = norm(here)
+        np.testing.assert_allclose(y.data, norm(there).data, rtol=1e-12)
+        y.backward(f(12, 1, 3, 4))
+        np.testing.assert_allclose((here.grad * x).sum(axis=-1), 0.0, atol=1e-13)
+    np.testing.assert_allclose(here.grad.sum(axis=-1), 0.0, atol=1e-13)
+    plain = ops.rms_norm(leaf(x), leaf(np.ones(4)), 0.0).data
+    np.testing.assert_allclose((plain**2).mean(axis=-1), 1.0, rtol=1e-12)
 
 
 def test_pointwise() -> None:

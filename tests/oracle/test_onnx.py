@@ -9,7 +9,17 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from nn.interop.onnx import export
-from nn.models import LanguageModel, LanguageModelConfig, LMModel, MoETransformer, NeoFormerX
+from nn.models import (
+    AttentionConfig,
+    BlockConfig,
+    LanguageModel,
+    LanguageModelConfig,
+    LMModel,
+    MoETransformer,
+    NeoFormerX,
+    Transformer,
+    TransformerConfig,
+)
 from nn.models.lm_config import ModelConfig
 from nn.models.neoformer_config import NeoFormerXConfig
 from nn.tensor import no_grad
@@ -19,6 +29,8 @@ NEOFORMER: dict[str, Any] = {"vocab_size": 19, "d_model": 16, "nhead": 4, "kv_he
                              "mem_size": 3, "rules": 3, "rdim": 5, "max_seq_len": 8, "ffn_size": 12}
 LM: dict[str, Any] = {"vocab_size": 19, "hidden_size": 16, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2,
                       "intermediate_size": 12, "max_seq_len": 8}
+TRANSFORMER = TransformerConfig(vocab_size=19, d_model=16, n_layers=2, max_seq_len=8,
+                                block=BlockConfig(attn=AttentionConfig(n_heads=2), positional="sinusoidal"))
 HEADS = {"num_heads": 4}
 MODELS: dict[str, Any] = {
     "neoformer": lambda: NeoFormerX(NeoFormerXConfig(**NEOFORMER)),
@@ -30,6 +42,10 @@ MODELS: dict[str, Any] = {
         vocab_size=19, hidden_size=16, norm="layernorm", feed_forward="mlp", positions="learned",
         max_seq_len=8, options={"full_attention": {**HEADS, "rope_theta": 0.0},
                                 "mlp": {"activation": "gelu_tanh"}})),
+    "clipped heads of length 1": lambda: LanguageModel(LanguageModelConfig(
+        vocab_size=19, hidden_size=16, max_seq_len=8,
+        options={"full_attention": {**HEADS, "qk_norm": "l2", "clip_qkv": 0.1}})),
+    "transformer": lambda: Transformer(TRANSFORMER).main,
     "partial rotation, qk-norm, parallel": lambda: LanguageModel(LanguageModelConfig(
         vocab_size=19, hidden_size=16, max_seq_len=8, residual="parallel", tie_embeddings=True,
         options={"full_attention": {**HEADS, "qk_norm": "head", "partial_rotary_factor": 0.5, "window": 3}})),
@@ -53,6 +69,20 @@ def test_the_graph_gives_the_logits(name: str, tmp_path: Path) -> None:
         close(logits_of(path, ids), expected, 1e-4)
         ids[:, 5:] = 0
         close(logits_of(path, ids)[:, :5], expected[:, :5], 1e-4)
+
+
+def test_a_transformer_is_its_decoder(tmp_path: Path) -> None:
+    model, path = Transformer(TRANSFORMER, seed=3), tmp_path / "model.onnx"
+    export(model, path, length=5)
+    ids = np.random.default_rng(7).integers(0, 19, (1, 5))
+    with no_grad():
+        close(logits_of(path, ids), model(ids).data, 1e-4)
+    for mode in ("encoder", "seq2seq"):
+        other = TransformerConfig.from_dict(TRANSFORMER.to_dict())
+        other.mode = mode
+        with pytest.raises(ValueError, match=f"model: mode '{mode}'; export a decoder"):
+            export(Transformer(other), tmp_path / "other.onnx")
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_weights_keep_their_names_and_are_stored_once(tmp_path: Path) -> None:

@@ -16,6 +16,17 @@ def test_every_preset_survives_a_file(tmp_path, name):
     assert load(tmp_path / "config.yaml", TrainConfig) == preset(name)
 
 
+@pytest.mark.parametrize(("epochs", "most", "steps"), [
+    (1, 0, 2),          # 130 tokens are 16 windows of 8 tokens, 5 · 2 of them in a step
+    (1, 81, 1), (1, 82, 1), (1, 89, 2), (2.5, 81, 3), (0.01, 0, 1), (1, 1000, 2)])
+def test_epochs_are_steps_of_the_text(epochs, most, steps):
+    config = TrainConfig(seq_len=8, batch_size=5, accumulate=2, epochs=epochs, max_tokens=most, warmup=30)
+    found = config.in_steps(130)
+    assert (found.steps, found.epochs, found.warmup) == (steps, 0, 0)
+    assert found.in_steps(999) == found
+    assert replace(config, batch_size=1, accumulate=1, epochs=20, max_tokens=0).in_steps(130).warmup == 30
+
+
 def test_an_unknown_preset_suggests_the_nearest():
     with pytest.raises(InputError, match="did you mean 'smoke'"):
         preset("smok")

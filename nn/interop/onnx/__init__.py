@@ -5,7 +5,8 @@
 
 The operations that one forward pass executes become the graph (trace.py), each by its entry in a table
 (nodes.py).  Shapes are those of the trace: fill shorter texts up behind their end; a causal model computes
-the same before it.  What the table does not have is refused by name: scans and experts, so far.
+the same before it.  What the table does not have is refused by name: scans, experts, streams, and of
+attention sinks, softcap and sparse patterns, so far.
 
 TorchScript is a program of PyTorch's own; nothing here could run it, or write it."""
 
@@ -19,6 +20,7 @@ from nn.errors import InputError
 from nn.files import replacing
 from nn.interop.onnx.nodes import Graph
 from nn.interop.onnx.trace import trace
+from nn.models import Transformer
 
 __all__ = ["OPSET", "export"]
 
@@ -29,9 +31,10 @@ def export(model: Any, path: str | Path, *, batch: int = 1, length: int | None =
     """Write the model's forward pass, ids [batch,length] -> logits [batch,length,V], to a file that appears
     whole or not at all.  length: by default the model's context.
 
-    InputError without the package onnx, for an operation that has no counterpart, and for a model in which
+    A Transformer is exported as the decoder it is.  InputError for an encoder or a seq2seq model,
+    without the package onnx, for an operation that has no counterpart, and for a model in which
     the ids decide other than by operations (hashed n-grams)."""
-    onnx = _package()
+    onnx, model = _package(), _predicting(model)
     shape = (batch, model.max_seq_len if length is None else length)
     if min(shape) < 1:
         raise InputError(f"batch, length: {list(shape)}; 1 or more rows and tokens")
@@ -48,6 +51,15 @@ def export(model: Any, path: str | Path, *, batch: int = 1, length: int | None =
     onnx.checker.check_model(made)
     with replacing(Path(path)) as temporary:
         onnx.save(made, str(temporary))
+
+
+def _predicting(model: Any) -> Any:
+    """What gives logits of ids alone"""
+    if not isinstance(model, Transformer):
+        return model
+    if model.cfg.mode != "decoder":
+        raise InputError(f"model: mode {model.cfg.mode!r}; export a decoder, which gives logits of ids alone")
+    return model.main
 
 
 def _package() -> Any:

@@ -102,6 +102,11 @@ def _rms(g: Graph, x: str, weight: str, eps: float) -> str:
     return str(g.node("Mul", g.node("Div", x, root), weight))
 
 
+def _l2(g: Graph, step: Step, x: list[str]) -> list[str]:
+    square = g.node("ReduceSum", g.node("Mul", x[0], x[0]), g.integers(-1), keepdims=1)
+    return [g.node("Div", x[0], g.node("Sqrt", g.node("Add", square, g.name(step.options["eps"]))))]
+
+
 def _residual_rms(g: Graph, step: Step, x: list[str]) -> list[str]:
     h = g.node("Add", x[0], x[2]) if len(x) > 2 and x[2] else x[0]
     return [_rms(g, h, x[1], step.options["eps"]), h]
@@ -212,7 +217,9 @@ TABLE: dict[str, Convert] = {
     "Softmax": lambda g, step, x: [g.node("Softmax", x[0], axis=-1)],
     "LogSoftmax": lambda g, step, x: [g.node("LogSoftmax", x[0], axis=-1)],
     "CumSum": lambda g, step, x: [g.node("CumSum", x[0], g.constant(np.int64(step.options["axis"])))],
-    "Sum": _sum,
+    "Sum": _sum, "L2Norm": _l2,
+    "Clip": lambda g, step, x: [g.node("Clip", x[0], g.name(step.options["low"]),
+                                       g.name(step.options["high"]))],
     "RMSNorm": lambda g, step, x: [_rms(g, x[0], x[1], step.options["eps"])],
     "ResidualRMSNorm": _residual_rms,
     "LayerNorm": lambda g, step, x: [g.node("LayerNormalization", *x, axis=-1, epsilon=step.options["eps"])],

@@ -13,6 +13,10 @@ from nn.layers.rotary import RopeScaling, Rotary
 from nn.names import check_name
 from nn.tensor import Array, Tensor
 
+AT_ZERO = {"num_kv_heads": "num_heads", "head_dim": "hidden_size / num_heads", "window": "all keys",
+           "clip_qkv": "none", "softcap": "none", "scale": "that of head_dim", "norm_eps": "none",
+           "rope_theta": "no positions"}
+
 
 @dataclass(frozen=True)
 class AttentionSettings(BlockSettings):
@@ -43,6 +47,10 @@ class AttentionSettings(BlockSettings):
 
     def __post_init__(self) -> None:
         self._positive("hidden_size", "num_heads", "max_seq_len")
+        for name, meaning in AT_ZERO.items():
+            if not getattr(self, name) >= 0:
+                raise InputError(f"{type(self).__name__}.{name}: {getattr(self, name)} is not 0 or more; "
+                                 f"0 means {meaning}")
         if isinstance(self.qk_norm, bool):
             object.__setattr__(self, "qk_norm", "head" if self.qk_norm else "none")
         check_name("qk_norm", self.qk_norm, QK_NORMS)
@@ -60,9 +68,6 @@ class AttentionSettings(BlockSettings):
         if self.num_heads % self.num_kv_heads:
             raise InputError(f"num_kv_heads: {self.num_kv_heads} does not divide "
                              f"num_heads = {self.num_heads}")
-        for name in ("window", "clip_qkv", "softcap", "scale"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name}: {getattr(self, name)} is negative; 0 means none")
         if not 0.0 <= self.attn_dropout < 1.0:
             raise InputError(f"attn_dropout: {self.attn_dropout} is not in [0, 1)")
         if not 0.0 < self.partial_rotary_factor <= 1.0:

@@ -29,6 +29,8 @@ class CrossAttentionSettings(AttentionSettings):
         super().__post_init__()
         self._positive("context_length")
         object.__setattr__(self, "context_size", self.context_size or self.hidden_size)
+        if self.context_size < 0:
+            raise InputError(f"context_size: {self.context_size} is negative; 0 means hidden_size")
         for name in ("window", "rope_theta"):
             if getattr(self, name):
                 raise InputError(f"{name}: {getattr(self, name)}; cross attention has no order, leave it 0")
@@ -60,10 +62,11 @@ class CrossAttentionSettings(AttentionSettings):
 
 @dataclass
 class ContextState(State):
-    """The context's keys and values, once they are known."""
+    """The context's keys and values, once they are known, and which of its tokens are none."""
 
     k: Array | None = None      # [B,G,S,Dh]
     v: Array | None = None      # [B,G,S,Dh]
+    keep: Array | None = None   # booleans [B,S], False at the context's padding; None: it has none
 
 
 class CrossAttention(GroupedAttention, Block):
@@ -89,13 +92,16 @@ class CrossAttention(GroupedAttention, Block):
                 mode: str | None = None, context: Tensor | None = None,
                 context_mask: Array | None = None) -> tuple[Tensor, ContextState | None]:
         """x[B,T,D], context[B,S,Dc] -> y[B,T,D].  context_mask [B,S], False at its padding.  A state keeps
-        what it needs of the context of its first call; later ones may leave it out."""
+        what it needs of the context of its first call, the mask too; later ones may leave both out."""
         q = self.heads(self.q_proj(x), self.q_norm, self.qk_norm == "l2")
-        k, v = self._context(context, state)
+        if context_mask is None and state is not None and state.k is not None:
+            context_mask = state.keep
+        k, v = self._context(context, state, context_mask)
         keep = None if context_mask is None else context_mask[:, None, None, :]
         return self.output(self.core(q, k, v, keep, causal=False, cached=state is not None), x), state
 
-    def _context(self, context: Tensor | None, state: ContextState | None) -> tuple[Tensor, Tensor]:
+    def _context(self, context: Tensor | None, state: ContextState | None,
+                 keep: Array | None) -> tuple[Tensor, Tensor]:
         """Keys and values [B,G,S,Dh], those of the state if it has them"""
         if state is not None and state.k is not None:
             like = self.k_proj.weight.data                       # a state that was loaded lies on the host
@@ -106,5 +112,5 @@ class CrossAttention(GroupedAttention, Block):
         v = self.heads(self.v_proj(context))
         if state is not None:
             unrecorded(k)
-            state.k, state.v = k.data, v.data
+            state.k, state.v, state.keep = k.data, v.data, None if keep is None else keep.copy()
         return k, v

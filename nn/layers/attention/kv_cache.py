@@ -16,6 +16,8 @@ from nn.tensor import Array
 class KVCache(LayerCache):
     """Keys, turned by the angles of their positions, and values, of the key/value heads alone."""
 
+    _lent = False           # whether the arrays are someone else's, who gave them to `holding`
+
     @classmethod
     def zeros(cls, batch_size: int, max_seq_len: int, n_kv_heads: int, head_dim: int,
               dtype: Any = "float32") -> "KVCache":
@@ -27,11 +29,33 @@ class KVCache(LayerCache):
     @classmethod
     def holding(cls, keys: Array, values: Array, offset: int, padding: Array | int = 0) -> "KVCache":
         """Of keys and values [B,G,L,Dh] that are there already, the newest of `offset` tokens, `padding` of
-        them padding ([B], or 0).  They are copied when it grows."""
+        them padding ([B], or 0).  They are copied when it grows, and never written into."""
         cache = cls()
-        cache._k, cache._v, cache.length = keys, values, keys.shape[2]
+        cache._k, cache._v, cache.length, cache._lent = keys, values, keys.shape[2], True
         cache.offset, cache.padding = offset, padding
         return cache
+
+    def append(self, k: Array, v: Array) -> tuple[Array, Array]:
+        held = super().append(k, v)
+        self._lent = self._lent and not k.shape[2]         # without room to spare, everything was copied
+        return held
+
+    def trim(self, keep: int) -> None:
+        if not self._lent or keep < 0:
+            super().trim(keep)
+        elif keep < self.length:
+            self._narrow(self.length - keep, self.length)
+
+    def crop(self, length: int) -> None:
+        super().crop(length)
+        if self._lent:
+            self._narrow(0, self.length)
+
+    def _narrow(self, start: int, end: int) -> None:
+        """Hold a part of what was lent, with no room behind it: what comes next lies in storage of its own"""
+        if self._k is not None and self._v is not None:
+            self._k, self._v = self._k[:, :, start:end], self._v[:, :, start:end]
+        self.length = end - start
 
     @property
     def keys(self) -> Array:

@@ -63,11 +63,13 @@ class MLASettings(BlockSettings):
         self._positive("hidden_size", "num_heads", "kv_lora_rank", "qk_nope_head_dim", "v_head_dim",
                        "max_seq_len")
         check_name("decode_impl", self.decode_impl, ("absorbed", "naive"))
-        if self.softcap < 0 or not 0.0 <= self.attn_dropout < 1.0:
+        if not self.softcap >= 0 or not 0.0 <= self.attn_dropout < 1.0:
             raise InputError(f"softcap: {self.softcap} is 0 or more; attn_dropout: {self.attn_dropout} is in "
                              "[0, 1)")
-        if self.q_lora_rank < 0:
-            raise InputError(f"q_lora_rank: {self.q_lora_rank} is negative; 0 means none")
+        for name in ("q_lora_rank", "norm_eps", "rope_theta", "mscale_all_dim"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"{type(self).__name__}.{name}: {getattr(self, name)} is not 0 or more; "
+                                 "0 means none")
         if self.qk_rope_head_dim < 0 or self.qk_rope_head_dim % 2:
             raise InputError(f"qk_rope_head_dim: {self.qk_rope_head_dim} is not an even number of channels")
 

@@ -1,6 +1,7 @@
 """The correction of one weight, γ B A, and what it is told."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +52,10 @@ class Adapter(Module):
         self.dropout = Dropout(s.dropout)
         self.dropout.noise_name = "lora_dropout"       # the model's own are drawn as without adapters
         self.enabled, self.merged = True, False
+
+    def _children(self) -> Iterator[tuple[str, Module | Parameter]]:
+        """None while merged: the weights hold the correction, and a file of them is not to hold it twice"""
+        return iter(()) if self.merged else super()._children()
 
     @property
     def active(self) -> bool:

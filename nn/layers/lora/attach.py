@@ -68,10 +68,14 @@ class LoRA:
         return LoRALinear(layer, self.settings).train(layer.training)
 
     def adapted(self) -> dict[str, Adapted]:
-        """{path of the layer, or of the experts' weight: ...}, in the order of the model"""
-        return {".".join(filter(None, (path, name))): Adapted(adapter, weight)
-                for path, module in _walk(self.model) if isinstance(module, LoRALinear | LoRAExperts)
-                for name, adapter, weight in module.adapters()}
+        """{path of the layer, or of the experts' weight: ...}, in the order of the model; a layer that stands
+        in several places once, under its first path"""
+        found: dict[int, tuple[str, Adapted]] = {}
+        for path, module in _walk(self.model):
+            for name, adapter, weight in _adapters(module):
+                own = ".".join(filter(None, (path, name)))
+                found.setdefault(id(adapter), (own, Adapted(adapter, weight)))
+        return dict(found.values())
 
     def named_parameters(self) -> dict[str, Parameter]:
         """What is trained: the adapters, and what `train_also` names."""
@@ -93,7 +97,7 @@ class LoRA:
 
     def merge(self) -> None:
         """W ← W + γ B A, summed in float32 or wider and rounded once to W's type.  Until unmerge() the
-        adapters stand aside, and nothing can be trained."""
+        adapters stand aside: they are not among the model's parameters, and nothing can be trained."""
         self._add(merged=True)
 
     def unmerge(self) -> None:
@@ -111,6 +115,9 @@ class LoRA:
             delta = np.matmul(b, a) * values.dtype.type(adapter.settings.scaling)
             weight.load(narrow(values + delta if merged else values - delta, weight.dtype))
             adapter.merged = merged
+            if not merged:                  # where the weights have been moved to meanwhile, in their mode
+                adapter.to(weight.device)
+                adapter.train(adapter.training)
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -132,6 +139,10 @@ class LoRA:
         _replace(self.model, {id(layer): _plain(layer) for layer in layers})
         for parameter in self._frozen:
             parameter.requires_grad = True
+
+
+def _adapters(module: Module) -> list[tuple[str, Adapter, Parameter]]:
+    return module.adapters() if isinstance(module, LoRALinear | LoRAExperts) else []
 
 
 def _plain(layer: Module) -> Module:

@@ -142,7 +142,7 @@ class RMC(Block):
         before = state or RMCState(self.zeros(x.shape[0], x.shape[2]), self.zeros(x.shape[0]))
         summary, places, after = self._summary(x, before, mask)
         writes = self.update if update is None else update
-        self.delta, self.weights = self._write(summary.data[:, -1, :]) if writes else (None, self.weights)
+        self.delta, self.weights = self._write(after) if writes else (None, self.weights)
         weights = ops.softmax(ops.linear(summary, self.read.weight, self.read.bias))                 # [B,T,m]
         memory = self.memory if before.memory is None else Tensor(before.memory)
         if collecting():
@@ -207,12 +207,14 @@ class RMC(Block):
 
     # ---- writing between steps ----
 
-    def _write(self, summary: Array) -> tuple[Array, Array]:
-        """(ΔM[B,m,D], w[B,m]) of summaries c[B,D]"""
+    def _write(self, state: RMCState) -> tuple[Array, Array]:
+        """(ΔM[B,m,D], w[B,m]) of the summaries c[B,D] that rows have come to; zeros of rows without tokens"""
+        xp, most = namespace(state.total), self.settings.prefix or None
+        c = state.total / xp.clip(state.count, 1.0, most)[:, None]
         with no_grad():
-            c = Tensor(summary)
-            w = ops.softmax(ops.linear(c, self.write_weight, self.write_bias)).data
-        return w[:, :, None] * summary[:, None, :], w
+            w = ops.softmax(ops.linear(Tensor(c), self.write_weight, self.write_bias)).data
+        w = w * xp.astype(state.count > 0, w.dtype)[:, None]
+        return w[:, :, None] * c[:, None, :], w
 
     def rate(self, lr: float, step: int = 0) -> float:
         """The annealed rate of a write."""
@@ -256,8 +258,7 @@ class RMC(Block):
         """Write the summary of the tokens seen into the rows' own memories."""
         if state.memory is None:
             raise InputError("state: no episode is open; call open_episode(state)")
-        xp, most = namespace(state.total), self.settings.prefix or None
-        delta, w = self._write(state.total / xp.clip(state.count, 1.0, most)[:, None])
+        delta, w = self._write(state)
         kept = w[:, :, None] * state.memory if self.settings.write == "ema" else 0.0
         state.memory = state.memory + lr * (delta - kept)
         return state

@@ -18,8 +18,9 @@ from nn.tensor import Array, Tensor
 class MixtureSettings(RouterSettings):
     """num_experts feed-forwards, of which each token visits top_k, and perhaps shared ones.
 
-    Mixtral: as it is.  Qwen3-MoE: num_experts 128, top_k 8.  OLMoE: renormalize False.  Qwen2-MoE,
-    Qwen3-Next: shared_intermediate_size, shared_gate.  DeepSeek-V3: score sigmoid, routed_scale 2.5, n_group
+    Mixtral: as it is.  Qwen3-MoE: num_experts 128, top_k 8.  OLMoE: renormalize False.  Qwen2-MoE: the same,
+    shared_intermediate_size, shared_gate.  Qwen3-Next: these two.  Switch: top_k 1, renormalize False, else
+    the router's weight is always 1 and has no slope.  DeepSeek-V3: score sigmoid, routed_scale 2.5, n_group
     8, topk_group 4, bias_update_rate 0.001, num_shared_experts 1, balance sequence, balance_coef 1e-4."""
 
     @classmethod

@@ -1,6 +1,6 @@
 """Which assignments an expert keeps when it may take only so many (Lepikhin et al. 2020, GShard).
 
-capacity = ⌈factor · N · K / E⌉, at least `minimum`, at most N.  Who stays:
+capacity = ⌈factor · N · K / E⌉ (rounded_up), at least `minimum`, at most N.  Who stays:
     probs      the assignments with the largest weights
     position   those of the earliest tokens
     slot       first choices before second choices, then by position
@@ -19,7 +19,14 @@ MIN_CAPACITY = 4
 
 def capacity(tokens: int, top_k: int, num_experts: int, factor: float, minimum: int = MIN_CAPACITY) -> int:
     """How many assignments each expert keeps."""
-    return min(tokens, max(minimum, math.ceil(factor * tokens * top_k / num_experts)))
+    return min(tokens, max(minimum, int(rounded_up(factor * tokens * top_k / num_experts))))
+
+
+def rounded_up(x: Any) -> Any:
+    """⌈x⌉ of a number or an array of them, but not one more for an error of rounding: 1.1 · 100 / 10 is 11,
+    in float64 as in a device's float32."""
+    least = x * (1.0 - 1e-6)
+    return math.ceil(least) if isinstance(least, float) else namespace(x).ceil(least)
 
 
 def keep_within_capacity(experts: Array, weights: Array, num_experts: int, factor: float, policy: str,
@@ -49,7 +56,7 @@ def _room(tokens: Array, top_k: int, num_experts: int, factor: float, minimum: i
     if not on_device(tokens):
         return capacity(int(xp.sum(tokens)), top_k, num_experts, factor, minimum)
     count = xp.sum(xp.astype(tokens, xp.float32))
-    wanted = xp.clip(xp.ceil(count * (factor * top_k / num_experts)), float(minimum), None)
+    wanted = xp.clip(rounded_up(count * (factor * top_k / num_experts)), float(minimum), None)
     return xp.minimum(wanted, count)
 
 

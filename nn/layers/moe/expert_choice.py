@@ -18,6 +18,7 @@ from nn.layers.formulas import projection
 from nn.layers.masks import newest
 from nn.layers.module import Parameter
 from nn.layers.moe.block import ExpertBlock
+from nn.layers.moe.capacity import rounded_up
 from nn.layers.moe.router import wide
 from nn.layers.moe.settings import ExpertSettings
 from nn.layers.precision import cast_to
@@ -46,7 +47,7 @@ class ExpertChoiceSettings(ExpertSettings):
 
     def capacity(self, length: int) -> int:
         """C: tokens that each expert takes of a sequence."""
-        return min(length, math.ceil(self.capacity_factor * length / self.num_experts))
+        return min(length, rounded_up(self.capacity_factor * length / self.num_experts))
 
     def parameters(self, active: bool = False) -> dict[str, int]:
         """active: a token meets capacity_factor experts on average, here counted whole."""
@@ -108,7 +109,7 @@ class ExpertChoice(ExpertBlock):
             return xp.argsort(-probs, axis=-1, stable=True)[:, :, :room], None
         order = xp.argsort(xp.where(keep[:, None, :], -probs, xp.ones_like(probs)), axis=-1, stable=True)
         s, lengths = self.settings, xp.sum(xp.astype(keep, xp.float32), axis=1)                    # [B]
-        rooms = xp.minimum(xp.ceil(lengths * (s.capacity_factor / s.num_experts)), lengths)
+        rooms = xp.minimum(rounded_up(lengths * (s.capacity_factor / s.num_experts)), lengths)
         return order[:, :, :room], xp.broadcast_to(
             (xp.arange(room)[None, :] < rooms[:, None])[:, None, :], (keep.shape[0], s.num_experts, room))
 

@@ -14,16 +14,13 @@ import numpy as np
 
 from nn import ops
 from nn.backends.array_api import namespace
-from nn.layers.auxiliary import collecting, emit_figure, emit_loss
+from nn.layers.auxiliary import collecting, emit_figure
 from nn.layers.module import Module, Parameter
-from nn.layers.moe.capacity import keep_within_capacity
 from nn.layers.moe.decision import Decision, Routing, Rows
-from nn.layers.moe.losses import LOSSES, TINY, name_of
 from nn.layers.moe.noise import standard_normal
 from nn.layers.moe.router import Router, wide
 from nn.layers.moe.selection import choose
 from nn.layers.moe.settings import RouterSettings
-from nn.tape import no_grad
 from nn.tape import state as tape
 from nn.tensor import Array, Tensor
 
@@ -42,7 +39,7 @@ class GeneralRouter(Router):
         super().__init__(s.hidden_size, s.num_experts, s.top_k, renormalize=s.renormalize,
                          jitter=s.router_jitter, z_coef=s.router_z_coef, capacity_factor=s.capacity_factor,
                          drop_policy=s.drop_policy, std=s.init_std, dtype=dtype)
-        self.jitter_affects_experts = s.jitter_affects_experts
+        self.jitter_affects_experts, self.min_capacity = s.jitter_affects_experts, s.min_capacity
         if s.noisy_topk:
             self.noise_weight = Parameter((s.num_experts, s.hidden_size), dtype=dtype)
         if s.has_bias:
@@ -64,6 +61,14 @@ class GeneralRouter(Router):
     def minds_places(self) -> bool:
         return super().minds_places or bool(self.settings.eval_capacity_factor)
 
+    @property
+    def minds_padding(self) -> bool:
+        return super().minds_padding or self.counting
+
+    @property
+    def losses(self) -> dict[str, float]:
+        return self.settings.losses
+
     def forward(self, x: Tensor, rows: Rows | None = None) -> Routing:
         """x[N,D] -> Routing; without `rows`, one sequence without padding"""
         rows = rows or Rows(1, x.shape[0])
@@ -73,17 +78,18 @@ class GeneralRouter(Router):
         logits = ops.linear(x, wide(self.weight))                                                  # [N,E]
         noisy, spread = self._noisy(logits, x)
         weights, experts, scores = self._route(noisy)
-        counted = self.counting and self.training and tape.recording
+        counted = self.counting and self.training and (tape.recording or tape.deferred)
         if collecting() or counted:
             decision = Decision(rows, logits, noisy, spread, self._distribution(scores), weights, experts,
                                 self.counts)
             if collecting():
-                self._emit_all(decision)
+                self._emit(decision)
             if counted:
                 self._count(decision.counts)
-        weights, experts = self._limited(weights, experts, rows)
-        scale = self.settings.routed_scale
-        return Routing(weights if scale == 1.0 else weights * scale, experts)
+        s = self.settings
+        if factor := s.capacity_factor if self.training else s.eval_capacity_factor:
+            weights, experts = self._limited(weights, experts, factor, rows)
+        return Routing(weights if s.routed_scale == 1.0 else weights * s.routed_scale, experts)
 
     def _noisy(self, logits: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """(logits with noise, its standard deviation)"""
@@ -112,51 +118,18 @@ class GeneralRouter(Router):
         """Scores that add up to 1 over the experts"""
         return scores if self.settings.of_softmax else scores / (scores.sum(axis=-1, keepdims=True) + FLOOR)
 
-    # ---- capacity ----
-
-    def _limited(self, weights: Tensor, experts: Array, rows: Rows) -> tuple[Tensor, Array]:
-        """Without the pairs beyond an expert's capacity; see Router._drop"""
-        s = self.settings
-        factor = s.capacity_factor if self.training else s.eval_capacity_factor
-        if not factor:
-            return weights, experts
-        keep = keep_within_capacity(experts, weights.data, s.num_experts, factor, s.drop_policy,
-                                    s.min_capacity, rows.keep)
-        xp = namespace(experts)
-        kept = xp.astype(keep, weights.dtype)
-        if collecting():
-            pairs = kept.size if rows.keep is None else s.top_k * xp.sum(xp.astype(rows.keep, kept.dtype))
-            emit_figure("moe/overflow", 1.0 - xp.sum(kept) / xp.clip(xp.asarray(pairs), 1, None))
-        weights = weights * Tensor(kept)
-        if s.renormalize_after_drop:
+    def _limited(self, weights: Tensor, experts: Array, factor: float, rows: Rows) -> tuple[Tensor, Array]:
+        weights, experts = super()._limited(weights, experts, factor, rows)
+        if self.settings.renormalize_after_drop:
             total = weights.sum(axis=-1, keepdims=True)
             weights = weights / ops.where(total.data > 0.0, total, 1.0)
-        return weights, xp.where(keep, experts, s.num_experts)
-
-    # ---- losses and figures ----
-
-    def _emit_all(self, d: Decision) -> None:
-        with no_grad():
-            self._emit_figures(d)
-        for name, weight in self.settings.losses.items():
-            emit_loss(name_of(name), LOSSES[name](d) * weight)
-        if self.z_coef:
-            emit_loss("moe/router_z", self._z_loss(d))
+        return weights, experts
 
     def _emit_figures(self, d: Decision) -> None:
-        xp = namespace(d.counts)
-        emit_figure("moe/load", d.counts / xp.clip(xp.sum(d.counts), 1.0, None))
-        emit_figure("moe/router_entropy", -d.mean((d.probs * ops.log(d.probs + TINY)).sum(axis=-1)).data)
-        emit_figure("moe/top1_probability", d.mean(Tensor(xp.max(d.probs.data, axis=-1))).data)
+        super()._emit_figures(d)
         if self.settings.has_bias:
             bias = self.e_score_correction_bias.data
-            emit_figure("moe/bias_range", xp.max(bias) - xp.min(bias))
-
-    def _z_loss(self, d: Decision) -> Tensor:
-        if d.kept is None:
-            return ops.z_loss(d.logits, self.z_coef)
-        lse = ops.logsumexp(d.logits)
-        return d.mean(lse * lse) * self.z_coef
+            emit_figure("moe/bias_range", namespace(bias).max(bias) - namespace(bias).min(bias))
 
     # ---- what lasts beyond a pass ----
 

@@ -19,6 +19,7 @@ class MoELayer(Module):
         """[B,T,D] -> [B,T,D].  mask: see nn/layers/protocol.py; padding is in no loss and no figure, and
         takes no expert's capacity."""
         batch, length, width = x.shape
+        mask = mask if self.router.minds_padding else None
         if on_device(x.data) and not self.router.minds_places:        # rows are computed each by itself there
             tokens, rows = x.reshape(batch * length, width), Rows.of(x, mask, by_time=False)
             return self.experts(tokens, self.router(tokens, rows)).reshape(batch, length, width)

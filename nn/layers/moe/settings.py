@@ -1,5 +1,6 @@
 """Settings that blocks of experts share: the experts themselves, shared experts, the router."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -100,8 +101,13 @@ class RouterSettings(ExpertSettings):
         check_name("drop_policy", self.drop_policy, POLICIES)
         self._check_groups()
         self._check_numbers()
-        for name in self.losses:
+        if not isinstance(self.balance, str | Mapping):
+            raise InputError(f"balance: {self.balance!r}; give a name, or several with their weights, "
+                             "{name: weight}")
+        for name, weight in self.losses.items():
             check_name("balance", name, LOSSES)
+            if not math.isfinite(weight):
+                raise InputError(f"balance: {name} has the weight {weight}, which is not a number")
         if "load" in self.losses and not self.noisy_topk:
             raise InputError("balance: the load loss has no gradient without noise; set noisy_topk, "
                              "or take importance")
@@ -117,9 +123,12 @@ class RouterSettings(ExpertSettings):
                              f"experts; at least top_k = {self.top_k} are needed")
 
     def _check_numbers(self) -> None:
-        for name in ("bias_update_rate", "capacity_factor", "eval_capacity_factor", "min_capacity"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name}: {getattr(self, name)} is negative; 0 turns it off")
+        for name in ("bias_update_rate", "capacity_factor", "eval_capacity_factor", "min_capacity",
+                     "router_z_coef"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name}: {getattr(self, name)} is negative or not a number; 0 turns it off")
+        if not 0.0 < self.routed_scale < math.inf:
+            raise InputError(f"routed_scale: {self.routed_scale} is not a positive number; 1 changes nothing")
         if not 0.0 <= self.router_jitter <= 1.0:
             raise InputError(f"router_jitter: {self.router_jitter} is not in [0, 1]")
 

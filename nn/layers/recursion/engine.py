@@ -23,6 +23,7 @@ from nn.errors import InputError
 from nn.layers.formulas import projection
 from nn.layers.linear import Linear
 from nn.layers.module import Parameter
+from nn.layers.noise import drawing, drawn_apart
 from nn.layers.precision import cast_to, widened
 from nn.layers.protocol import Block, BlockSettings
 from nn.layers.recursion.exits import THRESHOLDS, ExitRouter
@@ -75,8 +76,14 @@ class RecursionSettings(BlockSettings):
         if self.recurrence_steps < 0 or self.bptt_steps < 0:
             raise InputError(f"recurrence_steps: {self.recurrence_steps}, bptt_steps: {self.bptt_steps}; "
                              "neither is negative")
+        for name in ("ponder_prior", "act_eps", "ema"):
+            if not 0.0 < getattr(self, name) < 1.0:
+                raise InputError(f"{name}: {getattr(self, name)} is not between 0 and 1")
         if self.exit != "never" and self.halting != "none":
             raise InputError(f"exit: {self.exit!r} with halting {self.halting!r}; choose one of them")
+        if self.halts and self.bptt_steps:
+            raise InputError(f"bptt_steps: {self.bptt_steps} with halting {self.halting!r}, which learns "
+                             "from every step; set bptt_steps to 0")
         self.stacks()
 
     def stacks(self) -> dict[str, StackSettings]:
@@ -204,9 +211,9 @@ class RecursionEngine(Block):
         given |= {"mask": mask, "mode": mode}
         e, _ = self._run("prelude", x, state, **given)
         self._deepen(state, steps)
-        loop = Loop(self, e, steps, mask, stops=state is None)
+        loop, drawn = Loop(self, e, steps, mask, stops=state is None), drawing(self.core)
         while not loop.done:
-            with nullcontext() if loop.recorded else no_grad():
+            with nullcontext() if loop.recorded else no_grad(), drawn_apart(drawn, loop.at):
                 loop.advance(lambda h, s: self._run("core", h, state, s, **given)[0])
         loop.report()
         return loop.readings, loop.weights, state

@@ -19,6 +19,7 @@ from nn.cache import StepCache
 from nn.dtypes import widen
 from nn.errors import InputError
 from nn.layers.module import Module, Parameter
+from nn.layers.precision import widened
 from nn.names import check_name
 from nn.tensor import Array, Tensor, no_grad
 
@@ -71,7 +72,7 @@ class ExitRouter(Module):
     def _predicted(self, h: Tensor, cache: StepCache) -> Array:
         if self.head is None:
             raise InputError(f"exit: {self.criterion!r} needs the model's head; call read_out(head)")
-        logits = self.head(h)
+        logits = widened(self.head(h))
         if self.criterion in ("entropy", "kl"):
             return self._changed(_DISTANCES[self.criterion], ops.log_softmax(logits).data, cache)
         xp, p = namespace(h.data), ops.softmax(logits).data

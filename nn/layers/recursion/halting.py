@@ -10,6 +10,7 @@ import numpy as np
 
 from nn import ops
 from nn.backends.array_api import beside, namespace
+from nn.errors import InputError
 from nn.tensor import Array, Tensor
 
 
@@ -74,14 +75,21 @@ class Ponder:
 
 
 def geometric_prior(rate: float, steps: int) -> np.ndarray:
-    """π[N]: rate (1 − rate)^s, made to add up to 1"""
+    """π[N]: rate (1 − rate)^s, made to add up to 1; 0 < rate < 1"""
+    _check_rate(rate)
     p = rate * (1.0 - rate) ** np.arange(steps)
     return np.asarray(p / p.sum())
 
 
 def ponder_steps(rate: float, tail: float = 0.05) -> int:
     """The fewest steps by which the prior has halted with probability 1 − tail"""
+    _check_rate(rate)
     return max(1, math.ceil(math.log(tail) / math.log(1.0 - rate) - 1e-9))
+
+
+def _check_rate(rate: float) -> None:
+    if not 0.0 < rate < 1.0:
+        raise InputError(f"rate: {rate}; a probability to halt is between 0 and 1")
 
 
 def ponder_kl(p: Tensor, rate: float = 0.2) -> Tensor:

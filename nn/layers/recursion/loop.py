@@ -22,8 +22,8 @@ class Loop:
         self.engine, self.e, self.steps, self.stops = engine, e, steps, stops
         self.settings, self.cache, self.at = engine.settings, StepCache(), 0
         keep = newest(mask, e.shape[1])
-        self.keep = None if keep is None else beside(keep, e.data)
         xp = namespace(e.data)
+        self.keep = None if keep is None else xp.astype(beside(keep, e.data), "bool")
         zeros = self.settings.start == "zeros" and steps
         self.readings = [Tensor(xp.zeros_like(e.data)) if zeros else e]
         self.weights: list[Tensor] = []

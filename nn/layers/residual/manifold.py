@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 
 from nn import ops
+from nn.backends.array_api import namespace
 from nn.errors import InputError
+from nn.layers.auxiliary import collecting, emit_figure
 from nn.layers.module import Module, Parameter
 from nn.layers.precision import widened
 from nn.layers.residual.connection import ConnectionSettings
@@ -29,7 +31,7 @@ from nn.layers.residual.streams import (
 )
 from nn.names import check_name
 from nn.ops.sinkhorn import VARIANTS, sinkhorn
-from nn.tensor import Tensor
+from nn.tensor import Array, Tensor
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,18 @@ class ManifoldMaps(Module):
         mix = sinkhorn(res.reshape(*res.shape[:-1], n, n), s.sinkhorn_iters, s.sinkhorn_eps,
                        s.sinkhorn_variant)
         mix = ops.transpose(mix) if s.transposed else mix
+        if collecting():
+            emit_figure("mhc/sum_error", sum_error(mix.data))
         read = ops.sigmoid(pre)
         return read + s.pre_eps if s.pre_eps else read, mix, 2.0 * ops.sigmoid(post)
+
+
+def sum_error(mix: Array) -> Array:
+    """How far a row or a column of any matrix [...,n,n] is from adding up to 1, at most: what iterations are
+    missing, and what grows with depth"""
+    xp = namespace(mix)
+    sums = [xp.sum(mix, axis=axis, dtype=mix.dtype) for axis in (-1, -2)]
+    return xp.max(xp.abs(xp.stack(sums) - 1.0))
 
 
 class ManifoldConnection(StreamConnection):

@@ -51,6 +51,10 @@ class Mamba2Settings(BlockSettings):
         self._positive("hidden_size", "expand", "state_size", "head_dim", "num_groups", "conv_kernel",
                        "chunk_size")
         check_steps(self.time_step_min, self.time_step_max, self.time_step_floor)
+        if not (0.0 <= self.time_step_limit[0] < self.time_step_limit[1]
+                and 0.0 < self.decay_range[0] <= self.decay_range[1]):
+            raise InputError(f"time_step_limit {self.time_step_limit}, decay_range {self.decay_range}: the "
+                             "lower bound first, steps not negative, decays positive")
         if self.intermediate_size % self.head_dim or self.num_heads % self.num_groups:
             raise InputError(f"head_dim {self.head_dim}, num_groups {self.num_groups}: heads divide the "
                              f"{self.intermediate_size} channels, groups divide the heads")
@@ -143,7 +147,7 @@ class Mamba2(Block):
         mixed, tail = self.conv1d(masked(mixed, mask), tail, mask)
         s0 = self._start(batch) if state is None else Tensor(state.ssm_state.value)
         y, last = self._core(masked(mixed, mask), masked(self._steps(dt), mask), s0, mode)
-        y = self.out_proj(self.norm(ops.cast(y, x.dtype), z))
+        y = self.out_proj(self.norm(y, z))
         if state is None:
             return y, None
         return y, MambaState(ConvState(tail), RecurrentState(last), state.position + length)

@@ -92,13 +92,15 @@ class MambaReferenceKernel:
 
 def _states(x: Tensor, delta: Tensor, a: Tensor, b: Tensor, h: Tensor) -> Tensor:
     """h after each token of a chunk [B,C,L,N]:  h_i = e^{G_i} h + Σ_{j≤i} e^{G_i − G_j} Δ_j x_j B_j,  G the
-    sums of Δ A within the chunk"""
-    sums = ops.cumsum(delta[..., None] * a[:, None], axis=2)                                  # G [B,C,L,N]
+    sums of Δ A within the chunk, in float64 as only their differences count"""
+    steps = ops.cast(delta[..., None] * a[:, None], np.float64)
+    sums = ops.cumsum(steps, axis=2)                                                          # G [B,C,L,N]
     written = (delta * x)[..., None] * b[:, None]                                             # [B,C,L,N]
     place = namespace(x.data).arange(x.shape[2])
     past = (place[None, :] <= place[:, None])[:, :, None]                                     # [L,L,1]
     between = ops.where(past, sums[:, :, :, None] - sums[:, :, None], -float("inf"))          # [B,C,L,L,N]
-    return ops.exp(sums) * h[:, :, None] + ops.sum(ops.exp(between) * written[:, :, None], axis=3)
+    begun, decays = (ops.exp(ops.cast(z, x.dtype)) for z in (sums, between))
+    return begun * h[:, :, None] + ops.sum(decays * written[:, :, None], axis=3)
 
 
 def _wide(x: Any) -> Tensor:

@@ -8,6 +8,7 @@ import pytest
 from nn.errors import InputError
 from nn.layers.attention.causal import CausalSelfAttention
 from nn.layers.attention.sparse.block import BlockSparseAttention, BlockSparseSettings
+from nn.tensor import Tensor, no_grad
 from tests.blocks.harness import close
 from tests.layers.attention.formulas import (
     attention,
@@ -64,6 +65,39 @@ def test_is_dense_attention_under_the_pattern(options: dict[str, Any], length: i
 def test_decoding_within_and_across_blocks(options: dict[str, Any]) -> None:
     block, x = built(BlockSparseAttention, **SHAPE, **options), drawn(2, 21, 12)
     close(continued(block, x, [3, 4, 5, 6, 13, 16, 17, 20]), by_formula(block, x), 1e-12)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("options", [*CASES, {"local_blocks": 2, "softcap": 50.0}], ids=str)
+@pytest.mark.parametrize("keep", [3, 5, 8])
+def test_dropping_tokens_leaves_blocks_where_they_were(options: dict[str, Any], keep: int,
+                                                       masked: bool) -> None:
+    """What was dropped is not seen any more; else every pair is looked at that was.  Without rotation, keys
+    that are gone can be left out of the formula.  A row that begins with padding has blocks of its own."""
+    block, x = built(BlockSparseAttention, **SHAPE, rope_theta=0.0, **options), drawn(2, 17, 12)
+    first, end, pads = 11, 17, (2 if masked else 0, 0)
+    mask = np.array([np.arange(end) >= pad for pad in pads])
+    with no_grad():
+        state = block.init_state(2)
+        block(Tensor(x[:, :first]), state=state, mask=mask[:, :first] if masked else None)
+        state.trim(keep)
+        held = slice(first - keep, end)
+        y, _ = block(Tensor(x[:, first:]), state=state, mask=mask[:, held] if masked else None)
+    for row, pad in enumerate(pads):
+        s, own = block.settings, x[row : row + 1, pad:]
+        q, k, v = (heads(own, weights(block, name), count) for name, count in
+                   (("q_proj", s.num_heads), ("k_proj", s.num_kv_heads), ("v_proj", s.num_kv_heads)))
+        visible = pattern(s, end - pad)
+        visible[:, : first - keep - pad] = False
+        o = capped(q, k, v, visible, s.softcap) if s.softcap else attention(q, k, v, visible)
+        close(y.data[row], (joined(o) @ weights(block, "o_proj").T)[0, first - pad :], 1e-12)
+
+
+def capped(q: np.ndarray, k: np.ndarray, v: np.ndarray, visible: np.ndarray, c: float) -> np.ndarray:
+    """Attention whose scores u are c tanh(u / c)"""
+    k, v = np.repeat(k, 2, axis=1), np.repeat(v, 2, axis=1)
+    powers = np.where(visible, np.exp(c * np.tanh(q @ k.swapaxes(-1, -2) / (c * q.shape[-1] ** 0.5))), 0.0)
+    return np.asarray(powers / np.maximum(powers.sum(axis=-1, keepdims=True), 1e-300) @ v)
 
 
 @pytest.mark.parametrize("options", [{"local_blocks": 4}, {"local_blocks": 1, "global_blocks": 4},

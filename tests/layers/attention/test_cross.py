@@ -63,8 +63,27 @@ def test_the_context_is_projected_once() -> None:
     assert block.flops(2, 2, past=2)["context"] == 0
 
 
+def test_a_state_keeps_the_mask_of_its_context() -> None:
+    """Later calls leave it out, from a copy, from a file and for chosen rows too."""
+    block, x, context = built(CrossAttention, **SHAPE), drawn(2, 4, 12), drawn(2, 5, 12, seed=1)
+    keep = np.array([[True] * 3 + [False] * 2, [True] * 5])
+    expected = by_formula(block, x, context, keep)[:, 2:]
+    with no_grad():
+        _, state = block(Tensor(x[:, :2]), context=Tensor(context), context_mask=keep,
+                         state=block.init_state(2))
+        keep[:] = True                                                  # the caller's array is its own
+        copied, loaded, swapped = state.copy(), block.init_state(2), state.copy()
+        loaded.load_state_dict(state.state_dict())
+        swapped.reorder(np.array([1, 0]))
+        for each in (state, copied, loaded):
+            close(block(Tensor(x[:, 2:]), state=each)[0].data, expected, 1e-12)
+        close(block(Tensor(x[::-1, 2:].copy()), state=swapped)[0].data, expected[::-1], 1e-12)
+
+
 def test_refusals() -> None:
     with pytest.raises(InputError, match="context"):
         built(CrossAttention, **SHAPE)(Tensor(drawn(2, 4, 12)))
     with pytest.raises(InputError, match="rope_theta"):
         CrossAttentionSettings.create(**SHAPE, rope_theta=1e4)
+    with pytest.raises(InputError, match="context_size: -3 is negative"):
+        CrossAttentionSettings.create(**SHAPE, context_size=-3)

@@ -1,6 +1,7 @@
 """Multi-head latent attention: its formula, its two forms, its cache, and what it turns into."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -146,7 +147,11 @@ def test_doubling_the_past_doubles_the_core() -> None:
 
 @pytest.mark.parametrize(("options", "word"), [({"qk_rope_head_dim": 3}, "qk_rope_head_dim"),
                                                ({"q_lora_rank": -1}, "q_lora_rank"),
-                                               ({"kv_lora_rank": 0}, "kv_lora_rank")])
-def test_refusals(options: dict[str, int], word: str) -> None:
+                                               ({"kv_lora_rank": 0}, "kv_lora_rank"),
+                                               ({"norm_eps": -1e-6}, "norm_eps"),
+                                               ({"rope_theta": -1.0}, "rope_theta"),
+                                               ({"softcap": float("nan")}, "softcap"),
+                                               ({"mscale_all_dim": -1.0}, "mscale_all_dim")])
+def test_refusals(options: dict[str, Any], word: str) -> None:
     with pytest.raises(InputError, match=word):
         MLASettings.create(**SMALL | options)

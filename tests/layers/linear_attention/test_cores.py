@@ -12,8 +12,9 @@ from nn.errors import InputError
 from nn.layers.attention.linear.decayed import decayed_attention, decayed_flops
 from nn.layers.attention.linear.delta import DeltaNetSettings
 from nn.layers.attention.linear.delta_core import delta_flops, gated_delta_rule
-from nn.layers.attention.linear.gla import GLASettings
+from nn.layers.attention.linear.gla import GLA, GLASettings
 from nn.layers.attention.linear.gla_core import gated_linear_attention, gla_flops
+from nn.layers.attention.linear.retention import Retention, RetentionSettings
 from nn.ops.count import count_flops
 from nn.ops.triangular import inverse_flops, unit_lower_inverse
 from nn.tensor import Tensor, no_grad
@@ -119,7 +120,7 @@ def test_strong_decay_neither_overflows_nor_leaves_nan(core: str, strength: floa
 @pytest.mark.parametrize("least", [-500.0, -np.inf])
 @pytest.mark.parametrize("mode", ["chunk", "recurrent"])
 def test_tokens_that_forget_all_do_not_blur_the_next_ones(core: str, least: float, mode: str) -> None:
-    """float32 with some decays of e^−500, or of 0, among slow ones: as exact as without them, gradients too"""
+    """float32, some decays of e^−500 or 0 among slow ones: as exact as without them, gradients too"""
     inputs, s = drawn("gla" if core == "decayed" else core, 150, scale=0.02)
     inputs[3] = inputs[3][..., 0] if core == "decayed" else inputs[3]
     inputs[3][np.random.default_rng(1).random(inputs[3].shape) < 0.05] = least
@@ -132,6 +133,25 @@ def test_tokens_that_forget_all_do_not_blur_the_next_ones(core: str, least: floa
         found.append([o.data, last.data, *(x.grad for x in leaves)])
     for narrow, exact in zip(*found, strict=True):
         close(narrow, exact, 5e-6)
+
+
+@pytest.mark.parametrize("core", [*CORES, "decayed"])
+@pytest.mark.parametrize("mode", ["chunk", "recurrent"])
+def test_gradient_of_strong_decays_is_no_rounding_of_others(core: str, mode: str) -> None:
+    """float32, decays of e^−12 and less: dg is some 1e-5 where other gradients are 10, and as exact to its
+    own size; an optimizer that divides by its size (Adam) would make steps of what is left of others"""
+    inputs, s = drawn("gla" if core == "decayed" else core, 90)
+    inputs[3] = inputs[3][..., 0] if core == "decayed" else inputs[3]
+    inputs[3] = np.random.default_rng(1).uniform(-14.0, -12.0, inputs[3].shape)
+    function = decayed_attention if core == "decayed" else CORES[core]
+    c, found = np.random.default_rng(2).standard_normal((2, 3, 90, 5)), []
+    for kind, form in (("float32", mode), ("float64", "recurrent")):
+        leaves = [Tensor(x.astype(kind), requires_grad=True) for x in inputs]
+        ops.sum(function(*leaves, s.astype(kind), mode=form)[0] * Tensor(c.astype(kind))).backward()
+        found.append([x.grad for x in leaves])
+    size = np.abs(found[1][3]).max()
+    assert size < 1e-3 < 1.0 < np.abs(found[1][0]).max()
+    np.testing.assert_allclose(found[0][3], found[1][3], rtol=0, atol=2e-5 * size)
 
 
 @pytest.mark.parametrize("core", CORES)
@@ -185,6 +205,18 @@ def test_operations_of_one_token() -> None:
         assert decayed_flops(2, 3, length, 4, 5, "recurrent") == 2 * 3 * length * 4 * 4 * 5
         assert delta_flops(2, 3, length, 4, 5, "recurrent") == 2 * 3 * length * 6 * 4 * 5
     assert decayed_flops(1, 3, 128, 4, 5, "chunk", 64) == 128 * 2 * 3 * (64 * (4 + 5) + 2 * 4 * 5)
+
+
+@pytest.mark.parametrize("core", [*CORES, "decayed"])
+@pytest.mark.parametrize("mode", ["chunk", "recurrent"])
+def test_a_state_of_other_rows_is_refused(core: str, mode: str) -> None:
+    """One of a single row is not taken for all rows"""
+    inputs, s = drawn("gla" if core == "decayed" else core, 5)
+    inputs[3] = inputs[3][..., 0] if core == "decayed" else inputs[3]
+    function = decayed_attention if core == "decayed" else CORES[core]
+    for wrong in (s[:1], s[..., :1], s[:, :1]):
+        with pytest.raises(InputError, match=r"state: shape .* expected \[B,H,Dk,Dv\] = \[2, 3, 4, 5\]"):
+            function(*map(Tensor, inputs), wrong, mode=mode)
 
 
 # ---- special cases ----
@@ -271,6 +303,8 @@ def test_chunks_are_powers_of_two() -> None:
     for settings in (GLASettings, DeltaNetSettings):
         with pytest.raises(InputError, match=r"chunk_size: 12 is not a power of two"):
             settings(chunk_size=12)
+        with pytest.raises(InputError, match=r"conv_size: -1 taps; 0 leaves the convolution out"):
+            settings(conv_size=-1)
     for core in CORES:
         inputs, s = drawn(core, 6)
         with pytest.raises(ValueError, match="C a power of two"):
@@ -288,3 +322,24 @@ def test_states_are_formed_of_unrounded_products(core: str) -> None:
                                            size=4) for mode in ("chunk", "recurrent"))
     assert chunked.dtype == stepped.dtype == np.float32
     close(stepped.data, chunked.data, 1e-6)
+
+
+@pytest.mark.parametrize("mode", ["chunk", "recurrent"])
+@pytest.mark.parametrize("name", ["retention", "gla"])
+def test_sums_beyond_half_precision_are_normed_before_they_are_narrowed(name: str, mode: str) -> None:
+    """300 equal tokens of 32: 300 · 32³ is above the largest float16, the norm of such sums is not"""
+    results = []
+    for dtype in ("float16", "float32"):
+        layer: Any = (Retention(RetentionSettings(hidden_size=8, num_heads=2, expand_v=1.0), dtype)
+                      if name == "retention" else
+                      GLA(GLASettings(hidden_size=8, num_heads=2, expand_k=1.0), dtype))
+        layer.initialize(0)
+        for part, size in (("q", 1.0), ("k", 1.0), ("v", 1.0), ("g", 0.1), ("o", 1.0)):
+            weight = getattr(layer, f"{part}_proj").weight
+            weight.data = (size * np.eye(8)).astype(weight.dtype)
+        if name == "gla":
+            layer.gk_proj[1].bias.data = np.full(8, 8.0).astype(dtype)
+        with no_grad():
+            results.append(layer(Tensor(np.full((1, 300, 8), 32.0, dtype)), mode=mode)[0].data)
+    assert results[0].dtype == np.float16
+    close(results[0].astype(np.float32), results[1], 5e-3)

@@ -9,6 +9,7 @@ from nn.errors import InputError
 from nn.layers.attention.linear.delta import DeltaNet, DeltaNetSettings
 from nn.layers.attention.linear.gated_delta import GatedDeltaNet, GatedDeltaNetSettings
 from nn.layers.initial import log_uniform, step_bias
+from nn.tensor import Tensor, no_grad
 from tests.blocks.harness import close, shaken
 from tests.layers.linear_attention.formulas import (
     conv_silu,
@@ -139,6 +140,34 @@ def test_decays_are_kept_wide_in_half_precision() -> None:
     block = GatedDeltaNet(GatedDeltaNetSettings(hidden_size=8, num_heads=2, head_dim=4), dtype="bfloat16")
     assert block.A_log.dtype == block.dt_bias.dtype == np.float32
     assert block.out_proj.weight.dtype != np.float32
+
+
+@pytest.mark.parametrize("mode", ["chunk", "recurrent"])
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_key_that_comes_again_and_again_lets_no_state_grow(gated: bool, mode: str) -> None:
+    """β = 2 reflects: ‖k‖² = 1.0057, as rounding to bfloat16 makes it, grows by e^22 in 2,000 tokens"""
+    size = {"hidden_size": 8, "num_heads": 1, "conv_size": 0, "allow_neg_eigval": True}
+    block: Any = (GatedDeltaNet(GatedDeltaNetSettings(**size, head_dim=8, expand_v=1.0), dtype="bfloat16")
+                  if gated else DeltaNet(DeltaNetSettings(**size), dtype="bfloat16"))
+    block.initialize(0)
+    tokens, keys = (2000 if mode == "chunk" else 400), np.array([0.0, 2.1, -1.1, -4.0, 2.3, 1.4, -2.0, -0.7])
+    one = np.array([[1.0, 0, 0, 0, 0, 0, 0, 0]])
+    weights = {"q": np.ones((8, 8)), "k": keys[:, None] * one, "v": np.ones((8, 1)) * one}
+    if gated:
+        rows = np.concatenate([weights["q"], weights["k"], weights["v"], np.ones((8, 8))])
+        block.in_proj_qkvz.weight.data = rows.astype(block.in_proj_qkvz.weight.dtype)
+        block.in_proj_ba.weight.data = np.array(20.0 * one * [[1], [0]], block.in_proj_ba.weight.dtype)
+        block.A_log.data = np.full(1, -np.inf, np.float32)
+    else:
+        for name, value in weights.items():
+            getattr(block, f"{name}_proj").weight.data = value.astype(block.o_proj.weight.dtype)
+        block.b_proj.weight.data = (20.0 * one).astype(block.b_proj.weight.dtype)
+    x, state = np.zeros((1, tokens, 8)), block.init_state(1)
+    x[:, :, 0] = 1.0
+    state.s[:] = start = np.random.default_rng(0).standard_normal(state.s.shape)
+    with no_grad():
+        _, state = block(Tensor(x.astype(block.parameters()[0].dtype)), state=state, mode=mode)
+    assert np.abs(state.s).max() < 2.0 * np.abs(start).max() + 2.0
 
 
 def test_parameters_of_published_layers() -> None:

@@ -94,5 +94,7 @@ def test_parameters_of_a_layer() -> None:
 def test_what_it_refuses() -> None:
     with pytest.raises(InputError, match="'relo' is not known; did you mean 'relu'"):
         LinearAttentionSettings(feature_map="relo")
-    with pytest.raises(InputError, match="expand_k: 0.3 x hidden_size = 19 is not a multiple of"):
+    with pytest.raises(InputError, match="expand_k: 0.3 x hidden_size = 19.2 is not a multiple of"):
         LinearAttentionSettings(hidden_size=64, expand_k=0.3)
+    with pytest.raises(InputError, match="expand_v: 0.25 x hidden_size = 2.5 is not a multiple of"):
+        LinearAttentionSettings(hidden_size=10, num_heads=2, expand_v=0.25)

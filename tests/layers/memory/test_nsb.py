@@ -144,6 +144,18 @@ def test_rules_drop_out_of_training_alone() -> None:
     assert not np.array_equal((block.selection(Tensor(given())).data == 0.0).all(axis=(0, 1)), dropped)
 
 
+def test_one_rule_is_always_left() -> None:
+    """However likely it is that all are left out"""
+    block = build(rules=2, dropout=0.97).train()
+    alone = 0
+    for step in range(20):
+        block.noise = counter(0, "rule_dropout", step)
+        p = block.selection(Tensor(given())).data
+        close(p.sum(-1), np.ones((2, 4)), 1e-12)
+        alone += int((p[0, 0] == 1.0).any())
+    assert alone > 10
+
+
 def test_the_temperature_falls_while_training() -> None:
     """Linearly from tau_start to tau over tau_steps; evaluated at tau, whatever the step"""
     block, x = build(tau=0.5, tau_start=4.5, tau_steps=8), given()

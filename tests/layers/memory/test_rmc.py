@@ -282,6 +282,24 @@ def test_padding_that_is_all_there_is_is_finite() -> None:
     assert np.isfinite(run(block, given(), mask=np.arange(7)[None, :] >= np.full((3, 1), 6))).all()
 
 
+@pytest.mark.parametrize("options", [{}, {"write": "add"}], ids=str)
+def test_rows_without_tokens_write_nothing(options: dict[str, Any]) -> None:
+    """Neither by padding alone nor by no columns at all; ema takes nothing away for them."""
+    block, x = build(**options), given()
+    run(block, x, update=True, mask=np.array([[True] * 7, [False] * 7, [True] * 7]))
+    assert not block.delta[1].any()
+    assert not block.weights[1].any()
+    assert block.delta[0].any()
+    before = block.memory.data.copy()
+    run(block, x, update=True, mask=np.zeros((3, 7), bool))
+    block.apply_update(block.delta, lr=1.0)
+    run(block, x[:, :0], update=True)
+    block.apply_update(block.delta, lr=1.0)
+    assert np.array_equal(block.memory.data, before)
+    state = block.open_episode(block.init_state(3))
+    assert np.array_equal(block.write_episode(state, lr=1.0).memory, np.stack([before] * 3))
+
+
 def test_segments_of_the_mean_are_refused() -> None:
     with pytest.raises(ValueError, match="differentiable_write: the mean .* has no segments"):
         build(**WITHIN, **MEAN)

@@ -125,6 +125,27 @@ def test_every_pair_is_counted_once(checkpointing: bool) -> None:
     assert [each.counts.sum() for each in routers(model)] == [2 * inputs.size] * 2
 
 
+def test_recomputing_changes_no_loss_and_no_gradient_of_counts() -> None:
+    """A layer that is applied twice counts twice, in that order; its loss goes by what was counted before."""
+    recursive = CONFIG.replace(num_layers=1, body="recursion", recursion={"recurrence_steps": 2}, options={
+        "moe": CONFIG.options["moe"] | {"balance": {"switch_global": 1.0}}})
+    found = []
+    for checkpointing in (False, True):
+        model = LanguageModel(recursive, seed=1, dtype="float64")
+        model.gradient_checkpointing = checkpointing
+        totals = []
+        for batch in batches(2):                              # two micro-batches
+            total, _ = model.loss(*batch)
+            total.backward()
+            totals.append(total.item())
+        router = model.body.core.layers[0].feed_forward.moe.router
+        found.append((totals, router.counts.tolist(), router.weight.grad))
+    assert found[0][0] == found[1][0]
+    assert found[0][1] == found[1][1]
+    assert sum(found[0][1]) == 2 * 2 * 2 * 24
+    np.testing.assert_allclose(found[1][2], found[0][2], rtol=1e-10, atol=1e-14)
+
+
 def test_a_step_whose_loss_is_not_finite_does_not_move_it() -> None:
     model = LanguageModel(CONFIG, seed=1)
     model.embed_tokens.weight.data[:] = np.nan

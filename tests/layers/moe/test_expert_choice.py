@@ -68,6 +68,19 @@ def test_padding_is_not_chosen() -> None:
     assert figures["moe/router_z"] == pytest.approx((np.log(np.exp(z).sum(axis=1))**2).mean())
 
 
+@pytest.mark.parametrize(("experts", "factor", "length", "room"), [
+    (10, 1.1, 100, 11), (6, 1.2, 35, 7), (3, 0.3, 60, 6), (4, 0.25, 33, 3)])
+def test_a_mask_of_tokens_alone_is_no_mask(experts: int, factor: float, length: int, room: int) -> None:
+    """1.1 · 100 / 10 tokens are 11: rounding makes no twelfth, with a mask or without one."""
+    made = block(num_experts=experts, capacity_factor=factor)
+    x = np.random.default_rng(4).standard_normal((1, length, 6))
+    assert made.settings.capacity(length) == room
+    np.testing.assert_array_equal(run(made, x)[0], run(made, x, np.ones((1, length), bool))[0])
+    beside = np.concatenate([x, x], axis=1)                            # the first half is padding
+    padded = run(made, beside, np.arange(2 * length)[None] >= length)[0]
+    np.testing.assert_allclose(padded[:, length:], run(made, x)[0], rtol=1e-11, atol=1e-12)
+
+
 def test_ties_go_to_the_earliest_token() -> None:
     made = block(num_experts=2, capacity_factor=1.0)
     made.weight.data = np.zeros((2, 6))

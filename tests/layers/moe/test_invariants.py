@@ -203,6 +203,17 @@ def test_overflow_is_exact(policy: str, renormalize: bool) -> None:
     np.testing.assert_allclose(routing.weights.data, expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0), (2, 3)])
+def test_of_no_tokens_none_is_dropped(shape: tuple[int, int]) -> None:
+    """Without rows, without columns, or padding alone"""
+    made = block(capacity_factor=0.5)
+    made.train()
+    with auxiliary.collect() as emitted:
+        run(made, np.zeros((*shape, 6)), np.zeros(shape, bool))
+        run(made, np.zeros((0, 3, 6)))
+    assert [value for name, value in emitted.figures if name == "moe/overflow"] == [0.0, 0.0]
+
+
 def test_no_room_leaves_shared_experts_alone() -> None:
     made, x = block(capacity_factor=1e-9, min_capacity=0, num_shared_experts=1), inputs()
     made.train()

@@ -95,7 +95,8 @@ def test_expert_choice(padded: bool, fast: EmulatedDevice) -> None:
     same(block, twin, fast, padded)
 
 
-def test_recorded_steps(fast: EmulatedDevice) -> None:
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_recorded_steps(checkpointing: bool, fast: EmulatedDevice) -> None:
     """Three steps of two micro-batches, the last two replayed: losses, figures, weights and biases are the
     host's; each step draws its own noise."""
     options = {"intermediate_size": 6, "num_experts": 4, "score": "sigmoid", "bias_update_rate": 0.01,
@@ -103,6 +104,7 @@ def test_recorded_steps(fast: EmulatedDevice) -> None:
     config = LanguageModelConfig(vocab_size=31, hidden_size=8, num_layers=2, max_seq_len=16, mixer="none",
                                  feed_forward="moe", options={"moe": options})
     here, there = LanguageModel(config, seed=1), LanguageModel(config, seed=1)
+    there.gradient_checkpointing = checkpointing                   # counts each pair once all the same
     host = HostUpdate(here, AdamW(here.named_parameters(), lr=1e-2), clip=1.0, seed=0)
     trainer, random = GpuTrainer(there, device=fast, lr=1e-2), np.random.default_rng(0)
     for step in (1, 2, 3):

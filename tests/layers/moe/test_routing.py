@@ -101,6 +101,23 @@ class TestGroups:
         assert settings(n_group=2, top_k=1).grouping["rule"] == "max"
         assert settings(n_group=2, top_k=1, score="sigmoid").grouping["rule"] == "top2"
 
+    @pytest.mark.parametrize("score", ["softmax_pre", "softmax_post", "sigmoid"])
+    @pytest.mark.parametrize("bias", [False, True])
+    def test_of_a_router(self, score: str, bias: bool) -> None:
+        """Two of three groups, each worth its largest score, and the best of these, token by token"""
+        made = router(score=score, n_group=3, topk_group=2, top_k=3, group_rule="max", selection_bias=bias)
+        if bias:                                              # not so large that it decides alone
+            made.e_score_correction_bias.data = 0.2 * made.e_score_correction_bias.data
+        x, limited = np.random.default_rng(2).standard_normal((60, 6)), 0
+        for token, experts in zip(x, made(Tensor(x)).experts, strict=True):
+            s = scored(score, made.weight.data @ token)
+            s = s + made.e_score_correction_bias.data if bias else s
+            best = sorted(range(3), key=lambda g, s=s: -max(s[2 * g : 2 * g + 2]))[:2]
+            eligible = [e for e in range(6) if e // 2 in best]
+            assert experts.tolist() == sorted(eligible, key=lambda e, s=s: -s[e])[:3]
+            limited += experts.tolist() != np.argsort(-s)[:3].tolist()
+        assert limited > 3
+
     def test_bias_decides_the_groups_but_not_the_weights(self) -> None:
         made = router(score="sigmoid", n_group=3, topk_group=1, selection_bias=True, renormalize=False)
         made.weight.data = np.eye(6)
@@ -215,6 +232,11 @@ def test_extreme_scores() -> None:
     ({"num_shared_experts": -1}, "num_shared_experts: -1"),
     ({"shared_gate": True}, "shared_gate: there are no"), ({"bias_update_rate": -1.0}, "negative"),
     ({"intermediate_size": 0}, "intermediate_size: 0 is not positive"),
+    ({"capacity_factor": float("nan")}, "capacity_factor: nan"),
+    ({"router_z_coef": -0.1}, "router_z_coef: -0.1"),
+    ({"capacity_factor": float("inf")}, "capacity_factor: inf"), ({"routed_scale": 0.0}, "routed_scale: 0.0"),
+    ({"balance": ["switch"]}, r"balance: \['switch'\]; give a name"),
+    ({"balance_coef": float("nan")}, "switch has the weight nan"),
 ])
 def test_bad_settings(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):

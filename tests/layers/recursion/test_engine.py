@@ -7,13 +7,16 @@ import pytest
 
 from nn import ops
 from nn.layers.auxiliary import collect
+from nn.layers.dropout import Dropout
 from nn.layers.formulas import total
+from nn.layers.noise import drawing
 from nn.layers.recursion.depth import sampled_depth
 from nn.layers.recursion.engine import RecursionEngine, RecursionSettings, sinusoid
 from nn.layers.recursion.halting import ponder_loss
 from nn.layers.recursion.rules import RULES, UpdateRule
 from nn.layers.stack import Stack, StackSettings
 from nn.ops.count import count_flops
+from nn.random import counter, drawn_from
 from nn.tensor import Tensor, no_grad
 from tests.blocks.harness import close, shaken
 from tests.gradients import check
@@ -69,6 +72,33 @@ def test_steps_are_layers_with_tied_weights(steps: int) -> None:
         close(p.grad, summed, 1e-12)
 
 
+def test_steps_drop_other_parts_and_recomputing_them_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn, forward = list[tuple[float, ...]](), Dropout.forward
+
+    def noted(self: Dropout, x: Tensor) -> Tensor:
+        drawn.append((id(self), *drawn_from(self.noise, (4,))))
+        return forward(self, x)
+
+    monkeypatch.setattr(Dropout, "forward", noted)
+    found = []
+    for recompute in (False, True):
+        engine = build(core=CORE | {"resid_dropout": 0.5}).train()
+        engine.core.recompute = recompute
+        drawn.clear()
+        leaf = Tensor(given(), requires_grad=True)
+        y, _ = engine(leaf)
+        assert len(set(drawn)) == 3 * 2, "a step's two blocks are dropped from alike"
+        places, count = {each[0] for each in drawn}, len(drawn)
+        assert len({each[1:] for each in drawn if each[0] == min(places)}) == 3
+        for module in drawing(engine):
+            module.noise = counter(1, "the next micro-batch")
+        (y * random(2).standard_normal(y.shape)).sum().backward()
+        assert sorted(drawn[count:]) == (sorted(drawn[:count]) if recompute else [])
+        found.append((y.data, leaf.grad, *(p.grad for p in engine.core.parameters())))
+    for one, other in zip(*found, strict=True):
+        assert np.array_equal(one, other)
+
+
 def test_parameters_are_those_of_one_block_at_any_depth() -> None:
     counts = {build(recurrence_steps=steps).num_parameters() for steps in (1, 4, 9)}
     assert counts == {Stack(StackSettings(hidden_size=8, **CORE)).num_parameters()}
@@ -111,7 +141,7 @@ def test_gradients_go_through_the_newest_steps_alone(kept: int) -> None:
 
 
 def test_the_injected_input_learns_though_the_first_steps_do_not() -> None:
-    """W_e and the prelude get their gradient from the newest steps, W_e e being formed before the first one"""
+    """W_e and the prelude get their gradient from the newest steps; W_e e is formed before the first"""
     found, x = [], given()
     for bptt in (2, 0):
         engine = build(inject_input=True, prelude=RECURRENT, recurrence_steps=4, bptt_steps=bptt)
@@ -274,6 +304,11 @@ def test_padding_keeps_nobody_in_the_loop_and_counts_for_nothing() -> None:
         run(engine, x, mask=mask)
     assert count.flops == total(engine.core.flops(2, 5))
     close(np.asarray(dict(heard.figures)["recurrence/mean_steps"]), np.asarray(1.0), 1e-12)
+    engine = build(core=RECURRENT)
+    engine.exit_router = frozen_by(plans)
+    found, expected = (run(engine, x, mask=mask.astype(kind))[mask] for kind in (np.int64, bool))
+    assert np.array_equal(found, expected), "0 and 1 are a mask, too"
+    assert not np.array_equal(expected, x[mask])
 
 
 def test_gradient_with_tokens_that_leave() -> None:
@@ -361,7 +396,8 @@ def test_auxiliary_losses_are_those_of_all_steps() -> None:
 
 @pytest.mark.parametrize(("options", "named"), [
     ({"rule": "replaced"}, "rule"), ({"recurrence_steps": -1}, "recurrence_steps"),
-    ({"halting": "acts"}, "halting"),
+    ({"halting": "acts"}, "halting"), ({"ponder_prior": 1.0}, "ponder_prior"), ({"act_eps": 0.0}, "act_eps"),
+    ({"ema": 1.5}, "ema"), ({"halting": "act", "bptt_steps": 2}, "bptt_steps"),
     ({"exit": "learned", "halting": "act"}, "exit"), ({"core": {"layers": 2}}, "layers")])
 def test_bad_settings_are_named(options: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):

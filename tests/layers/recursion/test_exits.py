@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from nn.cache import StepCache
+from nn.dtypes import DType
 from nn.layers.linear import Linear
 from nn.layers.recursion.exits import THRESHOLDS, ExitRouter, exit_loss
 from nn.tensor import Tensor
@@ -65,6 +66,24 @@ def test_criteria_are_their_definitions(criterion: str, tau: float) -> None:
     for s, found in enumerate(said):
         assert np.array_equal(found, expected(criterion, walk(), s, tau))
     assert 0 < np.sum(said) < 24, "some leave, some do not"
+
+
+@pytest.mark.parametrize(("criterion", "tau"), [("entropy", 1e-3), ("kl", 1e-3), ("margin", 0.02),
+                                                ("max_prob", 0.05)])
+def test_predictions_in_half_precision_are_compared_wide(criterion: str, tau: float) -> None:
+    """bfloat16 logits: rounded probabilities would make a divergence of 0.01 negative, and tokens leave"""
+    draw, kind = random(2), DType.of("bfloat16").numpy
+    head, h = draw.standard_normal((6, 40)), draw.standard_normal((1, 50, 6))
+    logits = [(z @ head).astype(kind) for z in (h, h + 0.03 * draw.standard_normal(h.shape))]
+    router, cache = ExitRouter(criterion, 6, tau), StepCache()
+    router.read_out(lambda h: Tensor(logits[int(h.data[0, 0, 0])]))
+    said = [np.asarray(router(Tensor(np.full((1, 50, 6), s, np.float32)), s, cache)) for s in (0, 1)][1]
+    before, now = (softmax(z.astype(np.float64)) for z in logits)
+    top = np.sort(now, axis=-1)
+    exact = {"entropy": np.abs((now * np.log(now)).sum(-1) - (before * np.log(before)).sum(-1)) < tau,
+             "kl": (before * np.log(before / now)).sum(-1) < tau, "max_prob": top[..., -1] >= tau,
+             "margin": top[..., -1] - top[..., -2] >= tau}[criterion]
+    assert np.array_equal(said, exact)
 
 
 def test_the_best_token_has_to_stay_the_best() -> None:

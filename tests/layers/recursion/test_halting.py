@@ -153,3 +153,8 @@ def test_the_prior_says_how_many_steps_to_allow() -> None:
     assert ponder_steps(0.2) == 14                       # 1 − 0.8^14 = 0.956
     assert ponder_steps(0.5) == 5
     assert ponder_steps(0.95) == 1
+    for rate in (0.0, 1.0):
+        with pytest.raises(ValueError, match="rate: "):
+            ponder_steps(rate)
+        with pytest.raises(ValueError, match="rate: "):
+            geometric_prior(rate, 3)

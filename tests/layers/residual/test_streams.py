@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from nn import ops
+from nn.layers.auxiliary import collect
 from nn.layers.residual.connection import Branch
 from nn.layers.residual.hyper import HyperConnection, HyperSettings
 from nn.layers.residual.manifold import ManifoldConnection, ManifoldMaps, ManifoldSettings
@@ -172,6 +173,19 @@ def test_mixing_is_doubly_stochastic_and_keeps_the_mean_of_the_streams() -> None
     for axis in (-1, -2):
         np.testing.assert_allclose(mix.data.sum(axis=axis), 1.0, atol=1e-5)
     close((mix.data @ x).mean(axis=2), x.mean(axis=2), 1e-5)
+
+
+def test_what_the_iterations_leave_of_row_sums_is_reported() -> None:
+    errors = []
+    for iterations in (1, 3, 20):
+        settings = ManifoldSettings(hidden_size=5, n_streams=4, dynamic_scale=1.0, res_diagonal=0.0,
+                                    sinkhorn_iters=iterations)
+        maps = shaken(ManifoldMaps(settings, "float64"), 0)
+        with collect() as heard:
+            _, mix, _ = maps(Tensor(random(0).standard_normal((2, 3, 4, 5))))
+        errors.append(float(dict(heard.figures)["mhc/sum_error"]))
+        assert errors[-1] == max(np.abs(mix.data.sum(axis=axis) - 1.0).max() for axis in (-1, -2))
+    assert errors[0] > 5.0 * errors[1] > 25.0 * errors[2] > 0.0
 
 
 def test_nothing_is_amplified_however_deep() -> None:

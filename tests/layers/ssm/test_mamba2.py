@@ -128,6 +128,10 @@ def test_counts_of_the_published_model() -> None:
 
 
 def test_settings_are_checked() -> None:
+    for name, bounds in (("time_step_limit", (1.0, 0.5)), ("time_step_limit", (-1.0, 1.0)),
+                         ("decay_range", (0.0, 1.0)), ("decay_range", (4.0, 1.0))):
+        with pytest.raises(InputError, match="the lower bound first"):
+            Mamba2Settings.create(**{name: bounds})
     with pytest.raises(InputError, match="head_dim 3, num_groups 1: heads divide the 16 channels"):
         Mamba2Settings(hidden_size=8, head_dim=3)
     with pytest.raises(InputError, match="head_dim 4, num_groups 3"):

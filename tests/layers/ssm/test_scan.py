@@ -194,6 +194,20 @@ def test_scan_and_reference_kernel_agree_forward_and_backward(dtype: str, rtol: 
         close(ours, theirs, rtol)
 
 
+def test_reference_kernel_with_steps_of_all_sizes() -> None:
+    """float32, Δ between e^−7 and e^7: behind a step that forgets all, small ones count as before"""
+    given = drawn(1, 64, 2, 3)
+    given[1] = given[1] ** 3
+    expected, last = by_definition(*given)
+    given[2] = np.log(-given[2])
+    narrow = [Tensor(z.astype(np.float32)) for z in given]
+    y, state = MambaReferenceKernel().forward_chunk(*for_kernel(narrow, np.ones(expected.shape, np.float32)),
+                                                    chunk_size=64)
+    assert y.dtype == state.ssm.dtype == np.float32
+    close(np.swapaxes(y.data, 1, 2), expected, 2e-6)
+    close(state.ssm.data, last, 2e-6)
+
+
 def test_kernel_states_start_at_zero() -> None:
     state = MambaKernelState.zeros(2, 3, 4, "float64")
     assert state.ssm.shape == (2, 3, 4)

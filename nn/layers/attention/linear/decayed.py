@@ -6,7 +6,7 @@ forms of
 Operations per token and head: the recurrence 4 Dk Dv, chunks of C tokens 2[C(Dk + Dv) + 2 Dk Dv]."""
 
 from nn import ops
-from nn.layers.chunks import CHUNK, from_chunks, to_chunks
+from nn.layers.chunks import CHUNK, from_chunks, state_before, to_chunks
 from nn.layers.formulas import ceil_to
 from nn.layers.mode import KernelMode, select_mode
 from nn.layers.precision import cast_to
@@ -18,7 +18,7 @@ def decayed_attention(q: Tensor, k: Tensor, v: Tensor, g: Tensor, s: Array | Ten
                       mode: str | None = None, size: int = CHUNK) -> tuple[Tensor, Tensor]:
     """(o[B,H,T,Dv], S after the last token [B,H,Dk,Dv]) from q, k [B,H,T,Dk], v[B,H,T,Dv], g[B,H,T] and the
     state s[B,H,Dk,Dv].  q is scaled already; a token with k = 0 and g = 0 leaves no trace."""
-    length, s = q.shape[2], s if isinstance(s, Tensor) else Tensor(s)
+    length, s = q.shape[2], state_before(s, k, v)
     if select_mode(length, mode=mode) == KernelMode.RECURRENT or not length:
         return _recurrent(q, k, v, g, s)
     q, k, v, g = (to_chunks(x, size) for x in (q, k, v, g))                       # [B,H,n,C,...]

@@ -15,8 +15,8 @@ from nn.layers.attention.linear.heads import (
     HeadBlock,
     HeadSettings,
     LinearState,
+    check_sizes,
     per_head,
-    power_of_two,
     tokens_first,
 )
 from nn.layers.conv import conv_flops, conv_parameters
@@ -25,6 +25,7 @@ from nn.layers.gated_norm import GatedRMSNorm
 from nn.layers.linear import Linear
 from nn.layers.masks import masked
 from nn.layers.norm import RMSNorm
+from nn.layers.precision import widened
 from nn.tensor import Array, Tensor
 
 
@@ -38,7 +39,7 @@ class DeltaNetSettings(HeadSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        power_of_two(self)
+        check_sizes(self)
 
     def parameters(self, active: bool = False) -> dict[str, int]:
         values = (2 + self.use_gate) * self.value_width
@@ -86,7 +87,7 @@ class DeltaNet(HeadBlock):
         (q, k, v), tail = self._queries_keys_values(x, before.tail)
         if self.conv1d is None:
             q, k, v = ops.silu(q), ops.silu(k), ops.silu(v)
-        q, k = ops.l2_norm(q) * q.shape[-1] ** -0.5, ops.l2_norm(k)
+        q, k = ops.l2_norm(q) * q.shape[-1] ** -0.5, ops.l2_norm(widened(k))
         beta = per_head(ops.sigmoid(self.b_proj(x)) * (1.0 + settings.allow_neg_eigval), mask)
         still = Tensor(beside(np.zeros(beta.shape, before.s.dtype), before.s))        # g = 0
         o, s = gated_delta_rule(q, k, v, still, beta, before.s, mode=mode, size=settings.chunk_size)

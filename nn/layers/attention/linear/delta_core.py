@@ -2,10 +2,11 @@
 
     S̄ = e^{g_t} S_{t−1},   S_t = S̄ + β_t k_t (v_t − S̄ᵀ k_t)ᵀ,   o_t = S_tᵀ q_t,   g_t ≤ 0, 0 ≤ β_t ≤ 2
 
-‖k_t‖ ≤ 1 keeps it stable: I − β k kᵀ then has no eigenvalue beyond ±1.  g = 0 is the plain delta rule."""
+‖k_t‖ ≤ 1 keeps it stable: I − β k kᵀ then has no eigenvalue beyond ±1.  Rounded to half precision keys may be
+longer than that, and at β = 2 the state grows: keys are given in float32.  g = 0 is the plain delta rule."""
 
 from nn import ops
-from nn.layers.chunks import CHUNK, from_chunks, to_chunks
+from nn.layers.chunks import CHUNK, from_chunks, state_before, to_chunks
 from nn.layers.formulas import ceil_to
 from nn.layers.mode import KernelMode, select_mode
 from nn.ops.delta import delta_flops_per_chunk
@@ -17,11 +18,11 @@ def gated_delta_rule(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, s
     """(o[B,H,T,Dv], S after the last token [B,H,Dk,Dv]) from q, k [B,H,T,Dk], v[B,H,T,Dv], g and β [B,H,T]
     and the state s[B,H,Dk,Dv].  q is scaled already; a token with β = 0 and g = 0 leaves no trace.  `size`,
     the tokens of a chunk, is a power of two."""
-    if select_mode(q.shape[2], mode=mode) == KernelMode.RECURRENT or not q.shape[2]:
-        return _recurrent(q, k, v, g, beta, Tensor(s))
-    length = q.shape[2]
+    length, before = q.shape[2], state_before(s, k, v)
+    if select_mode(length, mode=mode) == KernelMode.RECURRENT or not length:
+        return _recurrent(q, k, v, g, beta, before)
     q, k, v, g, beta = (to_chunks(x, size) for x in (q, k, v, g, beta))           # [B,H,n,C,...]
-    o, last = ops.delta_chunks(q, k, v, g, beta, Tensor(s))
+    o, last = ops.delta_chunks(q, k, v, g, beta, before)
     return from_chunks(o, length), last
 
 

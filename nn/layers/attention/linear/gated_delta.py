@@ -16,9 +16,9 @@ from nn.errors import InputError
 from nn.layers.attention.linear.delta_core import delta_flops, gated_delta_rule
 from nn.layers.attention.linear.heads import (
     LinearState,
+    check_sizes,
     empty_tail,
     per_head,
-    power_of_two,
     split_heads,
     tokens_first,
 )
@@ -30,7 +30,7 @@ from nn.layers.initial import log_uniform, step_bias, wide
 from nn.layers.linear import Linear
 from nn.layers.masks import masked
 from nn.layers.module import Parameter
-from nn.layers.precision import cast_to
+from nn.layers.precision import cast_to, widened
 from nn.layers.protocol import Block, BlockSettings
 from nn.names import check_name
 from nn.tensor import Array, Tensor
@@ -54,7 +54,7 @@ class GatedDeltaNetSettings(BlockSettings):
 
     def __post_init__(self) -> None:
         self._positive("hidden_size", "num_heads", "head_dim")
-        power_of_two(self)
+        check_sizes(self)
         check_name("dt_init", self.dt_init, DT_INITS)
         if self.value_heads % self.num_heads or self.value_heads < 1:
             raise InputError(f"GatedDeltaNetSettings.num_v_heads: {self.num_v_heads} is not a multiple of "
@@ -153,7 +153,7 @@ class GatedDeltaNet(Block):
                            axis=-1)
         mixed, tail = (ops.silu(mixed), None) if self.conv1d is None else self.conv1d(mixed, tail)
         q, k, v = ops.split(mixed, s.num_heads * keys, s.num_heads * keys, s.value_width)
-        q, k = (ops.l2_norm(split_heads(part, s.num_heads)) for part in (q, k))
+        q, k = (ops.l2_norm(split_heads(part, s.num_heads)) for part in (q, widened(k)))
         q, k = self._shared(q * keys**-0.5), self._shared(k)
         return (q, k, split_heads(v, s.value_heads), z.reshape(batch, length, s.value_heads, s.value_dim),
                 tail)

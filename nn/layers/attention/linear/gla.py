@@ -13,7 +13,7 @@ from nn.layers.attention.linear.heads import (
     HeadBlock,
     HeadSettings,
     LinearState,
-    power_of_two,
+    check_sizes,
     split_heads,
     tokens_first,
 )
@@ -40,7 +40,7 @@ class GLASettings(HeadSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._positive("gate_low_rank")
-        power_of_two(self)
+        check_sizes(self)
         if self.gate_normalizer <= 0.0 or (self.clamp_min is not None and self.clamp_min > 0.0):
             raise InputError(f"GLASettings: gate_normalizer {self.gate_normalizer} is positive and clamp_min "
                              f"{self.clamp_min} not: decays must not grow")
@@ -90,9 +90,10 @@ class GLA(HeadBlock):
         settings, before = self.settings, state or self.init_state(batch)
         x = masked(x, mask)                                      # k = v = 0 at padding
         (q, k, v), tail = self._queries_keys_values(x, before.tail)
-        o, s = gated_linear_attention(q * q.shape[-1] ** -0.5, k, v, self._log_decays(x, mask, before.s),
-                                      before.s, mode=mode, size=settings.chunk_size)
-        o = tokens_first(o, x.dtype)                                                  # [B,T,H,Dv]
+        q, v = q * q.shape[-1] ** -0.5, cast_to(v, before.s.dtype)
+        o, s = gated_linear_attention(q, k, v, self._log_decays(x, mask, before.s), before.s, mode=mode,
+                                      size=settings.chunk_size)
+        o = tokens_first(o)                                           # [B,T,H,Dv], wide: sums of many tokens
         o = self.norm(o, self.g_proj(x).reshape(*o.shape))
         y = self.o_proj(o.reshape(batch, length, settings.value_width))
         return y, None if state is None else LinearState(s.data, tail)

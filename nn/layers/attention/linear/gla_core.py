@@ -3,7 +3,7 @@
     S_t = diag(e^{g_t}) S_{t−1} + k_t v_tᵀ,   o_t = S_tᵀ q_t,   g_t ≤ 0"""
 
 from nn import ops
-from nn.layers.chunks import CHUNK, from_chunks, to_chunks
+from nn.layers.chunks import CHUNK, from_chunks, state_before, to_chunks
 from nn.layers.formulas import ceil_to
 from nn.layers.mode import KernelMode, select_mode
 from nn.layers.precision import cast_to
@@ -16,11 +16,11 @@ def gated_linear_attention(q: Tensor, k: Tensor, v: Tensor, g: Tensor, s: Array,
     """(o[B,H,T,Dv], S after the last token [B,H,Dk,Dv]) from q, k, g [B,H,T,Dk], v[B,H,T,Dv] and the state
     s[B,H,Dk,Dv].  q is scaled already; a token with k = 0 and g = 0 leaves no trace.  `size`, the tokens of
     a chunk, is a power of two."""
-    if select_mode(q.shape[2], mode=mode) == KernelMode.RECURRENT or not q.shape[2]:
-        return _recurrent(q, k, v, g, Tensor(s))
-    length = q.shape[2]
+    length, before = q.shape[2], state_before(s, k, v)
+    if select_mode(length, mode=mode) == KernelMode.RECURRENT or not length:
+        return _recurrent(q, k, v, g, before)
     q, k, v, g = (to_chunks(x, size) for x in (q, k, v, g))                       # [B,H,n,C,D]
-    o, last = ops.gla_chunks(q, k, v, g, Tensor(s))
+    o, last = ops.gla_chunks(q, k, v, g, before)
     return from_chunks(o, length), last
 
 

@@ -29,8 +29,9 @@ class HeadSettings(BlockSettings):
     def __post_init__(self) -> None:
         self._positive("hidden_size", "num_heads", "chunk_size")
         for name, width in (("expand_k", self.key_width), ("expand_v", self.value_width)):
-            if width < 1 or width % self.num_heads:
-                raise InputError(f"{name}: {getattr(self, name)} x hidden_size = {width} is not a multiple "
+            exact = self.hidden_size * getattr(self, name)
+            if width < 1 or width % self.num_heads or abs(width - exact) > 1e-6 * width:
+                raise InputError(f"{name}: {getattr(self, name)} x hidden_size = {exact:g} is not a multiple "
                                  f"of num_heads = {self.num_heads}")
 
     @property
@@ -49,11 +50,15 @@ class HeadSettings(BlockSettings):
         return self.key_width // self.num_heads, self.value_width // self.num_heads
 
 
-def power_of_two(settings: Any) -> None:
-    """InputError unless chunk_size is one: its chunks are handled by halves."""
+def check_sizes(settings: Any) -> None:
+    """InputError unless chunk_size is a power of two, as chunks are handled by halves, and conv_size is not
+    negative."""
     size = settings.chunk_size
     if size < 1 or size & (size - 1):
         raise InputError(f"{type(settings).__name__}.chunk_size: {size} is not a power of two")
+    if settings.conv_size < 0:
+        raise InputError(f"{type(settings).__name__}.conv_size: {settings.conv_size} taps; 0 leaves the "
+                         "convolution out")
 
 
 @dataclass
@@ -107,9 +112,9 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
     return x.reshape(*x.shape[:2], heads, x.shape[2] // heads).permute(0, 2, 1, 3)
 
 
-def tokens_first(o: Tensor, dtype: Any) -> Tensor:
-    """[B,H,T,d] -> [B,T,H,d] in the type of the layer's inputs"""
-    return cast_to(o, dtype).permute(0, 2, 1, 3)
+def tokens_first(o: Tensor, dtype: Any = None) -> Tensor:
+    """[B,H,T,d] -> [B,T,H,d], in the type of the layer's inputs if that is given"""
+    return (o if dtype is None else cast_to(o, dtype)).permute(0, 2, 1, 3)
 
 
 def per_head(gate: Tensor, mask: Array | None) -> Tensor:

@@ -12,10 +12,12 @@ from nn import ops
 from nn.backends.array_api import beside
 from nn.layers.attention.linear.decayed import decayed_attention, decayed_flops
 from nn.layers.attention.linear.heads import HeadBlock, HeadSettings, tokens_first
+from nn.layers.attention.positions import angles, left_out
 from nn.layers.formulas import projection
 from nn.layers.gated_norm import GatedRMSNorm
 from nn.layers.linear import Linear
 from nn.layers.masks import masked, newest
+from nn.layers.precision import cast_to
 from nn.layers.rotary import Rotary
 from nn.state import State
 from nn.tensor import Array, Tensor
@@ -49,7 +51,12 @@ class RetentionState(State):
     """What is left of the tokens seen."""
 
     s: Array             # [B,H,Dk,Dv]
-    offset: int = 0      # tokens seen: the position of the next one
+    padding: Array       # integers [B], on the host: how many of the tokens were padding
+    offset: int = 0      # tokens seen
+
+    def seen(self) -> Array | int:
+        """Tokens that were not padding, the position of the next: a number, or one per row [B]"""
+        return self.offset - self.padding if self.padding.any() else self.offset
 
 
 class Retention(HeadBlock):
@@ -67,7 +74,8 @@ class Retention(HeadBlock):
 
     def init_state(self, batch_size: int) -> RetentionState:
         s = self.settings
-        return RetentionState(self.zeros(batch_size, s.num_heads, *s.head_widths))
+        return RetentionState(self.zeros(batch_size, s.num_heads, *s.head_widths),
+                              np.zeros(batch_size, np.int64))
 
     def forward(self, x: Tensor, *, state: RetentionState | None = None, mask: Array | None = None,
                 mode: str | None = None) -> tuple[Tensor, RetentionState | None]:
@@ -76,14 +84,18 @@ class Retention(HeadBlock):
         before = state or self.init_state(batch)
         x = masked(x, mask)                                     # no biases: k = v = 0 at padding
         (q, k, v), _ = self._queries_keys_values(x)                                   # [B,H,T,...]
-        cos, sin = (beside(table, x.data) for table in self.rotary(before.offset, length, before.s.dtype))
+        tables = angles(self.rotary, x, before.seen(), length, mask)
+        cos, sin = (beside(table, x.data) for table in tables)
         q, k = ops.rope(q, cos, sin) * q.shape[-1] ** -0.5, ops.rope(k, cos, sin)
-        g = self._log_decays(batch, length, mask, before.s)
+        g, v = self._log_decays(batch, length, mask, before.s), cast_to(v, before.s.dtype)
         o, s = decayed_attention(q, k, v, g, before.s, mode=mode, size=self.settings.chunk_size)
-        o = tokens_first(o, x.dtype)                                                  # [B,T,H,Dv]
+        o = tokens_first(o)                                           # [B,T,H,Dv], wide: sums of many tokens
         o = self.norm(o, self.g_proj(x).reshape(*o.shape))
         y = self.o_proj(o.reshape(batch, length, self.settings.value_width))
-        return y, None if state is None else RetentionState(s.data, before.offset + length)
+        if state is None:
+            return y, None
+        padding = before.padding + left_out(mask, length)
+        return y, RetentionState(s.data, padding, before.offset + length)
 
     def _log_decays(self, batch: int, length: int, mask: Array | None, like: Array) -> Tensor:
         """g[B,H,T]: ln γ, and 0 at padding"""

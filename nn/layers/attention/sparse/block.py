@@ -5,7 +5,8 @@ Block I of queries looks at block J of keys, J ≤ I, if one of these holds:
     global    J < global_blocks
     strided   J mod stride = stride − 1
     random    J is one of random_blocks drawn for I
-and within them at the tokens up to itself.  Without order (causal=False) |I − J| counts, and the first
+and within them at the tokens up to itself.  Blocks are counted from a row's first token, also when that has
+been dropped since.  Without order (causal=False) |I − J| counts, and the first
 global_blocks look at everything.  Only these tiles are computed.  Where rows begin with padding, their blocks
 do not lie alike: such calls compute everything, under a mask."""
 
@@ -62,14 +63,17 @@ class BlockSparseSettings(AttentionSettings):
             return kept | (i < self.global_blocks)
         return kept & (j <= i)
 
-    def tiles(self, length: int, past: int = 0) -> list[Tile]:
-        """One per block of queries, `length` of them behind `past` tokens"""
-        size, end, tiles = self.block_size, past + length, []
-        for i in range(past // size, -(-end // size)):
+    def tiles(self, length: int, past: int = 0, dropped: int = 0) -> list[Tile]:
+        """One per block of queries, `length` of them behind `past` tokens and `dropped` others, which are
+        not among the keys any more"""
+        size, first, end, tiles = self.block_size, dropped + past, dropped + past + length, []
+        for i in range(first // size, -(-end // size)):
             kept = np.flatnonzero(self.looks_at(i, -(-end // size)))
+            kept = kept[(kept + 1) * size > dropped]
             runs = np.split(kept, np.flatnonzero(np.diff(kept) > 1) + 1)
-            ranges = tuple((int(run[0]) * size, min(end, int(run[-1] + 1) * size)) for run in runs)
-            tiles.append(Tile(max(0, i * size - past), min(length, (i + 1) * size - past), ranges))
+            ranges = tuple((max(0, int(run[0]) * size - dropped), min(end, int(run[-1] + 1) * size) - dropped)
+                           for run in runs)
+            tiles.append(Tile(max(0, i * size - first), min(length, (i + 1) * size - first), ranges))
         return tiles
 
     def flops(self, batch: int, length: int, past: int = 0, mode: str | None = None) -> dict[str, int]:
@@ -105,17 +109,21 @@ class BlockSparseAttention(CausalSelfAttention):
         if state is not None:
             k, v = extended(state, k, v, mask)
         past = k.shape[2] - length
-        dropout = self.attn_dropout if self.training and state is None else 0.0
-        if mask is None and not (s.softcap or dropout):
-            return ops.tiled_attention(q, k, v, s.tiles(length, past), scale=self.scale, causal=s.causal)
         keep = np.ones((1, past + length), bool) if mask is None else newest(mask, past + length)
-        pairs = self._pattern(keep, length)
+        first = 0 if state is None else np.maximum(state.offset - state.padding - keep.sum(axis=1), 0)
+        dropout = self.attn_dropout if self.training and state is None else 0.0
+        if mask is None and not (s.softcap or dropout) and np.size(first) == 1:
+            tiles = s.tiles(length, past, int(np.reshape(first, ())))
+            return ops.tiled_attention(q, k, v, tiles, scale=self.scale, causal=s.causal)
+        pairs = self._pattern(first, keep, length)
         return self.over(q, [KeySet(k, v, causal=s.causal, mask=pairs)], cached=state is not None)
 
-    def _pattern(self, mask: Array, length: int) -> np.ndarray:
-        """booleans [B,1,T,S]: the pairs looked at, of rows whose blocks begin behind their padding"""
-        count = -(-mask.shape[1] // self.settings.block_size)
-        table = np.stack([self.settings.looks_at(i, count) for i in range(count)])
-        block = positions(0, mask.shape[1], mask) // self.settings.block_size                   # [B,S]
-        pairs = table[block[:, mask.shape[1] - length :, None], block[:, None, :]]
+    def _pattern(self, first: Array | int, mask: Array, length: int) -> np.ndarray:
+        """booleans [B,1,T,S]: the pairs looked at, of rows whose blocks begin behind their padding; first:
+        tokens that were dropped, a number or one per row [B]"""
+        block = positions(first, mask.shape[1], mask) // self.settings.block_size               # [B,S]
+        own, row = np.unique(block[:, mask.shape[1] - length :], return_inverse=True)
+        table = [self.settings.looks_at(int(i), int(block.max(initial=0)) + 1) for i in own]
+        pairs = (np.stack(table)[row.reshape(-1, length)[:, :, None], block[:, None, :]] if length
+                 else np.zeros((len(block), 0, mask.shape[1]), bool))
         return (pairs & mask[:, None, :])[:, None]
