@@ -35,7 +35,8 @@ def drawing(model: Module) -> list[Any]:
 @contextmanager
 def drawn_apart(modules: list[Any], index: int) -> Iterator[None]:
     """Within, these modules draw what belongs to part `index` of a call that runs them several times: a step
-    of a recursion, a group of documents.  A counter in a device's memory, which recorded steps read, stays."""
+    of a recursion, a group of documents.  A counter that lies on a device stays as it is: recorded steps
+    read it there."""
     before = [(module, module.noise) for module in modules]
     for module, place in before:
         if isinstance(place, np.ndarray):

@@ -194,4 +194,4 @@ def test_a_mode_that_is_none_is_refused_by_every_block(role: str, name: str) -> 
     """Also by those that compute the same in both"""
     case = harness.cases_of(role, name)[0]
     with pytest.raises(InputError, match="mode: 'chnk'.*did you mean 'chunk'"):
-        run(case.build(), inputs(case.settings, 1, 2), mode="chnk")
+        harness.run(case.build(), harness.inputs(case.settings, 1, 2), mode="chnk")

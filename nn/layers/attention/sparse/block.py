@@ -109,7 +109,8 @@ class BlockSparseAttention(CausalSelfAttention):
         if state is not None:
             k, v = extended(state, k, v, mask)
         past = k.shape[2] - length
-        keep = np.ones((1, past + length), bool) if mask is None else newest(mask, past + length)
+        new = newest(mask, past + length)
+        keep = np.ones((1, past + length), bool) if new is None else new
         first = 0 if state is None else np.maximum(state.offset - state.padding - keep.sum(axis=1), 0)
         dropout = self.attn_dropout if self.training and state is None else 0.0
         if mask is None and not (s.softcap or dropout) and np.size(first) == 1:
