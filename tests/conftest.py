@@ -6,9 +6,12 @@ are skipped; with --require-oracle nothing may be skipped: a comparison that did
 from collections.abc import Generator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
+
+if TYPE_CHECKING:
+    from cuda.nn.device import EmulatedDevice
 
 ORACLES = ("torch", "transformers", "peft", "onnx")
 ORACLE_TESTS = Path(__file__).parent / "oracle"
@@ -66,3 +69,14 @@ def _no_skips(report: Report, config: pytest.Config) -> Report:
     if report.skipped and config.getoption("--require-oracle"):
         report.outcome, report.longrepr = "failed", f"skipped under --require-oracle: {report.longrepr}"
     return report
+
+
+@pytest.fixture
+def fast() -> "EmulatedDevice":
+    """The emulated device that checks nothing and counts nothing: for whole models and many steps."""
+    from cuda.nn.device import EmulatedDevice, device
+
+    found = device("emulated", mode="fast")
+    assert isinstance(found, EmulatedDevice)
+    found.configure()
+    return found

@@ -1,18 +1,19 @@
-"""What the folders of several architectures share: tables of names read both ways, fields of config.json, and
-rotary scalings."""
+"""What the folders of several architectures share: tables of names read both ways, models written and read by
+them, fields of config.json, and rotary scalings."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nn.dtypes import Shape
+from nn.dtypes import DType, Shape
 from nn.errors import InputError
-from nn.interop.folder import Stored
+from nn.interop.folder import Stored, open_tensors, write
 from nn.layers.rotary import RopeScaling
+from nn.models.decoder import Decoder
 
 ROPE_TYPES = {"default": "none", "linear": "linear", "dynamic": "dynamic", "yarn": "yarn"}     # theirs: ours
 YARN = {"beta_fast": 32.0, "beta_slow": 1.0}     # and what leaving them out means
@@ -67,6 +68,27 @@ class Table:
             _, rows, columns = ours[name]
             shapes |= {part: (rows // len(parts), columns) for parts in experts for part in parts}
         return shapes
+
+
+def write_model(model: Decoder, folder: Path, config: dict[str, Any], table: Table) -> None:
+    """A folder with config.json, which says the weights' type too, and the weights.  Files are written aside
+    and renamed."""
+    dtype = DType.of(model.embed_tokens.weight.dtype).value
+    write(folder, config | {"torch_dtype": dtype}, table.to_theirs(model.state_dict()))
+
+
+def read_model(model: Decoder, folder: Path,
+               table: Callable[[Iterable[str]], Table]) -> dict[str, np.ndarray]:
+    """Our state dict for a model of the folder's configuration, none of whose weights exist yet.
+
+    table: of the names stored.  InputError names a damaged file, or tensors that are missing, unexpected or
+    mis-shaped, before any weight is read."""
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters().items()}
+    with open_tensors(folder) as stored:
+        ours = table(stored)
+        redundant = ("rotary_emb.inv_freq", *["lm_head.weight"] * (model.lm_head is None))
+        ours.check(shapes, stored, redundant, folder)
+        return ours.to_ours(stored)
 
 
 def _joined(parts: Iterable[Stored]) -> np.ndarray:

@@ -11,10 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nn.dtypes import DType
 from nn.errors import InputError
-from nn.interop.folder import CONFIG, open_tensors, read_json, write
-from nn.interop.layout import Table, read_field, require, rope_from_hugging_face, rope_to_hugging_face
+from nn.interop.folder import CONFIG, read_json
+from nn.interop.layout import (
+    Table,
+    read_field,
+    read_model,
+    require,
+    rope_from_hugging_face,
+    rope_to_hugging_face,
+    write_model,
+)
 from nn.layers.stack import LayerSettings
 from nn.models.language_config import LanguageModelConfig
 
@@ -112,9 +119,7 @@ def table(config: LanguageModelConfig, stacked: bool = False) -> Table:
 
 def save(model: "LanguageModel", folder: Path) -> None:
     """InputError if the architecture is not Qwen3's.  Files are written aside and renamed."""
-    dtype = DType.of(model.embed_tokens.weight.dtype).value
-    config = to_hugging_face(model.config) | {"torch_dtype": dtype}
-    write(folder, config, table(model.config).to_theirs(model.state_dict()))
+    write_model(model, folder, to_hugging_face(model.config), table(model.config))
 
 
 def load(folder: Path) -> tuple[LanguageModelConfig, dict[str, np.ndarray]]:
@@ -123,12 +128,8 @@ def load(folder: Path) -> tuple[LanguageModelConfig, dict[str, np.ndarray]]:
     from nn.models.language_model import LanguageModel
 
     config = from_hugging_face(read_json(folder / CONFIG))
-    shapes = {name: p.shape for name, p in LanguageModel(config).named_parameters().items()}
-    with open_tensors(folder) as stored:
-        ours = table(config, stacked=any(name.endswith(".experts.down_proj") for name in stored))
-        redundant = ("rotary_emb.inv_freq", *["lm_head.weight"] * config.tie_embeddings)
-        ours.check(shapes, stored, redundant, folder)
-        return config, ours.to_ours(stored)
+    return config, read_model(LanguageModel(config), folder, lambda names: table(
+        config, stacked=any(name.endswith(".experts.down_proj") for name in names)))
 
 
 # ---- config.json ----

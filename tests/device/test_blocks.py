@@ -8,21 +8,12 @@ import numpy as np
 import pytest
 
 from cuda.nn.device import EmulatedDevice
-from cuda.nn.device import device as find_device
 from nn.layers import registry
 from nn.tensor import Tensor, no_grad
 from tests.blocks.harness import Case, Inputs, cases_of, close, inputs
 
 CASES = [cases_of(role, name)[0] for role in registry.ROLES for name in registry.names(role)]
 RTOL = 1e-4
-
-
-@pytest.fixture
-def fast() -> EmulatedDevice:
-    found = find_device("emulated", mode="fast")
-    assert isinstance(found, EmulatedDevice)
-    found.configure()
-    return found
 
 
 def there(device: Any, given: Inputs) -> Inputs:

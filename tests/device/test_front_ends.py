@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from cuda.nn.device import EmulatedDevice
-from cuda.nn.device import device as find_device
 from nn.models import LMModel, NeoFormerX
 from nn.models.lm_config import ModelConfig
 from nn.models.neoformer_config import preset
@@ -14,14 +13,6 @@ from nn.tensor import no_grad
 from tests.blocks.harness import close
 
 IDS = np.arange(12).reshape(2, 6)
-
-
-@pytest.fixture
-def fast() -> EmulatedDevice:
-    found = find_device("emulated", mode="fast")
-    assert isinstance(found, EmulatedDevice)
-    found.configure()
-    return found
 
 
 @pytest.mark.parametrize("pattern", ["attention", "MA", "mla"])

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from cuda.nn.device import EmulatedDevice
-from cuda.nn.device import device as find_device
 from nn import MoETransformer
 from nn.errors import NonFiniteError
 from nn.generate import SamplingConfig, generate, generate_batch
@@ -20,14 +19,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "all": {"temperature": 0.9, "top_k": 50, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.2,
             "seed": 5},
 }
-
-
-@pytest.fixture
-def fast() -> EmulatedDevice:
-    found = find_device("emulated", mode="fast")
-    assert isinstance(found, EmulatedDevice)
-    found.configure()
-    return found
 
 
 def models(device: Any, **changes: Any) -> tuple[MoETransformer, MoETransformer]:

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from cuda.nn.device import EmulatedDevice
-from cuda.nn.device import device as find_device
 from nn import MoETransformer
 from nn.errors import InputError
 from nn.models.presets import TINY
@@ -17,15 +16,6 @@ from nn.train.gpu_trainer import GpuTrainer
 from nn.train.update import HostUpdate
 
 BATCH = (2, 16)
-
-
-@pytest.fixture
-def fast() -> EmulatedDevice:
-    """Nothing is checked: for many steps."""
-    found = find_device("emulated", mode="fast")
-    assert isinstance(found, EmulatedDevice)
-    found.configure()
-    return found
 
 
 def text(steps: int, shape: tuple[int, int] = BATCH, vocabulary: int = 1000) -> np.ndarray:

@@ -6,20 +6,11 @@ import numpy as np
 import pytest
 
 from cuda.nn.device import EmulatedDevice
-from cuda.nn.device import device as find_device
 from nn.cache import KVCache
 from nn.generate import SamplingConfig, generate
 from tests.models.transformers import ids, model
 
 GREEDY = SamplingConfig(max_tokens=3, temperature=0.0)
-
-
-@pytest.fixture
-def fast() -> EmulatedDevice:
-    found = find_device("emulated", mode="fast")
-    assert isinstance(found, EmulatedDevice)
-    found.configure()
-    return found
 
 
 @pytest.mark.parametrize("changes", [{"mode": "seq2seq"}, {"recursive": True, "recurrence_steps": 2}],

@@ -4,10 +4,8 @@ what the CPU does."""
 from typing import Any
 
 import numpy as np
-import pytest
 
 from cuda.nn.device import EmulatedDevice
-from cuda.nn.device import device as find_device
 from nn.layers.lora import LoRA, LoRASettings
 from nn.models.language_model import LanguageModel, LanguageModelConfig
 from nn.optim import AdamW
@@ -19,14 +17,6 @@ CONFIG = LanguageModelConfig(vocab_size=23, hidden_size=16, num_layers=1, max_se
                                  "full_attention": {"num_heads": 2, "num_kv_heads": 1, "qk_norm": "head"},
                                  "moe": {"num_experts": 3, "intermediate_size": 8}})
 TARGETS = ("q_proj", "v_proj", "experts.gate_up_proj", "experts.down_proj")
-
-
-@pytest.fixture
-def fast() -> EmulatedDevice:
-    found = find_device("emulated", mode="fast")
-    assert isinstance(found, EmulatedDevice)
-    found.configure()
-    return found
 
 
 def losses(update: Any, steps: int = 4) -> list[float]:

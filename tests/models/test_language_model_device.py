@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from cuda.nn.device import EmulatedDevice
-from cuda.nn.device import device as find_device
 from nn.backends.array_api import NotRepeatable, Uploads, beside
 from nn.cache import StaticKVCache
 from nn.errors import InputError
@@ -21,14 +20,6 @@ from tests.models.mixed import ENGRAM, VOCABULARY, config
 MOE = {"moe": {"num_experts": 4, "intermediate_size": 6, "router_jitter": 0.1}}
 HYBRID: dict[str, Any] = {"mixer": ("retention", "full_attention"), "feed_forward": "moe",
                           "options": MOE, "init_std": 0.1}
-
-
-@pytest.fixture
-def fast() -> EmulatedDevice:
-    found = find_device("emulated", mode="fast")
-    assert isinstance(found, EmulatedDevice)
-    found.configure()
-    return found
 
 
 def text(steps: int) -> np.ndarray:

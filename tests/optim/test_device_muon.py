@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from cuda.nn.device import EmulatedDevice
-from cuda.nn.device import device as find_device
 from nn import MoETransformer, MoETransformerConfig
 from nn.errors import InputError
 from nn.layers.module import Parameter
@@ -20,14 +19,6 @@ SHAPES = {"norm": (5,), "gate_up_proj": (2, 6, 4), "embedding": (7, 5), "tall": 
           "wide": (3, 7)}
 MODEL = MoETransformerConfig(vocab_size=23, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=8,
                              num_experts=2, max_seq_len=16, init_std=0.1)
-
-
-@pytest.fixture
-def fast() -> EmulatedDevice:
-    found = find_device("emulated", mode="fast")
-    assert isinstance(found, EmulatedDevice)
-    found.configure()
-    return found
 
 
 def parameters(dtype: str = "float32") -> dict[str, Parameter]:

@@ -161,6 +161,7 @@ def test_nanollm(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (first.model.feed_forward, first.optimizer, first.dtype) == ("swiglu", "adamw", "bfloat16")
     assert (second.model.feed_forward, second.optimizer, second.dtype) == ("moe", "muon", "bfloat16")
     assert first.model.options["full_attention"]["qk_norm"] == "head"      # the file's, beside the changes
+    assert "moe/load_balance" in (folder / "experts" / "metrics.jsonl").read_text().splitlines()[-1]
 
     evaluate[evaluate.index("path/to/checkpoint")] = "dense/checkpoints/step_000002"
     capsys.readouterr()
@@ -170,7 +171,9 @@ def test_nanollm(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "hidden_size is 1024, but 16 in the checkpoint" in capsys.readouterr().err
 
     assert main([*flops, "--seq-len", "2048"]) == 0
-    last = [line for line in capsys.readouterr().out.splitlines() if line.startswith("total")][-1]
+    printed = capsys.readouterr().out
+    assert "596,049,920" in printed
+    last = [line for line in printed.splitlines() if line.startswith("total")][-1]
     layer = 2 * 1024 * (2048 + 1024 + 1024 + 2048 + 3 * 3072) + 4 * 2048 * 2049 / 2
     assert last.split()[1] == f"{(28 * layer + 2 * 1024 * 151936) / 1e6:,.3f}" == "1,426.964"
 

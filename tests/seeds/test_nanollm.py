@@ -1,8 +1,6 @@
 """The requirement document "nanoLLM": its five configurations, as they are and made small enough to run, its
 commands, and components exchanged by name."""
 
-import json
-import shlex
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,8 +8,7 @@ import numpy as np
 import pytest
 
 from nn import InputError
-from nn.cli.main import main
-from nn.config import load, read, save, update
+from nn.config import load, read, update
 from nn.models.language_model import LanguageModel, LanguageModelConfig
 from nn.models.qwen3 import QWEN3_0_6B, QWEN3_MOE_A0_6B
 from nn.optim import Muon, create_optimizer
@@ -19,24 +16,6 @@ from nn.train.config import TrainConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 MODELS = ("baseline_0_6B", "moe_a0_6B", "experimental_mhc")
-
-COMMANDS = """
-python scripts/train.py \
-  --config configs/model/baseline_0_6B.yaml \
-  --train-config configs/train/pretrain_adamw.yaml
-
-python scripts/train.py \
-  --config configs/model/moe_a0_6B.yaml \
-  --train-config configs/train/pretrain_muon.yaml
-
-python scripts/eval.py \
-  --config configs/model/baseline_0_6B.yaml \
-  --ckpt path/to/checkpoint
-
-python scripts/estimate_flops.py \
-  --config configs/model/baseline_0_6B.yaml
-"""
-VERBS = {"scripts/train.py": "train", "scripts/eval.py": "eval", "scripts/estimate_flops.py": "flops"}
 
 HEADS = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 8, "qk_norm": "head", "rope_theta": 1e6}
 SMALLER = {"full_attention": HEADS, "swiglu": {"intermediate_size": 24}, "mhc": {"n_streams": 4},
@@ -138,48 +117,6 @@ def test_initial_weights_are_all_alike(name: str) -> None:
             assert (values == 1.0).all()
         else:
             assert values.std() == pytest.approx(0.02, rel=5.0 / np.sqrt(values.size))
-
-
-# ---- the commands ----
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory of the document, and small versions of its models."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "configs").symlink_to(CONFIGS)
-    for name in MODELS:
-        save(small(name).replace(vocab_size=259), tmp_path / f"{name}.yaml")
-    (tmp_path / "text.txt").write_text("\n\n".join(f"Hello world, number {i}" for i in range(200)))
-    return tmp_path
-
-
-def run(command: str, *more: str, **paths: str) -> int:
-    words = shlex.split(command)
-    return main([VERBS[words[1]], *(paths.get(word, word) for word in words[2:]), *more])
-
-
-SMALL = {f"configs/model/{name}.yaml": f"{name}.yaml" for name in MODELS}
-SHORT = shlex.split("--data text.txt --tokenizer bytes --steps 2 --warmup 1 --batch-size 2 --accumulate 1 "
-                    "--run run --seq-len 16 --eval-tokens 64 --held-out-fraction 0.3 --sample-tokens 0")
-
-
-def test_train_evaluate_and_count(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    dense, _, evaluate, flops = COMMANDS.strip().split("\n\n")
-    assert run(dense, *SHORT, **SMALL) == 0
-    assert run(evaluate, **SMALL, **{"path/to/checkpoint": "run/checkpoints/step_000002"}) == 0
-    capsys.readouterr()
-    assert run(flops, "--seq-len", "2048") == 0
-    printed = capsys.readouterr().out
-    assert "596,049,920" in printed
-    assert "1,426.964" in printed
-
-
-def test_train_the_mixture_with_muon(project: Path) -> None:
-    assert run(COMMANDS.strip().split("\n\n")[1], *SHORT, **SMALL) == 0
-    saved = (project / "run" / "config.yaml").read_text()
-    assert "optimizer: muon" in saved
-    metrics = [json.loads(line) for line in (project / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert "moe/load_balance" in metrics[-1]
 
 
 # ---- pluggable components ----

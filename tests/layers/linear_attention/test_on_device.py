@@ -7,19 +7,10 @@ import numpy as np
 import pytest
 
 from cuda.nn.device import EmulatedDevice
-from cuda.nn.device import device as find_device
 from nn import ops
 from nn.tensor import Tensor
 
 CORES = {"decayed": ops.decayed_chunks, "gla": ops.gla_chunks, "delta": ops.delta_chunks}
-
-
-@pytest.fixture
-def fast() -> EmulatedDevice:
-    found = find_device("emulated", mode="fast")
-    assert isinstance(found, EmulatedDevice)
-    found.configure()
-    return found
 
 
 @pytest.mark.parametrize("core", CORES)

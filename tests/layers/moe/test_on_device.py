@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from cuda.nn.device import EmulatedDevice
-from cuda.nn.device import device as find_device
 from nn.layers import auxiliary
 from nn.layers.moe.block import Mixture, MixtureSettings
 from nn.layers.moe.expert_choice import ExpertChoice, ExpertChoiceSettings
@@ -28,14 +27,6 @@ TRAINING: dict[str, dict[str, Any]] = {
     "capacity": {"capacity_factor": 0.6, "min_capacity": 1, "renormalize_after_drop": True},
     "slots": {"capacity_factor": 0.6, "min_capacity": 1, "drop_policy": "slot", "score": "sqrtsoftplus"},
 }
-
-
-@pytest.fixture
-def fast() -> EmulatedDevice:
-    found = find_device("emulated", mode="fast")
-    assert isinstance(found, EmulatedDevice)
-    found.configure()
-    return found
 
 
 def results(block: Any, x: Any, mask: Any) -> dict[str, np.ndarray]:
