@@ -9,9 +9,8 @@ from nn.cache import StaticKVCache
 from nn.layers import registry
 from nn.tensor import Tensor, no_grad
 from tests.blocks.harness import cases_of, close, inputs, shaken
-from tests.device.test_blocks import RTOL, both, fast, there
+from tests.device.test_blocks import RTOL, both, there
 
-__all__ = ["fast"]
 SHAPE: dict[str, Any] = {"hidden_size": 8, "num_heads": 4, "num_kv_heads": 2, "head_dim": 4}
 
 
