@@ -116,8 +116,8 @@ def load(folder: Path) -> tuple[MoETransformerConfig, dict[str, np.ndarray]]:
     from nn.models.moe_transformer import MoETransformer
 
     config = from_hugging_face(read_json(folder / CONFIG))
-    return config, read_model(MoETransformer(config), folder, lambda names: table(
-        config, stacked=any(".mlp.experts." in name for name in names)))
+    return config, read_model(MoETransformer(config), folder, lambda stored: table(
+        config, stacked=any(".mlp.experts." in name for name in stored)))
 
 
 def to_hugging_face(config: MoETransformerConfig) -> dict[str, Any]:

@@ -128,8 +128,8 @@ def load(folder: Path) -> tuple[LanguageModelConfig, dict[str, np.ndarray]]:
     from nn.models.language_model import LanguageModel
 
     config = from_hugging_face(read_json(folder / CONFIG))
-    return config, read_model(LanguageModel(config), folder, lambda names: table(
-        config, stacked=any(name.endswith(".experts.down_proj") for name in names)))
+    return config, read_model(LanguageModel(config), folder, lambda stored: table(
+        config, stacked=any(name.endswith(".experts.down_proj") for name in stored)))
 
 
 # ---- config.json ----
