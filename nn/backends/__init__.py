@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from nn.backends import devices
+from nn.backends import devices, native
 from nn.backends.array_api import on_device
 from nn.backends.devices import open_device
 from nn.backends.protocol import KERNELS
 from nn.errors import InputError
 
-__all__ = ["BACKENDS", "PLANNED", "Backend", "choose", "describe", "find", "forced", "kernels", "open_device",
+__all__ = ["BACKENDS", "Backend", "choose", "describe", "find", "forced", "kernels", "open_device",
            "use_backend"]
 
 
@@ -52,13 +52,22 @@ def _device_backend(name: str) -> Backend:
     return Backend(name, "nn.backends.device", serves, lambda: devices.missing(name), from_numpy)
 
 
+def _native_backend() -> Backend:
+    """Kernels in C++ for NumPy arrays of the types they are written for, where the extension is built."""
+
+    def serves(array: Any) -> bool:
+        return isinstance(array, np.ndarray) and array.dtype in native.DTYPES
+
+    return Backend("native", "nn.backends.native.kernels", serves, native.missing)
+
+
 # In order of preference.  The reference comes last: it serves every kernel on whatever speaks the array API.
 BACKENDS = (
     _device_backend("cuda"),
     _device_backend("emulated"),
+    _native_backend(),
     Backend("reference", "nn.backends.reference", lambda array: True, lambda: None),
 )
-PLANNED = ("native",)                            # names of the protocol that this version does not bring
 
 
 def forced() -> str | None:
@@ -93,8 +102,7 @@ def find(name: str) -> Backend:
                 raise InputError(f"NN_BACKEND={name}: {reason}")
             return backend
     known = ", ".join(backend.name for backend in BACKENDS)
-    what = "is not part of this version" if name in PLANNED else "is not a backend"
-    raise InputError(f"NN_BACKEND={name}: {what}; this version has: {known}")
+    raise InputError(f"NN_BACKEND={name}: is not a backend; this version has: {known}")
 
 
 def choose(name: str, array: Any) -> tuple[Backend, Callable[..., Any]]:
@@ -147,7 +155,6 @@ def describe() -> dict[str, dict[str, str]]:
     "device kernels": {kernel: the devices' library, or "array operations"}}."""
     sample, on_devices = np.zeros(0, np.float32), BACKENDS[0]
     states = {backend.name: backend.missing() or "ready" for backend in BACKENDS}
-    states |= dict.fromkeys(PLANNED, "not part of this version")
     return {"backends": states, "kernels": {name: choose(name, sample)[0].name for name in KERNELS},
             "device kernels": {name: "the kernel library" if on_devices.kernel(name) else "array operations"
                                for name in KERNELS}}

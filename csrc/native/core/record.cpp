@@ -1,0 +1,195 @@
+#include "core/record.h"
+
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+
+#include "core/memory.h"
+#include "core/registry.h"
+
+namespace nn {
+namespace {
+
+bool holds(const char* begin, int64_t bytes, const void* data) {
+    return begin <= data && data < begin + std::max<int64_t>(bytes, 1);
+}
+
+// First and last byte that an array covers
+void extent(const Array& array, char*& begin, int64_t& bytes) {
+    int64_t low = 0, high = dtype_size(array.dtype);
+    bool empty = false;
+    for (int i = 0; i < array.axes; ++i) {
+        empty |= array.shape[i] == 0;
+        const int64_t span = (array.shape[i] - 1) * array.stride[i] * dtype_size(array.dtype);
+        (span < 0 ? low : high) += span;
+    }
+    begin = static_cast<char*>(array.data) + (empty ? 0 : low);
+    bytes = empty ? 0 : high - low;
+}
+
+// Calls f(index, item) for every array of the kernel, in a call's order.
+template <class F>
+void each_array(const Signature& signature, const F& f) {
+    int index = 0;
+    for (const Item& item : signature.results) f(index++, item, true);
+    for (const Item& item : signature.arguments)
+        if (item.is_array) f(index++, item, false);
+}
+
+}  // namespace
+
+Recording::~Recording() { pool_give(arena_); }
+
+void Recording::declare(const void* data, int64_t bytes) {
+    declared_.push_back({static_cast<char*>(const_cast<void*>(data)), bytes});
+}
+
+void Recording::allocated(void* data, int64_t bytes) {
+    buffers_.push_back({static_cast<char*>(data), bytes});
+    alive_bytes_ += bytes;
+    eager_bytes_ = std::max(eager_bytes_, alive_bytes_);
+}
+
+void Recording::freed(void* data) {
+    for (auto buffer = buffers_.rbegin(); buffer != buffers_.rend(); ++buffer)
+        if (buffer->data == data && buffer->held) {
+            buffer->held = false;
+            alive_bytes_ -= buffer->bytes;
+            return;
+        }
+}
+
+// The latest buffer at this address: an earlier one there has been given back.
+int Recording::find_buffer(const void* data) const {
+    for (int i = static_cast<int>(buffers_.size()) - 1; i >= 0; --i)
+        if (buffers_[i].held && holds(buffers_[i].data, buffers_[i].bytes, data)) return i;
+    return -1;
+}
+
+bool Recording::declared(const void* data) const {
+    return std::any_of(declared_.begin(), declared_.end(),
+                       [&](const Range& range) { return holds(range.begin, range.bytes, data); });
+}
+
+std::string Recording::before(const Call& call) {
+    std::string refusal;
+    each_array(call.kernel->signature, [&](int i, const Item& item, bool result) {
+        const Array& array = call.array[i];
+        if (!array.data || !refusal.empty()) return;
+        char* begin;
+        int64_t bytes;
+        extent(array, begin, bytes);
+        if (bytes == 0) return;
+        const int buffer = find_buffer(array.data);
+        const bool written = buffer >= 0 && (result || buffers_[buffer].first >= 0);
+        if (!written && !declared(array.data))
+            refusal = item.name + " is neither the result of a recorded kernel nor declared: what made it is not "
+                      "part of the recording";
+        else if (item.in_place && buffer < 0)
+            changed_.push_back({begin, std::vector<char>(begin, begin + bytes)});
+    });
+    int number = 0;
+    for (const Item& item : call.kernel->signature.arguments)
+        if (!item.is_array) {
+            const double* at = call.number[number++].at;
+            if (at && !declared(at) && refusal.empty()) refusal = item.name + " is read from memory that is not declared";
+        }
+    return refusal;
+}
+
+void Recording::add(const Call& call, Function run) {
+    Step step{call, run, {}, {}};
+    const int now = static_cast<int>(steps_.size());
+    std::fill(step.buffer, step.buffer + max_arrays, -1);
+    each_array(call.kernel->signature, [&](int i, const Item&, bool) {
+        step.where[i] = static_cast<char*>(call.array[i].data);
+        if (!call.array[i].data) return;
+        const int found = step.buffer[i] = find_buffer(call.array[i].data);
+        if (found < 0) return;
+        Buffer& buffer = buffers_[found];
+        if (buffer.first < 0) buffer.first = now;
+        buffer.last = now;
+    });
+    steps_.push_back(step);
+}
+
+// Largest first, each at the lowest place where nothing lies that lives at the same time.
+void Recording::plan() {
+    std::vector<int> order;
+    for (int i = 0; i < static_cast<int>(buffers_.size()); ++i)
+        if (!buffers_[i].held && buffers_[i].first >= 0) order.push_back(i);
+    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return buffers_[a].bytes > buffers_[b].bytes; });
+    std::vector<int> placed;
+    for (int i : order) {
+        Buffer& buffer = buffers_[i];
+        std::vector<std::pair<int64_t, int64_t>> taken;
+        for (int j : placed)
+            if (buffers_[j].first <= buffer.last && buffer.first <= buffers_[j].last)
+                taken.push_back({buffers_[j].place, buffers_[j].place + buffers_[j].bytes});
+        std::sort(taken.begin(), taken.end());
+        int64_t place = 0;
+        for (auto [begin, end] : taken) {
+            if (place + buffer.bytes <= begin) break;
+            place = std::max(place, (end + 63) / 64 * 64);
+        }
+        buffer.place = place;
+        arena_bytes_ = std::max(arena_bytes_, place + buffer.bytes);
+        placed.push_back(i);
+    }
+}
+
+void Recording::move_to_arena() {
+    arena_ = static_cast<char*>(pool_take(static_cast<size_t>(arena_bytes_)));
+    for (Step& step : steps_)
+        for (int i = 0; i < max_arrays; ++i) {
+            if (step.buffer[i] < 0 || buffers_[step.buffer[i]].held) continue;
+            const Buffer& buffer = buffers_[step.buffer[i]];
+            step.call.array[i].data = arena_ + buffer.place + (step.where[i] - buffer.data);
+        }
+}
+
+std::string Recording::finish() {
+    plan();
+    move_to_arena();
+    const std::string found = check();
+    changed_.clear();
+    changed_.shrink_to_fit();
+    return found;
+}
+
+std::string Recording::check() {
+    std::vector<Changed> expected;
+    for (const Buffer& buffer : buffers_)
+        if (buffer.held && buffer.first >= 0)
+            expected.push_back({buffer.data, std::vector<char>(buffer.data, buffer.data + buffer.bytes)});
+    for (const Changed& one : changed_)
+        expected.push_back({one.data, std::vector<char>(one.data, one.data + one.before.size())});
+    for (const Changed& one : expected) std::memset(one.data, 0xff, one.before.size());
+    std::memset(arena_, 0xff, static_cast<size_t>(arena_bytes_));
+    for (auto one = changed_.rbegin(); one != changed_.rend(); ++one)           // the earliest state last
+        std::memcpy(one->data, one->before.data(), one->before.size());
+    replay();
+    int64_t wrong = 0;
+    for (const Changed& one : expected) wrong += std::memcmp(one.data, one.before.data(), one.before.size()) != 0;
+    return wrong == 0 ? ""
+                      : "the replay gave " + std::to_string(wrong) + " of " + std::to_string(expected.size()) +
+                            " results otherwise than the recorded run: something between the kernels is not recorded";
+}
+
+void Recording::replay() const {
+    for (const Step& step : steps_) step.run(step.call);
+}
+
+int64_t Recording::output_bytes() const {
+    return std::accumulate(buffers_.begin(), buffers_.end(), int64_t(0),
+                           [](int64_t sum, const Buffer& b) { return sum + (b.held ? b.bytes : 0); });
+}
+
+std::vector<void*> Recording::outputs() const {
+    std::vector<void*> found;
+    for (const Buffer& buffer : buffers_)
+        if (buffer.held) found.push_back(buffer.data);
+    return found;
+}
+
+}  // namespace nn

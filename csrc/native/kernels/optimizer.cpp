@@ -1,0 +1,59 @@
+// AdamW (Loshchilov & Hutter 2019) in one pass over its four arrays, and the sum of squares for clipping.
+//     m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  p = p (1 - lr wd) - lr m/(1-b1^t) / (sqrt(v/(1-b2^t)) + eps)
+#include "kernels/kernel.h"
+
+namespace nn::NN_LEVEL {
+
+template <class T>
+static bool adamw(const Call& call) {
+    const auto param = flat<float>(call, 0);
+    const auto grad = flat<const T>(call, 1);
+    const auto m = flat<float>(call, 2), v = flat<float>(call, 3);
+    const double lr = number(call, 0), beta1 = number(call, 1), beta2 = number(call, 2), eps = number(call, 3);
+    const double decay = number(call, 4), step = number(call, 5);
+    const float scale = (float)number(call, 6), b1 = (float)beta1, b2 = (float)beta2;
+    const float rest1 = (float)(1.0 - beta1), rest2 = (float)(1.0 - beta2), small = (float)eps;
+    const float keep = (float)(1.0 - lr * decay), root = (float)(1.0 / ::sqrt(1.0 - pow(beta2, step)));
+    const float rate = (float)(lr / (1.0 - pow(beta1, step)));
+    elements(param.size, 7 * sizeof(float), [&](int64_t i, auto n) {
+        const Vec g = get(grad + i, n) * scale;
+        const Vec first = get(m + i, n) * b1 + g * rest1;
+        const Vec second = get(v + i, n) * b2 + g * g * rest2;
+        put(m + i, n, first);
+        put(v + i, n, second);
+        const Vec p = get(param + i, n) * keep;
+        put(param + i, n, p - first / (sqrt(second) * root + small) * rate);
+    });
+    return true;
+}
+NN_KERNEL("adamw(&param[...]:float, grad[...], &m[...]:float, &v[...]:float; lr, beta1, beta2, eps, weight_decay, step, "
+          "grad_scale=1)",
+          adamw, float, bf16)
+
+// In float64, per fixed block, the blocks in order.
+template <class T>
+static bool sum_of_squares(const Call& call) {
+    double* const total = static_cast<double*>(call.array[0].data);
+    const auto x = flat<const T>(call, 1);
+    const int64_t size = 1 << 15, blocks = (x.size + size - 1) / size;
+    const Scratch<double> partial(blocks);
+    parallel_for(blocks, (double)size * sizeof(T), [&](int64_t begin, int64_t end) {
+        for (int64_t b = begin; b < end; ++b) {
+            const int64_t stop = (b + 1) * size < x.size ? (b + 1) * size : x.size;
+            double chain[16] = {};
+            registers(stop - b * size, [&](int64_t i, auto n) {
+                const Vec part = get(x + b * size + i, n);
+                for (int lane = 0; lane < width; ++lane) chain[lane] += (double)part[lane] * (double)part[lane];
+            });
+            double own = 0.0;
+            for (double c : chain) own += c;
+            partial[b] = own;
+        }
+    });
+    *total = 0.0;
+    for (int64_t b = 0; b < blocks; ++b) *total += partial[b];
+    return true;
+}
+NN_KERNEL("sum_of_squares(x[...]) -> total:number", sum_of_squares, float, bf16)
+
+}  // namespace nn::NN_LEVEL

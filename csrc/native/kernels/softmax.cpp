@@ -1,0 +1,92 @@
+// Softmax and log-softmax over the last axis, each beside its backward.  A row of -inf gives 0 (log: stays -inf).
+//     y = exp(x - max) / sum;            dx = y (dy - sum(dy y))
+//     y = x - max - log sum exp(x - max);   dx = dy - exp(y) sum(dy)
+#include "kernels/row_math.h"
+
+namespace nn::NN_LEVEL {
+
+constexpr double exp_bytes = 6;
+
+// float32: exponentials are written where the result goes, then scaled: one exponential per element.
+static inline void softmax_row(float* y, const float* x, int64_t cols) {
+    const float most = finite_max(row_max(cols, [&](int64_t i, auto n) { return get(x + i, n); }));
+    const float total = row_sum(cols, [&](int64_t i, auto n) {
+        Vec e = exp(get(x + i, n) - most);
+        if ((int64_t)n != width) e = first_lanes(e, n, Vec{});
+        put(y + i, n, e);
+        return e;
+    });
+    const float scale = total == 0.0f ? 1.0f : total;
+    registers(cols, [&](int64_t i, auto n) { put(y + i, n, get(y + i, n) / scale); });
+}
+
+// Half precision: computed twice instead, since a rounded exponential must not be divided and rounded again.
+static inline void softmax_row(bf16* y, const bf16* x, int64_t cols) {
+    const auto value = [&](int64_t i, auto n) { return get(x + i, n); };
+    const float most = finite_max(row_max(cols, value));
+    const float total = row_exp_sum(cols, most, value);
+    const float scale = total == 0.0f ? 1.0f : total;
+    registers(cols, [&](int64_t i, auto n) { put(y + i, n, exp(get(x + i, n) - most) / scale); });
+}
+
+template <class T>
+static bool softmax(const Call& call) {
+    const auto y = rows<T>(call, 0);
+    const auto x = rows<const T>(call, 1);
+    parallel_for(x.rows, (double)x.cols * (exp_bytes + 2 * sizeof(T)), [&](int64_t begin, int64_t end) {
+        for (int64_t r = begin; r < end; ++r) softmax_row(y[r], x[r], x.cols);
+    });
+    return true;
+}
+NN_KERNEL("softmax(x[...,C]) -> y[...,C]", softmax, float, bf16)
+
+template <class T>
+static bool softmax_backward(const Call& call) {
+    const auto dx = rows<T>(call, 0);
+    const auto dy = rows<const T>(call, 1), y = rows<const T>(call, 2);
+    parallel_for(y.rows, (double)y.cols * 3 * sizeof(T), [&](int64_t begin, int64_t end) {
+        for (int64_t r = begin; r < end; ++r) {
+            const float dot = row_sum(y.cols, [&](int64_t i, auto n) { return get(dy[r] + i, n) * get(y[r] + i, n); });
+            registers(y.cols, [&](int64_t i, auto n) {
+                put(dx[r] + i, n, get(y[r] + i, n) * (get(dy[r] + i, n) - dot));
+            });
+        }
+    });
+    return true;
+}
+NN_KERNEL("softmax_backward(dy[...,C], y[...,C]) -> dx[...,C]", softmax_backward, float, bf16)
+
+template <class T>
+static bool log_softmax(const Call& call) {
+    const auto y = rows<T>(call, 0);
+    const auto x = rows<const T>(call, 1);
+    parallel_for(x.rows, (double)x.cols * (exp_bytes + 2 * sizeof(T)), [&](int64_t begin, int64_t end) {
+        for (int64_t r = begin; r < end; ++r) {
+            const auto value = [&](int64_t i, auto n) { return get(x[r] + i, n); };
+            const float most = finite_max(row_max(x.cols, value));
+            const float total = row_exp_sum(x.cols, most, value);
+            const float log_sum = logf(total == 0.0f ? 1.0f : total);
+            registers(x.cols, [&](int64_t i, auto n) { put(y[r] + i, n, get(x[r] + i, n) - most - log_sum); });
+        }
+    });
+    return true;
+}
+NN_KERNEL("log_softmax(x[...,C]) -> y[...,C]", log_softmax, float, bf16)
+
+template <class T>
+static bool log_softmax_backward(const Call& call) {
+    const auto dx = rows<T>(call, 0);
+    const auto dy = rows<const T>(call, 1), y = rows<const T>(call, 2);
+    parallel_for(y.rows, (double)y.cols * (exp_bytes + 3 * sizeof(T)), [&](int64_t begin, int64_t end) {
+        for (int64_t r = begin; r < end; ++r) {
+            const float total = row_sum(y.cols, [&](int64_t i, auto n) { return get(dy[r] + i, n); });
+            registers(y.cols, [&](int64_t i, auto n) {
+                put(dx[r] + i, n, get(dy[r] + i, n) - exp(get(y[r] + i, n)) * total);
+            });
+        }
+    });
+    return true;
+}
+NN_KERNEL("log_softmax_backward(dy[...,C], y[...,C]) -> dx[...,C]", log_softmax_backward, float, bf16)
+
+}  // namespace nn::NN_LEVEL

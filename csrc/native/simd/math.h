@@ -1,0 +1,42 @@
+// exp, sigmoid and tanh of a register, to about an ulp of their own.
+#pragma once
+#include "simd/vec.h"
+
+namespace nn::NN_LEVEL {
+
+// e^x = 2^n e^r with |r| <= ln2/2; Cephes' polynomial (Moshier, expf.c), ln2 in two parts (Cody & Waite).
+// 0 below -104, inf above 89; NaN stays NaN.  2^n in two factors, since n may lie outside the exponents of either side.
+static inline Vec exp(Vec x) {
+    x = x > 89.0f ? set(89.0f) : x;
+    x = x < -104.0f ? set(-104.0f) : x;
+    const Vec shifted = x * 1.44269504088896341f + 12582912.0f;            // rounds to an integer in the low bits
+    const Vec n = shifted - 12582912.0f;
+    Vec r = x - n * 0.693359375f;
+    r = r - n * -2.12194440e-4f;
+    Vec p = set(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    const Int whole = (Int)bits_of(shifted) - 0x4b400000;                  // n, from the low bits
+    const Int half = whole >> 1;
+    return p * (Vec)((half + 127) << 23) * (Vec)((whole - half + 127) << 23);
+}
+
+static inline Vec sigmoid(Vec x) { return 1.0f / (1.0f + exp(-x)); }
+
+// Near 0 by Cephes' polynomial (tanhf.c), since 1 - 2/(e^2x + 1) cancels there.
+static inline Vec tanh(Vec x) {
+    const Vec a = abs(x), z = x * x;
+    Vec p = set(-5.70498872745e-3f);
+    p = p * z + 2.06390887954e-2f;
+    p = p * z - 5.37397155531e-2f;
+    p = p * z + 1.33314422036e-1f;
+    p = p * z - 3.33332819422e-1f;
+    const Vec near = p * z * x + x, far = 1.0f - 2.0f / (exp(a + a) + 1.0f);
+    return a < 0.625f ? near : (x < 0.0f ? -far : far);
+}
+
+}  // namespace nn::NN_LEVEL

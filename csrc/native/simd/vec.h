@@ -1,0 +1,157 @@
+// A register of floats, as wide as the level has them: one source for every level.
+//
+// Built on the vector extensions of GCC and Clang, which compile + - * / ?: and shuffles for any width; intrinsics only
+// where those give bad code.  Everything is in namespace nn::NN_LEVEL, which the build names per level:
+// `-DNN_LEVEL=avx512 -DNN_LEVEL_NUMBER=2`.  Use nothing of the C++ library here whose functions are inline: see
+// core/types.h.
+#pragma once
+#include <math.h>
+#include <string.h>
+
+#include "core/types.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#ifndef NN_LEVEL
+#error "compiled once per level, with -DNN_LEVEL=generic and so on: see csrc/native/build.py"
+#endif
+
+namespace nn::NN_LEVEL {
+
+#if defined(__AVX512F__)
+constexpr int width = 16;
+#elif defined(__AVX__)
+constexpr int width = 8;
+#else
+constexpr int width = 4;
+#endif
+
+typedef float Vec __attribute__((vector_size(width * 4)));
+typedef int32_t Int __attribute__((vector_size(width * 4)));
+typedef uint32_t Bits __attribute__((vector_size(width * 4)));
+typedef uint16_t Short __attribute__((vector_size(width * 2)));
+
+static inline Vec set(float x) { return Vec{} + x; }
+static inline Bits bits_of(Vec x) { return (Bits)x; }
+static inline Vec float_of(Bits x) { return (Vec)x; }
+
+// ---- memory ----
+
+static inline Vec load(const float* p) {
+    Vec x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+static inline void store(float* p, Vec x) { memcpy(p, &x, sizeof x); }
+
+static inline Vec widen(Short x) { return float_of(__builtin_convertvector(x, Bits) << 16); }
+
+// To nearest, ties to even, denormals kept; NaN stays NaN.  (vcvtneps2bf16 would flush denormals.)
+static inline Short narrow(Vec x) {
+    const Bits b = bits_of(x);
+    const Bits rounded = (b + 0x7fff + ((b >> 16) & 1)) >> 16;
+    const Bits quiet = (b >> 16) | 0x40;
+    return __builtin_convertvector((Bits)((x == x) ? (Int)rounded : (Int)quiet), Short);
+}
+
+static inline Vec load(const bf16* p) {
+    Short x;
+    memcpy(&x, p, sizeof x);
+    return widen(x);
+}
+static inline void store(bf16* p, Vec x) {
+    const Short y = narrow(x);
+    memcpy(p, &y, sizeof y);
+}
+
+// The first n < width elements; the others are 0, and are not read or written.
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+static inline Vec load(const float* p, int64_t n) {
+    return (Vec)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+}
+static inline void store(float* p, Vec x, int64_t n) {
+    _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)x);
+}
+static inline Vec load(const bf16* p, int64_t n) {
+    return widen((Short)_mm256_maskz_loadu_epi16((__mmask16)((1u << n) - 1), p));
+}
+static inline void store(bf16* p, Vec x, int64_t n) {
+    _mm256_mask_storeu_epi16(p, (__mmask16)((1u << n) - 1), (__m256i)narrow(x));
+}
+#else
+static inline Vec load(const float* p, int64_t n) {
+    float all[width] = {};
+    for (int64_t i = 0; i < n; ++i) all[i] = p[i];
+    return load(all);
+}
+static inline void store(float* p, Vec x, int64_t n) {
+    float all[width];
+    store(all, x);
+    for (int64_t i = 0; i < n; ++i) p[i] = all[i];
+}
+static inline Vec load(const bf16* p, int64_t n) {
+    bf16 all[width] = {};
+    for (int64_t i = 0; i < n; ++i) all[i] = p[i];
+    return load(all);
+}
+static inline void store(bf16* p, Vec x, int64_t n) {
+    bf16 all[width];
+    store(all, x);
+    for (int64_t i = 0; i < n; ++i) p[i] = all[i];
+}
+#endif
+
+// ---- arithmetic: + - * / are the compiler's; a * b + c becomes one instruction where there is one ----
+
+static inline Vec max(Vec a, Vec b) { return a > b ? a : b; }          // b where a is NaN
+static inline Vec min(Vec a, Vec b) { return a < b ? a : b; }
+static inline Vec abs(Vec a) { return float_of(bits_of(a) & 0x7fffffff); }
+static inline Vec pick(Int where, Vec a, Vec b) { return where ? a : b; }
+
+static inline Vec sqrt(Vec a) {
+#if defined(__AVX512F__)
+    return (Vec)_mm512_sqrt_ps((__m512)a);
+#elif defined(__AVX__)
+    return (Vec)_mm256_sqrt_ps((__m256)a);
+#elif defined(__SSE2__)
+    return (Vec)_mm_sqrt_ps((__m128)a);
+#elif defined(__aarch64__)
+    return (Vec)vsqrtq_f32((float32x4_t)a);
+#else
+    for (int i = 0; i < width; ++i) a[i] = sqrtf(a[i]);
+    return a;
+#endif
+}
+
+// One order of addition per width: halves folded onto each other.
+static inline float sum(Vec a) {
+    float all[width];
+    store(all, a);
+    for (int half = width / 2; half; half /= 2)
+        for (int i = 0; i < half; ++i) all[i] += all[i + half];
+    return all[0];
+}
+// NaN if any is.
+static inline float largest(Vec a) {
+    float all[width];
+    store(all, a);
+    for (int half = width / 2; half; half /= 2)
+        for (int i = 0; i < half; ++i) {
+            const float x = all[i], y = all[i + half];
+            all[i] = x != x || x > y ? x : y;
+        }
+    return all[0];
+}
+
+// The first n lanes of a, b in the others.
+static inline Vec first_lanes(Vec a, int64_t n, Vec b) {
+    Int lane;
+    for (int i = 0; i < width; ++i) lane[i] = i;
+    return lane < (Int{} + (int32_t)n) ? a : b;
+}
+
+}  // namespace nn::NN_LEVEL
