@@ -99,6 +99,22 @@ bool fail(std::string& why, const Item& item, const std::string& reason) {
     return false;
 }
 
+// Nothing is read of an array without elements: any strides do.
+Given with_dense_strides(Given given, int64_t* stride) {
+    bool empty = false;
+    for (int i = 0; i < given.axes; ++i) empty |= given.shape[i] == 0;
+    if (!empty) return given;
+    int64_t bytes = given.itemsize;
+    for (int i = given.axes - 1; i >= 0; --i) {
+        stride[i] = bytes;
+        bytes *= given.shape[i];
+    }
+    static double nowhere[8];
+    given.data = nowhere;
+    given.stride_bytes = stride;
+    return given;
+}
+
 }  // namespace
 
 Sizes::Sizes() {
@@ -149,7 +165,9 @@ Signature parse(const char* text) {
     return signature;
 }
 
-bool take(const Item& item, const Given& given, DType same, Sizes& sizes, Array& out, std::string& why) {
+bool take(const Item& item, const Given& array, DType same, Sizes& sizes, Array& out, std::string& why) {
+    int64_t stride_if_empty[max_axes + 3];
+    const Given given = with_dense_strides(array, stride_if_empty);
     const DType wanted = item.kind == Kind::wide      ? DType::f32
                          : item.kind == Kind::integer ? DType::i64
                          : item.kind == Kind::boolean ? DType::boolean
