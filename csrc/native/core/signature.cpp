@@ -212,8 +212,10 @@ bool take(const Item& item, const Given& array, DType same, Sizes& sizes, Array&
         if (bytes % given.itemsize && !single) return fail(why, item, "not aligned to its elements");
         if (i == letters - 1 && !single && bytes != given.itemsize) return fail(why, item, "last axis not dense");
         out.shape[out.axes] = given.shape[from];
-        out.stride[out.axes++] = single ? 0 : bytes / given.itemsize;
+        out.stride[out.axes++] = bytes / given.itemsize;
     }
+    for (int i = out.axes - 1; i >= 0; --i)          // of an axis of one element any stride is true: the dense one
+        if (out.shape[i] <= 1) out.stride[i] = i == out.axes - 1 ? 1 : out.stride[i + 1] * out.shape[i + 1];
     if (reinterpret_cast<uintptr_t>(given.data) % static_cast<unsigned>(given.itemsize))
         return fail(why, item, "not aligned to its elements");
     return true;

@@ -147,6 +147,18 @@ static inline float largest(Vec a) {
     return all[0];
 }
 
+// acc + the product of two pairs of bfloat16 per lane, each product added in float32.  vdpbf16ps takes denormals for 0.
+static inline Vec dot2(Vec acc, Bits a, Bits b) {
+#if defined(__AVX512BF16__)
+    return (Vec)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b);
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+    return (Vec)vbfdotq_f32((float32x4_t)acc, (bfloat16x8_t)a, (bfloat16x8_t)b);
+#else
+    acc += float_of(a << 16) * float_of(b << 16);
+    return acc + float_of(a & 0xffff0000u) * float_of(b & 0xffff0000u);
+#endif
+}
+
 // The first n lanes of a, b in the others.
 static inline Vec first_lanes(Vec a, int64_t n, Vec b) {
     Int lane;
