@@ -38,8 +38,8 @@ LEVELS: dict[str, dict[str, tuple[int, tuple[str, ...]]]] = {
     },
     "other": {"generic": (0, ())},
 }
-SANITIZERS = {"": (), "address": ("-fsanitize=address",), "thread": ("-fsanitize=thread",),
-              "undefined": ("-fsanitize=undefined", "-fno-sanitize-recover=all")}
+SANITIZERS = {"": (), "thread": ("-fsanitize=thread",),
+              "memory": ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")}
 
 
 class BuildError(Exception):

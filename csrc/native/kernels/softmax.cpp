@@ -16,8 +16,8 @@ static inline void softmax_row(float* y, const float* x, int64_t cols) {
         put(y + i, n, e);
         return e;
     });
-    const float scale = total == 0.0f ? 1.0f : total;
-    registers(cols, [&](int64_t i, auto n) { put(y + i, n, get(y + i, n) / scale); });
+    const float scale = 1.0f / (total == 0.0f ? 1.0f : total);
+    registers(cols, [&](int64_t i, auto n) { put(y + i, n, get(y + i, n) * scale); });
 }
 
 // Half precision: computed twice instead, since a rounded exponential must not be divided and rounded again.
@@ -25,8 +25,8 @@ static inline void softmax_row(bf16* y, const bf16* x, int64_t cols) {
     const auto value = [&](int64_t i, auto n) { return get(x + i, n); };
     const float most = finite_max(row_max(cols, value));
     const float total = row_exp_sum(cols, most, value);
-    const float scale = total == 0.0f ? 1.0f : total;
-    registers(cols, [&](int64_t i, auto n) { put(y + i, n, exp(get(x + i, n) - most) / scale); });
+    const float scale = 1.0f / (total == 0.0f ? 1.0f : total);
+    registers(cols, [&](int64_t i, auto n) { put(y + i, n, exp(get(x + i, n) - most) * scale); });
 }
 
 template <class T>

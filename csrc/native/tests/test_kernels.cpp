@@ -1,0 +1,272 @@
+// Kernels and recordings without Python, for the checkers: every level, one thread and several, to the same bits.
+// What the kernels compute is compared with float64 in tests/native/test_conformance.py.
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <tuple>
+#include <utility>
+
+#include "core/cpu.h"
+#include "core/memory.h"
+#include "core/record.h"
+#include "core/registry.h"
+#include "core/threads.h"
+#include "tests/check.h"
+
+namespace {
+
+using nn::DType;
+
+// Dense, its own memory exactly as large as it must be, so that a checker sees a step beyond.
+struct Tensor {
+    std::vector<int64_t> shape;
+    DType dtype;
+    std::unique_ptr<char[]> data;
+    int64_t count = 1;
+
+    Tensor(std::vector<int64_t> s, DType d = DType::f32, int seed = 1) : shape(std::move(s)), dtype(d) {
+        for (int64_t size : shape) count *= size;
+        data = std::make_unique<char[]>(static_cast<size_t>(bytes()));
+        for (int64_t i = 0; i < count; ++i) set(i, seed);
+    }
+    int64_t bytes() const { return count * nn::dtype_size(dtype); }
+    void set(int64_t i, int seed) {
+        const float value = static_cast<float>((i * 37 + seed * 101) % 199) / 100.0f - 0.9f;
+        uint32_t bits;
+        std::memcpy(&bits, &value, 4);
+        if (dtype == DType::f32) std::memcpy(data.get() + 4 * i, &value, 4);
+        if (dtype == DType::bf16) bits >>= 16, std::memcpy(data.get() + 2 * i, &bits, 2);
+        const int64_t whole = (i * 7 + seed) % 5;
+        if (dtype == DType::i64) std::memcpy(data.get() + 8 * i, &whole, 8);
+    }
+    nn::Array array() const {
+        nn::Array a{data.get(), {}, {}, static_cast<int32_t>(shape.size()), dtype};
+        int64_t stride = 1;
+        for (int i = a.axes - 1; i >= 0; --i) a.shape[i] = shape[static_cast<size_t>(i)], a.stride[i] = stride, stride *= a.shape[i];
+        return a;
+    }
+};
+
+struct Prepared {
+    nn::Call call{};
+    nn::Function run = nullptr;
+
+    Prepared(const char* name, DType same, std::vector<nn::Array> arrays, std::vector<double> numbers = {}) {
+        call.kernel = nn::find_kernel(name);
+        CHECK(call.kernel);
+        CHECK(static_cast<int>(arrays.size()) == call.kernel->signature.arrays());
+        for (size_t i = 0; i < arrays.size(); ++i) call.array[i] = arrays[i];
+        for (size_t i = 0; i < numbers.size(); ++i) call.number[i] = {numbers[i], nullptr};
+        run = call.kernel->find(nn::level(), same);
+        CHECK(run);
+    }
+    void operator()() const { CHECK(run(call)); }
+};
+
+nn::Array flat(const Tensor& t) {
+    nn::Array a = t.array();
+    a.axes = 1, a.shape[0] = t.count, a.stride[0] = 1;
+    return a;
+}
+
+// Runs `make`'s call with one thread and with several, on every level; results start as other bits each time.
+template <class F>
+void same_bits(std::vector<Tensor*> results, const F& make) {
+    for (nn::Level level : nn::levels_here()) {
+        CHECK(nn::use_level(nn::level_name(level)));
+        std::vector<std::vector<char>> first;
+        for (int threads : {1, 2, 5}) {
+            nn::set_threads(threads);
+            for (Tensor* t : results) std::memset(t->data.get(), 0x55 + threads, static_cast<size_t>(t->bytes()));
+            make();
+            for (size_t i = 0; i < results.size(); ++i) {
+                const char* begin = results[i]->data.get();
+                if (first.size() <= i) first.emplace_back(begin, begin + results[i]->bytes());
+                CHECK(std::memcmp(first[i].data(), begin, first[i].size()) == 0);
+            }
+        }
+    }
+}
+
+constexpr DType types[] = {DType::f32, DType::bf16};
+
+TEST(kernel_rms_norm) {
+    for (DType T : types)
+        for (auto [R, D] : {std::pair<int64_t, int64_t>{1, 1}, {3, 17}, {300, 130}, {0, 5}}) {
+            Tensor y({R, D}, T), rstd({R, 1}), x({R, D}, T), w({D}, T, 3), sum({R, D}, T), other({R, D}, T, 5);
+            same_bits({&y, &rstd}, [&] {
+                Prepared("rms_norm", T, {y.array(), rstd.array(), x.array(), w.array()}, {1e-6})();
+            });
+            same_bits({&y, &sum, &rstd}, [&] {
+                Prepared("rms_norm_residual", T,
+                         {y.array(), sum.array(), rstd.array(), x.array(), other.array(), w.array()}, {1e-6})();
+            });
+            Tensor dx({R, D}, T), dw({D}), dy({R, D}, T, 7);
+            same_bits({&dx, &dw}, [&] {
+                Prepared("rms_norm_backward", T,
+                         {dx.array(), dw.array(), dy.array(), x.array(), w.array(), rstd.array(), nn::Array{}})();
+            });
+        }
+}
+
+TEST(kernel_softmax_and_cross_entropy) {
+    for (DType T : types)
+        for (auto [R, V] : {std::pair<int64_t, int64_t>{2, 5}, {70, 1001}}) {
+            Tensor y({R, V}, T), x({R, V}, T), dy({R, V}, T, 4);
+            for (const char* name : {"softmax", "log_softmax"}) {
+                same_bits({&y}, [&] { Prepared(name, T, {y.array(), x.array()})(); });
+                same_bits({&x}, [&] { Prepared((std::string(name) + "_backward").c_str(), T, {x.array(), dy.array(), y.array()})(); });
+            }
+            Tensor loss({R}), lse({R}), targets({R}, DType::i64), dloss({R}), logits({R, V}, T, 9);
+            const std::vector<double> options = {-100, 0.1, 0.01, 5.0};
+            same_bits({&loss, &lse}, [&] {
+                Prepared("cross_entropy", T, {loss.array(), lse.array(), logits.array(), targets.array()}, options)();
+            });
+            same_bits({&y}, [&] {
+                Prepared("cross_entropy_backward", T,
+                         {y.array(), dloss.array(), logits.array(), targets.array(), lse.array()}, options)();
+            });
+        }
+}
+
+TEST(kernel_activation) {
+    for (DType T : types)
+        for (int64_t n : {1, 37, 100000}) {
+            Tensor y({n}, T), z({n}, T), a({n}, T), b({n}, T, 2), c({n}, T, 3);
+            same_bits({&y}, [&] { Prepared("swiglu", T, {flat(y), flat(a), flat(b)})(); });
+            same_bits({&y, &z}, [&] { Prepared("swiglu_backward", T, {flat(y), flat(z), flat(c), flat(a), flat(b)})(); });
+        }
+}
+
+TEST(kernel_matrix_products) {
+    const DType T = DType::bf16;
+    for (auto [m, n, k] : {std::tuple<int64_t, int64_t, int64_t>{1, 7, 3}, {5, 33, 65}, {100, 270, 129}, {3, 4, 0}}) {
+        Tensor y({m, n}, T), x({m, k}, T), w({n, k}, T, 2), bias({n}, T, 3);
+        same_bits({&y}, [&] { Prepared("linear", T, {y.array(), x.array(), w.array(), bias.array()})(); });
+        Tensor dx({m, k}, T), dw({n, k}), dy({m, n}, T, 6);
+        same_bits({&dx, &dw}, [&] {
+            Prepared("linear_backward", T, {dx.array(), dw.array(), dy.array(), x.array(), w.array()})();
+        });
+    }
+    Tensor y({2, 300}), x({2, 77}), w({300, 77});
+    same_bits({&y}, [&] { Prepared("linear", DType::f32, {y.array(), x.array(), w.array(), nn::Array{}})(); });
+}
+
+TEST(kernel_adamw_and_squares) {
+    for (DType T : types) {
+        Tensor p({50001}), g({50001}, T), m({50001}), v({50001});
+        for (nn::Level level : nn::levels_here()) {
+            CHECK(nn::use_level(nn::level_name(level)));
+            Prepared("adamw", T, {flat(p), flat(g), flat(m), flat(v)}, {1e-3, 0.9, 0.95, 1e-8, 0.1, 3, 1})();
+        }
+        double total = 0;
+        std::vector<double> found;
+        for (int threads : {1, 4}) {
+            nn::set_threads(threads);
+            Prepared("sum_of_squares", T, {nn::Array{&total, {1}, {1}, 1, DType::f64}, flat(g)})();
+            found.push_back(total);
+        }
+        CHECK(found[0] == found[1] && found[0] > 0);
+    }
+}
+
+// A chain as the module records it: buffers from the pool, freed as soon as they are read.
+struct Chain {
+    nn::Recording recording;
+    std::vector<void*> mine;
+
+    nn::Array make(std::vector<int64_t> shape) {
+        Tensor like(shape);
+        nn::Array a = like.array();
+        a.data = nn::pool_take(static_cast<size_t>(like.bytes()));
+        recording.allocated(a.data, like.bytes());
+        return a;
+    }
+    void give(const nn::Array& a) {
+        recording.freed(a.data);
+        nn::pool_give(a.data);
+    }
+    std::string run(const Prepared& one) {
+        const std::string why = recording.before(one.call);
+        if (!why.empty()) return why;
+        one();
+        recording.add(one.call, one.run);
+        return "";
+    }
+};
+
+TEST(recording_replays_and_shares_memory) {
+    nn::set_threads(3);
+    Tensor x({64, 96}), w({96});
+    Chain chain;
+    chain.recording.declare(x.data.get(), x.bytes());
+    chain.recording.declare(w.data.get(), w.bytes());
+    nn::Array now = x.array();
+    for (int i = 0; i < 6; ++i) {
+        const nn::Array y = chain.make({64, 96}), rstd = chain.make({64, 1}), z = chain.make({64, 96});
+        CHECK(chain.run(Prepared("rms_norm", DType::f32, {y, rstd, now, w.array()}, {1e-6})).empty());
+        CHECK(chain.run(Prepared("softmax", DType::f32, {z, y})).empty());
+        if (i) chain.give(now);
+        chain.give(y);
+        chain.give(rstd);
+        now = z;
+    }
+    CHECK(chain.recording.finish().empty());
+    CHECK(chain.recording.calls() == 12);
+    const int64_t one = 64 * 96 * 4;
+    CHECK(chain.recording.arena_bytes() >= 2 * one && chain.recording.arena_bytes() < 3 * one);
+    std::vector<char> first(static_cast<char*>(now.data), static_cast<char*>(now.data) + one);
+    chain.recording.replay();
+    CHECK(std::memcmp(first.data(), now.data, first.size()) == 0);
+    for (int64_t i = 0; i < x.count; ++i) x.set(i, 8);
+    chain.recording.replay();
+    CHECK(std::memcmp(first.data(), now.data, first.size()) != 0);
+    nn::pool_give(now.data);
+}
+
+TEST(recording_refuses_what_it_does_not_know) {
+    Tensor x({4, 8}), w({8}), stranger({4, 8});
+    Chain chain;
+    chain.recording.declare(x.data.get(), x.bytes());
+    const nn::Array y = chain.make({4, 8}), z = chain.make({4, 8});
+    CHECK(chain.run(Prepared("softmax", DType::f32, {y, stranger.array()})).find("x is neither") == 0);
+    CHECK(chain.run(Prepared("softmax", DType::f32, {y, z})).find("x is neither") == 0);      // made by nobody
+    Prepared counted("rms_norm", DType::f32, {y, chain.make({4, 1}), x.array(), x.array()});
+    double eps = 1e-6;
+    counted.call.number[0].at = &eps;
+    CHECK(chain.recording.before(counted.call).find("eps is read") == 0);
+}
+
+TEST(recording_finds_what_changed_between_kernels) {
+    Tensor x({4, 8});
+    Chain chain;
+    chain.recording.declare(x.data.get(), x.bytes());
+    const nn::Array y = chain.make({4, 8}), z = chain.make({4, 8});
+    CHECK(chain.run(Prepared("softmax", DType::f32, {y, x.array()})).empty());
+    static_cast<float*>(y.data)[3] += 1.0f;                                                   // behind its back
+    CHECK(chain.run(Prepared("softmax", DType::f32, {z, y})).empty());
+    chain.give(y);
+    CHECK(chain.recording.finish().find("the replay gave 1 of 1 results otherwise") == 0);
+    nn::pool_give(z.data);
+}
+
+TEST(recording_puts_back_what_was_changed_in_place) {
+    Tensor p({100}), g({100}), m({100}), v({100});
+    for (int64_t i = 0; i < 100; ++i) reinterpret_cast<float*>(v.data.get())[i] = 1.0f;
+    Chain chain;
+    for (Tensor* t : {&p, &g, &m, &v}) chain.recording.declare(t->data.get(), t->bytes());
+    double step = 1;
+    chain.recording.declare(&step, sizeof step);
+    Prepared adamw("adamw", DType::f32, {flat(p), flat(g), flat(m), flat(v)}, {1e-2, 0.9, 0.95, 1e-8, 0.1, 1, 1});
+    adamw.call.number[5].at = &step;
+    CHECK(chain.run(adamw).empty());
+    const std::vector<char> once(p.data.get(), p.data.get() + p.bytes());
+    CHECK(chain.recording.finish().empty());
+    CHECK(std::memcmp(once.data(), p.data.get(), once.size()) == 0);
+    step = 2;
+    chain.recording.replay();
+    CHECK(std::memcmp(once.data(), p.data.get(), once.size()) != 0);
+}
+
+}  // namespace
