@@ -9,7 +9,7 @@ NVCC   := $(VENV)/.nvcc
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup train test cuda lint bench mutants gpu-check clean
+.PHONY: help setup train test cuda native lint bench mutants gpu-check clean
 
 help:      ## show this list
 	@echo "usage: make COMMAND [ARGS=\"...\"] [PYTHON=python3.12]"
@@ -25,6 +25,9 @@ test: setup $(NVCC)      ## run the tests; ARGS="-k config" as for pytest
 
 cuda: setup $(NVCC)      ## build the CUDA kernels, for GPUs and for the emulated device; ARGS="--targets 80" for fewer
 	@$(BIN)/python -m cuda.nn.build $(ARGS)
+
+native: setup      ## build the native CPU kernels anew where they changed; ARGS="--tests --sanitize thread" for the test program
+	@$(BIN)/python csrc/native/build.py $(ARGS)
 
 lint: setup      ## style and types
 	@$(BIN)/ruff check --quiet .
@@ -54,7 +57,7 @@ $(STAMP): pyproject.toml setup.py requirements.txt
 	    echo "creating $(VENV) with $$($(PYTHON) --version)"; \
 	    $(PYTHON) -m venv --clear $(VENV) || { rm -rf $(VENV); \
 	        echo "Python's venv module is incomplete; on Debian and Ubuntu: apt install python3-venv"; exit 1; }; }
-	@echo "installing cuda-nn and its tools into $(VENV) (about half a minute)"
+	@echo "installing cuda-nn and its tools into $(VENV) (half a minute, and two more for the native kernels where there is a C++ compiler)"
 	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-compile -e ".[plot,dev]"
 	@touch $@
 

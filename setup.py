@@ -1,7 +1,10 @@
 """Entry point of the build.  Everything declarative is in pyproject.toml.
 
-cuda-nn installs without a compiler or a CUDA toolkit: the C++ and CUDA sources travel within the package, and
-what needs them is compiled at first use.  With
+cuda-nn installs without a compiler or a CUDA toolkit.  The native CPU kernels (csrc/native) are compiled where a
+C++20 compiler is found; where none is, the reference serves, and `cuda-nn info` says so.
+CUDA_NN_BUILD_NATIVE=1 makes it an error when they cannot be built, =0 leaves them out.
+
+The other C++ and the CUDA sources travel within the package, and what needs them is compiled at first use.  With
 
     CUDA_NN_BUILD_CUDA=1 pip install .
 
@@ -9,13 +12,16 @@ the kernel library is compiled now and put into the package, which then fits thi
 takes nvcc and some minutes; ninja comes by itself.  (A variable, because pip hands no commands to setup.py.)
 CUDA_PATH="" leaves the library for GPUs out whatever else is said."""
 
+import importlib.util
 import os
 import shutil
 import sys
 from pathlib import Path
+from types import ModuleType
 
-from setuptools import Distribution, setup
+from setuptools import Distribution, Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
@@ -25,6 +31,51 @@ COPIED = {                              # from csrc, to where the package looks
 }
 LIBRARIES = Path("cuda", "nn", "lib")                               # cuda/nn/build.py
 WITH_CUDA = os.environ.get("CUDA_NN_BUILD_CUDA", "0") not in ("", "0") and os.environ.get("CUDA_PATH") != ""
+
+
+def native_build() -> ModuleType:
+    """csrc/native/build.py, which is in no package."""
+    spec = importlib.util.spec_from_file_location("native_build", ROOT / "csrc" / "native" / "build.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module                 # dataclasses look there
+    spec.loader.exec_module(module)
+    return module
+
+
+def native_wanted() -> bool:
+    if NATIVE == "0":
+        return False
+    build = native_build()
+    try:
+        build.compiler()
+        build.python_flags()
+        build.ninja()
+    except build.BuildError as reason:
+        if NATIVE == "1":
+            raise SystemExit(f"CUDA_NN_BUILD_NATIVE=1: {reason}") from None
+        print(f"cuda-nn: without native CPU kernels, the reference serves: {reason}", file=sys.stderr)
+        return False
+    return True
+
+
+NATIVE = os.environ.get("CUDA_NN_BUILD_NATIVE", "")
+WITH_NATIVE = native_wanted()
+
+
+class BuildNative(build_ext):
+    """The native kernels through their own build, for its place: the wheel's, or the checkout's."""
+
+    def build_extension(self, ext: Extension) -> None:
+        build = native_build()
+        output = Path(self.get_ext_fullpath(ext.name)).absolute()
+        output.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            build.build(build.Options(build.default_folder(), output), quiet=True)
+        except build.BuildError as reason:
+            if NATIVE == "1":
+                raise
+            print(f"cuda-nn: without native CPU kernels, the reference serves: {reason}", file=sys.stderr)
 
 
 class BuildWithSources(build_py):
@@ -51,10 +102,11 @@ class BuildWithSources(build_py):
 
 
 class WheelForOneKindOfMachine(bdist_wheel):
-    """A wheel with a library in it fits any Python, but not any machine."""
+    """A wheel with a CUDA library in it fits any Python, but not any machine; with native kernels, one Python."""
 
     def get_tag(self) -> tuple[str, str, str]:
-        return ("py3", "none", super().get_tag()[2]) if WITH_CUDA else super().get_tag()
+        any_python = WITH_CUDA and not WITH_NATIVE
+        return ("py3", "none", super().get_tag()[2]) if any_python else super().get_tag()
 
 
 class Project(Distribution):
@@ -82,6 +134,7 @@ def build_libraries() -> list[Path]:
 
 setup(
     distclass=Project,
-    cmdclass={"build_py": BuildWithSources, "bdist_wheel": WheelForOneKindOfMachine},
+    cmdclass={"build_py": BuildWithSources, "build_ext": BuildNative, "bdist_wheel": WheelForOneKindOfMachine},
+    ext_modules=[Extension("nn.backends.native.nn_native", sources=[], optional=NATIVE != "1")] if WITH_NATIVE else [],
     setup_requires=["ninja"] if WITH_CUDA else [],
 )

@@ -148,10 +148,15 @@ def build(options: Options, *, quiet: bool = False) -> Path:
     return options.output
 
 
+def default_folder() -> Path:
+    """Where the module's objects are kept: a build after a change compiles what changed."""
+    return ROOT / "build" / f"native-{sysconfig.get_config_var('SOABI')}"
+
+
 def build_module(folder: Path | None = None, *, quiet: bool = False) -> Path:
     """The module for this Python, beside nn/backends/native/__init__.py or in `folder`."""
     output = module_path(folder or ROOT / "nn" / "backends" / "native")
-    return build(Options(ROOT / "build" / f"native-{sysconfig.get_config_var('SOABI')}", output), quiet=quiet)
+    return build(Options(default_folder(), output), quiet=quiet)
 
 
 def main() -> int:

@@ -51,7 +51,10 @@ def record(inputs: Iterable[np.ndarray]) -> Iterator[Step]:
     step = Step()
     for array in inputs:
         step._recording.declare(array)
-    step._recording.begin()
+    try:
+        step._recording.begin()
+    except RuntimeError as error:
+        raise InputError(f"record: {error}") from None
     try:
         with use_backend("native"):
             yield step

@@ -1,0 +1,98 @@
+"""Who serves what: levels by name, fallbacks that are counted and said, and life without the extension."""
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from nn.backends import choose, describe, find, kernels, native, reference
+from nn.errors import InputError
+
+built = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
+
+
+@pytest.fixture
+def without_extension(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setitem(sys.modules, "nn.backends.native.nn_native", None)
+    native.missing.cache_clear()
+    native.extension.cache_clear()
+    yield
+    monkeypatch.undo()
+    native.missing.cache_clear()
+    native.extension.cache_clear()
+
+
+@pytest.mark.usefixtures("without_extension")
+def test_without_it_the_reference_serves_and_says_so() -> None:
+    assert "is not built; with a C++20 compiler: pip install again, or make native" in str(native.missing())
+    assert describe()["backends"]["native"] == native.missing()
+    assert set(describe()["kernels"].values()) == {"reference"}
+    with pytest.raises(InputError, match="NN_BACKEND=native: the extension is not built"):
+        find("native")
+    with pytest.raises(InputError, match="native: the extension is not built"):
+        native.level()
+
+
+@built
+def test_it_serves_its_types_and_nothing_else() -> None:
+    assert describe()["kernels"]["rms_norm"] == "native"
+    for dtype in (np.float64, np.float16, np.int64):
+        assert choose("silu", np.zeros(3, dtype))[0].name == "reference"
+    assert choose("gelu", np.zeros(3, np.float32))[0].name == "reference"
+
+
+@built
+def test_a_fallback_is_counted_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    x, why = np.ones((4, 6), np.float32).T, ("softmax", "x: last axis not dense")
+    before = native.fallbacks().get(why, 0)
+    with caplog.at_level(logging.INFO):
+        results = [kernels.softmax(x) for _ in range(3)]
+    assert native.fallbacks()[why] == before + 3
+    assert caplog.text.count("softmax: the reference runs where x: last axis not dense") == (before == 0)
+    assert np.array_equal(results[0], reference.softmax(x))
+
+
+@built
+def test_wrong_arguments_get_the_references_errors() -> None:
+    x = np.ones((3, 4), np.float32)
+    for wrong in (lambda: kernels.rms_norm(x, np.ones(5, np.float32), 1e-6),
+                  lambda: kernels.rms_norm(x, x[0]),
+                  lambda: kernels.rms_norm(x, x[0], 1e-6, nonsense=1),
+                  lambda: kernels.rms_norm(x, x[0], "eps")):
+        with pytest.raises((ValueError, TypeError)):
+            wrong()
+    with pytest.raises(IndexError):
+        kernels.cross_entropy(x, np.array([0, 1, 9]))
+
+
+@built
+def test_what_may_not_be_written_is_not() -> None:
+    p, g = np.ones(5, np.float32), np.ones(5, np.float32)
+    p.flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        kernels.adamw(p, g, g.copy(), g.copy(), lr=0.1, beta1=0.9, beta2=0.9, eps=1e-8, weight_decay=0.0, step=1)
+
+
+@built
+def test_levels() -> None:
+    assert native.levels()[0] == "generic"
+    assert native.level() in native.levels()
+    before = native.level()
+    with native.use_level("generic"):
+        assert native.level() == "generic"
+    assert native.level() == before
+    with pytest.raises(InputError, match="avx1024 is not one of generic"), native.use_level("avx1024"):
+        pass
+
+
+@built
+@pytest.mark.parametrize(("level", "says"), [("generic", "generic"), ("avx1024", "NN_NATIVE_LEVEL=avx1024: not one")])
+def test_the_environment_chooses_the_level(level: str, says: str) -> None:
+    code = "from nn.backends import native; print(native.missing() or native.level())"
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"NN_NATIVE_LEVEL": level},
+                          capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(says)

@@ -1,0 +1,140 @@
+"""Recorded steps: a replay gives the bits of the eager run; what cannot be recorded says so."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nn.backends import kernels, native, use_backend
+from nn.errors import InputError
+
+if native.missing() is not None:
+    pytest.skip(str(native.missing()), allow_module_level=True)
+from nn.backends.native.recording import Step, number, record
+
+RANDOM = np.random.default_rng(0)
+
+
+def draw(*shape: int) -> np.ndarray:
+    return RANDOM.standard_normal(shape).astype(np.float32)
+
+
+def layer(x: np.ndarray, norm: np.ndarray, up: np.ndarray, down: np.ndarray) -> Any:
+    """A feed-forward block and its backward for dy = y: several kernels, results that are read late."""
+    normed, rstd = kernels.rms_norm(x, norm, 1e-6)
+    hidden = kernels.linear(normed, up)
+    y = kernels.linear(kernels.swiglu_packed(hidden), down)
+    dgated, ddown = kernels.linear_backward(y, kernels.swiglu_packed(hidden), down)
+    dnormed, dup = kernels.linear_backward(kernels.swiglu_packed_backward(dgated, hidden), normed, up)
+    dx, dnorm = kernels.rms_norm_backward(dnormed, x, norm, rstd, dresidual=y)
+    return y, dx, dnorm, dup, ddown
+
+
+def weights() -> list[np.ndarray]:
+    return [draw(48), draw(2 * 80, 48), draw(48, 80)]
+
+
+def recorded(x: np.ndarray, parameters: list[np.ndarray]) -> tuple[Step, Any]:
+    with record(inputs=[x, *parameters]) as step:
+        results = layer(x, *parameters)
+    return step, results
+
+
+@pytest.mark.parametrize("rows", [1, 3, 200])
+def test_replay_is_the_eager_run(rows: int) -> None:
+    x, parameters = draw(rows, 48), weights()
+    step, results = recorded(x, parameters)
+    for other in (draw(rows, 48), x.copy()):
+        x[...] = other
+        step.replay()
+        with use_backend("native"):
+            expected = layer(other, *parameters)
+        for result, right in zip(results, expected, strict=True):
+            assert result.tobytes() == right.tobytes()
+    assert step.calls == 9
+
+
+def test_memory_is_planned_by_lifetime() -> None:
+    x, w = draw(64, 96), draw(96)
+    with record(inputs=[x, w]) as step:
+        y = x
+        for _ in range(10):
+            y = kernels.softmax(kernels.rms_norm(y, w, 1e-6)[0])
+    assert step.calls == 20
+    assert step.memory["outputs"] == x.nbytes
+    assert step.memory["planned"] < 2.1 * x.nbytes
+
+
+def test_the_results_are_the_recordings() -> None:
+    """Dropping a result while it is recorded frees it, dropping it later does not: replays write there."""
+    x = draw(8, 8)
+    step, results = recorded(draw(5, 48), weights())
+    places = [result.ctypes.data for result in results]
+    del results
+    fresh = [native.empty((5, 48)) for _ in range(20)]
+    assert not {one.ctypes.data for one in fresh} & set(places)
+    step.replay()
+    with record(inputs=[x]) as step:
+        pass
+    step.replay()
+    assert step.calls == 0
+
+
+def test_numbers_are_read_at_every_replay() -> None:
+    p, g, m, v = (np.ones(50, np.float32) for _ in range(4))
+    lr, at = number(0.1), number(1)
+    options = {"beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1}
+    with record(inputs=[p, g, m, v, lr, at]) as step:
+        kernels.adamw(p, g, m, v, lr=lr, step=at, **options)
+    q, n, w = (np.ones(50, np.float32) for _ in range(3))
+    with use_backend("native"):
+        kernels.adamw(q, g, n, w, lr=0.1, step=1, **options)
+        assert np.array_equal(p, q)                                  # recorded once, not twice
+        kernels.adamw(q, g, n, w, lr=0.02, step=2, **options)
+    lr[...], at[...] = 0.02, 2
+    step.replay()
+    assert np.array_equal(p, q)
+
+
+class TestRefusals:
+    def test_something_else_made_an_argument(self) -> None:
+        x = draw(4, 8)
+        with (pytest.raises(InputError, match="softmax cannot be recorded: x is neither the result of"),
+              record(inputs=[x])):
+            kernels.softmax(x + 1.0)
+
+    def test_something_else_changed_a_result(self) -> None:
+        x = draw(4, 8)
+        with pytest.raises(InputError, match="the replay gave 1 of 1 results otherwise"), record(inputs=[x]):
+            y = kernels.softmax(x)
+            y += 1.0
+            z = kernels.softmax(y)
+            del y
+        assert z.shape == (4, 8)
+
+    def test_the_reference_would_run(self) -> None:
+        x = draw(8, 8)
+        with (pytest.raises(InputError, match="cannot be recorded: x: last axis not dense"),
+              record(inputs=[x])):
+            kernels.rms_norm(x.T, x[0], 1e-6)
+
+    def test_no_native_kernel(self) -> None:
+        x = draw(8, 8)
+        with pytest.raises(InputError, match="gelu"), record(inputs=[x]):
+            kernels.gelu(x)
+
+    def test_a_number_goes_to_python(self) -> None:
+        x = draw(8, 8)
+        with pytest.raises(InputError, match="it returns a number to Python"), record(inputs=[x]):
+            kernels.sum_of_squares(x)
+
+    def test_an_unknown_number(self) -> None:
+        x = draw(8, 8)
+        with pytest.raises(InputError, match="eps is read from memory that is not declared"), record(inputs=[x]):
+            kernels.rms_norm(x, x[0], number(1e-6))
+
+    def test_two_at_once(self) -> None:
+        with pytest.raises(InputError, match="active already"), record(inputs=[]), record(inputs=[]):
+            pass
+        with record(inputs=[]):                                      # neither is left behind
+            pass

@@ -1,0 +1,99 @@
+"""Results do not depend on the number of threads, to the bit; NN_THREADS and set_threads say how many there are."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from nn.backends import kernels, native, use_backend
+from nn.errors import InputError
+
+pytestmark = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
+RANDOM = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def same_threads_after() -> Iterator[None]:
+    before = native.threads()
+    yield
+    native.set_threads(before)
+
+
+def draw(*shape: int, dtype: Any = np.float32) -> np.ndarray:
+    return RANDOM.standard_normal(shape).astype(dtype)
+
+
+# large enough that several threads share the work
+def work(dtype: Any) -> dict[str, Callable[[], Any]]:
+    x, dy, weight = draw(701, 530, dtype=dtype), draw(701, 530, dtype=dtype), draw(530, dtype=dtype)
+    rstd = np.abs(draw(701, 1)) + 0.1
+    wide, short = draw(600, 530, dtype=dtype), draw(701, 600, dtype=dtype)
+    targets = RANDOM.integers(0, 530, 701)
+    return {
+        "rms_norm": lambda: kernels.rms_norm(x, weight, 1e-6),
+        "rms_norm_backward": lambda: kernels.rms_norm_backward(dy, x, weight, rstd),
+        "softmax": lambda: kernels.softmax(x),
+        "swiglu": lambda: kernels.swiglu(x, dy),
+        "cross_entropy": lambda: kernels.cross_entropy(x, targets),
+        "linear": lambda: kernels.linear(x, wide),
+        "linear_backward": lambda: kernels.linear_backward(short, x, wide),
+        "matmul": lambda: kernels.matmul(x, wide.T.copy()),
+        "sum_of_squares": lambda: kernels.sum_of_squares(x),
+    }
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16], ids=["float32", "bfloat16"])
+def test_the_count_changes_no_bit(dtype: Any) -> None:
+    before = native.fallbacks()
+    for name, run in work(dtype).items():
+        found = []
+        for count in (1, 2, 3, 8):
+            native.set_threads(count)
+            with use_backend("native"):
+                result = run()
+            parts = result if isinstance(result, tuple) else (result,)
+            found.append([np.asarray(part).tobytes() for part in parts])
+        assert all(bits == found[0] for bits in found), name
+    assert native.fallbacks() == before
+
+
+def test_python_threads_may_call_at_once() -> None:
+    x = draw(400, 600)
+    expected, wrong = kernels.softmax(x).tobytes(), []
+
+    def call() -> None:
+        for _ in range(20):
+            if kernels.softmax(x).tobytes() != expected:
+                wrong.append(1)
+
+    callers = [threading.Thread(target=call) for _ in range(3)]
+    for one in callers:
+        one.start()
+    for one in callers:
+        one.join()
+    assert not wrong
+
+
+def test_the_environment_says_how_many() -> None:
+    done = subprocess.run([sys.executable, "-c", "from nn.backends import native; print(native.threads())"],
+                          env=os.environ | {"NN_THREADS": "7"}, capture_output=True, text=True, check=True)
+    assert done.stdout == "7\n"
+    with pytest.raises(InputError, match="threads: 0; at least 1"):
+        native.set_threads(0)
+
+
+def test_nothing_starts_before_it_is_needed() -> None:
+    """Neither an import nor a small kernel starts a thread; a large one does."""
+    code = ("import os, numpy as np; from nn.backends import kernels\n"
+            "def count(): return len(os.listdir('/proc/self/task'))\n"
+            "before = count(); kernels.silu(np.ones(10, np.float32)); small = count() - before\n"
+            "kernels.silu(np.ones(1 << 20, np.float32)); print(small, count() - before)")
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"NN_THREADS": "3"},
+                          capture_output=True, text=True, check=True)
+    assert done.stdout == "0 2\n"
