@@ -1,10 +1,11 @@
 """Entry point of the build.  Everything declarative is in pyproject.toml.
 
-cuda-nn installs without a compiler or a CUDA toolkit.  The native CPU kernels (csrc/native) are compiled where a
-C++20 compiler is found; where none is, the reference serves, and `cuda-nn info` says so.
+cuda-nn installs without a compiler or a CUDA toolkit.  The native CPU kernels (csrc/native) are compiled
+where a C++20 compiler is found; where none is, the reference serves, and `cuda-nn info` says so.
 CUDA_NN_BUILD_NATIVE=1 makes it an error when they cannot be built, =0 leaves them out.
 
-The other C++ and the CUDA sources travel within the package, and what needs them is compiled at first use.  With
+The other C++ and the CUDA sources travel within the package, and what needs them is compiled at first use.
+With
 
     CUDA_NN_BUILD_CUDA=1 pip install .
 
@@ -36,7 +37,8 @@ WITH_CUDA = os.environ.get("CUDA_NN_BUILD_CUDA", "0") not in ("", "0") and os.en
 def native_build() -> ModuleType:
     """csrc/native/build.py, which is in no package."""
     spec = importlib.util.spec_from_file_location("native_build", ROOT / "csrc" / "native" / "build.py")
-    assert spec and spec.loader
+    if spec is None or spec.loader is None:
+        raise SystemExit("csrc/native/build.py is missing: these are not the whole sources")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module                 # dataclasses look there
     spec.loader.exec_module(module)
@@ -59,6 +61,7 @@ def native_wanted() -> bool:
     return True
 
 
+MODULE = "nn.backends.native.nn_native"
 NATIVE = os.environ.get("CUDA_NN_BUILD_NATIVE", "")
 WITH_NATIVE = native_wanted()
 
@@ -102,7 +105,7 @@ class BuildWithSources(build_py):
 
 
 class WheelForOneKindOfMachine(bdist_wheel):
-    """A wheel with a CUDA library in it fits any Python, but not any machine; with native kernels, one Python."""
+    """A wheel with a CUDA library fits any Python, but not any machine; with native kernels, one Python."""
 
     def get_tag(self) -> tuple[str, str, str]:
         any_python = WITH_CUDA and not WITH_NATIVE
@@ -134,7 +137,8 @@ def build_libraries() -> list[Path]:
 
 setup(
     distclass=Project,
-    cmdclass={"build_py": BuildWithSources, "build_ext": BuildNative, "bdist_wheel": WheelForOneKindOfMachine},
-    ext_modules=[Extension("nn.backends.native.nn_native", sources=[], optional=NATIVE != "1")] if WITH_NATIVE else [],
+    cmdclass={"build_py": BuildWithSources, "build_ext": BuildNative,
+              "bdist_wheel": WheelForOneKindOfMachine},
+    ext_modules=[Extension(MODULE, [], optional=NATIVE != "1")] if WITH_NATIVE else [],
     setup_requires=["ninja"] if WITH_CUDA else [],
 )

@@ -1,11 +1,11 @@
-"""Builds the native kernels with a C++20 compiler and ninja: the module for this Python, or the test programs.
+"""Builds the native kernels with a C++20 compiler and ninja: the module for this Python, or the test program.
 
-    python csrc/native/build.py                              # nn/backends/native/nn_native.*.so  (make native)
-    python csrc/native/build.py --tests --sanitize thread    # build/native-thread/native_tests, without Python
+    python csrc/native/build.py                            # make native: nn/backends/native/nn_native.*.so
+    python csrc/native/build.py --tests --sanitize thread  # build/native-thread/native_tests, without Python
 
-Every file in kernels/ is compiled once per level of instructions, everything else for the machine's baseline: what
-comes out runs on any processor of its kind (no -march=native), and chooses its level when it starts.  Only the
-standard library is used here: setup.py runs this file where nothing is installed yet."""
+Every file in kernels/ is compiled once per level of instructions, everything else for the machine's baseline:
+what comes out runs on any processor of its kind (no -march=native), and chooses its level when it starts.
+Only the standard library is used: setup.py runs this file where nothing is installed yet."""
 
 import argparse
 import os

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nn import __version__
-from nn.backends import describe, forced
+from nn.backends import describe, forced, native
 from nn.cli.parser import Parser
 from nn.cli.terminal import facts
 from nn.train.machine import machine, versions
@@ -29,7 +29,7 @@ def run(argv: list[str]) -> int:
     packages = versions() | {"cuda-nn": __version__} | {name: _optional(name) for name in OPTIONAL}
     processor = f"{here['cpu']}, {here['usable_cores']} of {here['cores']} cores usable"
     facts([*packages.items(), ("", ""), ("system", here["system"]), ("processor", processor),
-           ("BLAS", blas()), *here["environment"].items()])
+           ("BLAS", blas()), ("native kernels", native.summary()), *here["environment"].items()])
     print("\nbackends" + (f", {forced()} forced:" if forced() else ":"))
     facts([(f"  {name}", state) for name, state in found["backends"].items()])
     for kernel, place in found["device kernels"].items():

@@ -74,7 +74,8 @@ def test_what_may_not_be_written_is_not() -> None:
     p, g = np.ones(5, np.float32), np.ones(5, np.float32)
     p.flags.writeable = False
     with pytest.raises(ValueError, match="read-only"):
-        kernels.adamw(p, g, g.copy(), g.copy(), lr=0.1, beta1=0.9, beta2=0.9, eps=1e-8, weight_decay=0.0, step=1)
+        kernels.adamw(p, g, g.copy(), g.copy(), lr=0.1, beta1=0.9, beta2=0.9, eps=1e-8, weight_decay=0.0,
+                      step=1)
 
 
 @built
@@ -90,7 +91,8 @@ def test_levels() -> None:
 
 
 @built
-@pytest.mark.parametrize(("level", "says"), [("generic", "generic"), ("avx1024", "NN_NATIVE_LEVEL=avx1024: not one")])
+@pytest.mark.parametrize(("level", "says"),
+                         [("generic", "generic"), ("avx1024", "NN_NATIVE_LEVEL=avx1024: not one of")])
 def test_the_environment_chooses_the_level(level: str, says: str) -> None:
     code = "from nn.backends import native; print(native.missing() or native.level())"
     done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"NN_NATIVE_LEVEL": level},

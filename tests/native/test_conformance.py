@@ -1,7 +1,8 @@
-"""Every native kernel on every level of instructions that this processor has, by the conformance suite's cases.
+"""Every native kernel on every level of instructions that this processor has, by the conformance suite's
+cases.
 
-tests/conformance runs the level that would be chosen; here each is forced in turn, and every call must be taken:
-the reference's answer would prove nothing."""
+tests/conformance runs the level that would be chosen; here each is forced in turn, and every call must be
+taken: the reference's answer would prove nothing."""
 
 import re
 

@@ -15,7 +15,8 @@ def test_a_freed_result_is_the_next_one() -> None:
     first = kernels.silu(x)
     place = first.ctypes.data
     assert place % 64 == 0
-    assert first.flags.c_contiguous and first.flags.writeable
+    assert first.flags.c_contiguous
+    assert first.flags.writeable
     del first
     before = native.memory()
     assert kernels.silu(x).ctypes.data == place

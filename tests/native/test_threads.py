@@ -1,4 +1,4 @@
-"""Results do not depend on the number of threads, to the bit; NN_THREADS and set_threads say how many there are."""
+"""Results do not depend on the number of threads, to the bit; NN_THREADS and set_threads choose it."""
 
 import os
 import subprocess

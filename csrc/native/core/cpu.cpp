@@ -31,7 +31,7 @@ bool processor_has(Level level) {
             return processor_has(Level::avx512) && __builtin_cpu_supports("avx512bf16") &&
                    __builtin_cpu_supports("avx512vnni");
 #elif defined(__linux__) && defined(__aarch64__)
-        case Level::neon_bf16: return (getauxval(AT_HWCAP2) & (1UL << 14)) != 0;      // HWCAP2_BF16
+        case Level::neon_bf16: return (getauxval(AT_HWCAP2) & (1UL << 14)) != 0;  // HWCAP2_BF16
 #endif
         default: return false;
     }

@@ -12,15 +12,15 @@ namespace nn {
 namespace {
 
 constexpr size_t header = 64, huge = size_t(2) << 20;
-constexpr int64_t spare = int64_t(256) << 20;        // kept beyond what is in use before a miss gives it back
+constexpr int64_t spare = int64_t(256) << 20;  // kept beyond what is in use before a miss gives it back
 
 struct Header {
-    size_t bytes;                                    // of the whole block, header included
+    size_t bytes;  // of the whole block, header included
 };
 
 struct Pool {
     std::mutex mutex;
-    std::map<size_t, std::vector<Header*>> kept;     // by size
+    std::map<size_t, std::vector<Header*>> kept;  // by size
     PoolCounters counters{};
 };
 
@@ -33,7 +33,7 @@ Pool& pool() {
 // The next quarter of an octave; whole huge pages from 2 MiB on.
 size_t rounded(size_t bytes) {
     size_t step = 64;
-    while (step * 8 < bytes) step *= 2;              // 4 to 8 steps make the size
+    while (step * 8 < bytes) step *= 2;  // 4 to 8 steps make the size
     const size_t whole = step < huge || bytes < huge ? step : step / huge * huge;
     return (bytes + whole - 1) / whole * whole;
 }
@@ -45,8 +45,8 @@ Header* from_system(size_t bytes) {
         return static_cast<Header*>(block);
     }
     // Mapped with room to begin at a huge page; what lies before and after is given back at once.
-    char* block = static_cast<char*>(mmap(nullptr, bytes + huge, PROT_READ | PROT_WRITE,
-                                          MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    char* block = static_cast<char*>(
+        mmap(nullptr, bytes + huge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     if (block == MAP_FAILED) throw std::bad_alloc();
     const size_t before = (huge - reinterpret_cast<uintptr_t>(block) % huge) % huge;
     if (before) munmap(block, before);
@@ -59,8 +59,10 @@ Header* from_system(size_t bytes) {
 
 void to_system(Header* block) {
     const size_t bytes = block->bytes;
-    if (bytes < huge) std::free(block);
-    else munmap(block, bytes);
+    if (bytes < huge)
+        std::free(block);
+    else
+        munmap(block, bytes);
 }
 
 void release_kept(Pool& p) {
@@ -86,7 +88,7 @@ void* pool_take(size_t wanted) {
     const std::lock_guard<std::mutex> lock(p.mutex);
     Header* block;
     if (auto place = p.kept.find(bytes); place != p.kept.end() && !place->second.empty()) {
-        block = place->second.back();                // the last one given back: the likeliest to be in a cache
+        block = place->second.back();  // the last one given back: the likeliest to be in a cache
         place->second.pop_back();
         p.counters.bytes_kept -= static_cast<int64_t>(bytes);
     } else {
@@ -111,7 +113,7 @@ void pool_give(void* data) noexcept {
     p.counters.bytes_kept += static_cast<int64_t>(block->bytes);
     try {
         p.kept[block->bytes].push_back(block);
-    } catch (...) {                                  // no memory for the list: not kept
+    } catch (...) {  // no memory for the list: not kept
         p.counters.bytes_kept -= static_cast<int64_t>(block->bytes);
         to_system(block);
     }

@@ -1,9 +1,9 @@
 // A pool of buffers: what one operation frees the next one gets, in pages that are mapped already.
 //
-// Fresh memory costs a page fault per 4 KiB, which is most of what a memory-bound operation takes.  Sizes are rounded
-// up to a quarter of an octave (at most a fifth is wasted), so that buffers of nearly the same size serve each other;
-// from 2 MiB on they lie on huge pages where the system has them (madvise).  Every buffer begins at 64 bytes.
-// A buffer may be taken in one thread and given back in another.
+// Fresh memory costs a page fault per 4 KiB, which is most of what a memory-bound operation takes.  Sizes are
+// rounded up to a quarter of an octave (at most a fifth is wasted), so that buffers of nearly the same size
+// serve each other; from 2 MiB on they lie on huge pages where the system has them (madvise).  Every buffer
+// begins at 64 bytes. A buffer may be taken in one thread and given back in another.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -11,17 +11,17 @@
 namespace nn {
 
 struct PoolCounters {
-    int64_t bytes_in_use;       // taken and not given back, rounded up
-    int64_t bytes_kept;         // free, waiting
-    int64_t peak_bytes;         // largest bytes_in_use
-    int64_t bytes_huge;         // of all, those for which huge pages were asked
-    int64_t taken, fresh;       // calls of pool_take, and those that the system had to serve
+    int64_t bytes_in_use;  // taken and not given back, rounded up
+    int64_t bytes_kept;    // free, waiting
+    int64_t peak_bytes;    // largest bytes_in_use
+    int64_t bytes_huge;    // of all, those for which huge pages were asked
+    int64_t taken, fresh;  // calls of pool_take, and those that the system had to serve
 };
 
-void* pool_take(size_t bytes);             // throws std::bad_alloc
-void pool_give(void* data) noexcept;       // null is nothing
-size_t pool_size(const void* data);        // usable bytes of a buffer
-void pool_trim() noexcept;                 // give what is kept back to the system
+void* pool_take(size_t bytes);        // throws std::bad_alloc
+void pool_give(void* data) noexcept;  // null is nothing
+size_t pool_size(const void* data);   // usable bytes of a buffer
+void pool_trim() noexcept;            // give what is kept back to the system
 PoolCounters pool_counters();
 void pool_reset_peak();
 

@@ -83,7 +83,8 @@ std::string Recording::before(const Call& call) {
         const int buffer = find_buffer(array.data);
         const bool written = buffer >= 0 && (result || buffers_[buffer].first >= 0);
         if (!written && !declared(array.data))
-            refusal = item.name + " is neither the result of a recorded kernel nor declared: what made it is not "
+            refusal = item.name +
+                      " is neither the result of a recorded kernel nor declared: what made it is not "
                       "part of the recording";
         else if (item.in_place && buffer < 0)
             changed_.push_back({begin, std::vector<char>(begin, begin + bytes)});
@@ -92,7 +93,8 @@ std::string Recording::before(const Call& call) {
     for (const Item& item : call.kernel->signature.arguments)
         if (!item.is_array) {
             const double* at = call.number[number++].at;
-            if (at && !declared(at) && refusal.empty()) refusal = item.name + " is read from memory that is not declared";
+            if (at && !declared(at) && refusal.empty())
+                refusal = item.name + " is read from memory that is not declared";
         }
     return refusal;
 }
@@ -118,7 +120,8 @@ void Recording::plan() {
     std::vector<int> order;
     for (int i = 0; i < static_cast<int>(buffers_.size()); ++i)
         if (!buffers_[i].held && buffers_[i].first >= 0) order.push_back(i);
-    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return buffers_[a].bytes > buffers_[b].bytes; });
+    std::stable_sort(order.begin(), order.end(),
+                     [&](int a, int b) { return buffers_[a].bytes > buffers_[b].bytes; });
     std::vector<int> placed;
     for (int i : order) {
         Buffer& buffer = buffers_[i];
@@ -166,14 +169,17 @@ std::string Recording::check() {
         expected.push_back({one.data, std::vector<char>(one.data, one.data + one.before.size())});
     for (const Changed& one : expected) std::memset(one.data, 0xff, one.before.size());
     std::memset(arena_, 0xff, static_cast<size_t>(arena_bytes_));
-    for (auto one = changed_.rbegin(); one != changed_.rend(); ++one)           // the earliest state last
+    for (auto one = changed_.rbegin(); one != changed_.rend(); ++one)  // the earliest state last
         std::memcpy(one->data, one->before.data(), one->before.size());
     replay();
     int64_t wrong = 0;
-    for (const Changed& one : expected) wrong += std::memcmp(one.data, one.before.data(), one.before.size()) != 0;
-    return wrong == 0 ? ""
-                      : "the replay gave " + std::to_string(wrong) + " of " + std::to_string(expected.size()) +
-                            " results otherwise than the recorded run: something between the kernels is not recorded";
+    for (const Changed& one : expected)
+        wrong += std::memcmp(one.data, one.before.data(), one.before.size()) != 0;
+    return wrong == 0
+               ? ""
+               : "the replay gave " + std::to_string(wrong) + " of " + std::to_string(expected.size()) +
+                     " results otherwise than the recorded run: something between the kernels is not "
+                     "recorded";
 }
 
 void Recording::replay() const {

@@ -3,18 +3,20 @@
 //     Recording recording;  recording.declare(weights, inputs, caches ...)
 //     ... calls; each is handed to add() ...
 //     recording.finish()         buffers planned by lifetime, checked by a first replay
-//     recording.replay()         the same calls on the same places: write the inputs, replay, read the results
+//     recording.replay()         the same calls on the same places: write inputs, replay, read results
 //
-// What a call touches must be known: declared memory, or the result of an earlier recorded call.  Anything else was
-// made by something that is not recorded (a NumPy operation between two kernels) and would not happen again: add()
-// refuses it by name.  Numbers that change from step to step are read from memory (Number::at).
+// What a call touches must be known: declared memory, or the result of an earlier recorded call.  Anything
+// else was made by something that is not recorded (a NumPy operation between two kernels) and would not
+// happen again: add() refuses it by name.  Numbers that change from step to step are read from memory
+// (Number::at).
 //
-// The plan: a result lives from the call that makes it to the last that reads it, and lies, from then on, at a fixed
-// place in one arena, which results that do not live at the same time share.  Results that somebody still holds when
-// the recording ends are its outputs; they stay where they are and belong to the recording.
+// The plan: a result lives from the call that makes it to the last that reads it, and lies, from then on, at
+// a fixed place in one arena, which results that do not live at the same time share.  Results that somebody
+// still holds when the recording ends are its outputs; they stay where they are and belong to the recording.
 //
-// The check: the arena and the outputs are overwritten with NaN, what was changed in place is put back, and the first
-// replay must give every output and everything changed in place to the bit.  It finds what add() cannot see.
+// The check: the arena and the outputs are overwritten with NaN, what was changed in place is put back, and
+// the first replay must give every output and everything changed in place to the bit.  It finds what add()
+// cannot see.
 #pragma once
 #include <string>
 #include <vector>
@@ -30,27 +32,27 @@ class Recording {
     Recording(const Recording&) = delete;
     Recording& operator=(const Recording&) = delete;
 
-    void declare(const void* data, int64_t bytes);         // memory from before the recording, which outlives it
-    void allocated(void* data, int64_t bytes);             // a result's buffer, just taken from the pool
-    void freed(void* data);                                // given back: nobody outside will read it
-    std::string before(const Call& call);                  // "" or why it cannot be recorded; then the call runs
+    void declare(const void* data, int64_t bytes);  // memory from before the recording, which outlives it
+    void allocated(void* data, int64_t bytes);      // a result's buffer, just taken from the pool
+    void freed(void* data);                         // given back: nobody outside will read it
+    std::string before(const Call& call);           // "" or why it cannot be recorded; then the call runs
     void add(const Call& call, Function run);
-    std::string finish();                                  // "" or what the check found
+    std::string finish();  // "" or what the check found
     void replay() const;
 
     int64_t calls() const { return static_cast<int64_t>(steps_.size()); }
     int64_t arena_bytes() const { return arena_bytes_; }
-    int64_t eager_bytes() const { return eager_bytes_; }   // most that was alive at once while recording
+    int64_t eager_bytes() const { return eager_bytes_; }  // most that was alive at once while recording
     int64_t output_bytes() const;
-    std::vector<void*> outputs() const;                    // buffers still held
+    std::vector<void*> outputs() const;  // buffers still held
 
   private:
     struct Buffer {
         char* data;
         int64_t bytes;
-        int first = -1, last = -1;                         // calls that use it
+        int first = -1, last = -1;  // calls that use it
         bool held = true;
-        int64_t place = 0;                                 // in the arena
+        int64_t place = 0;  // in the arena
     };
     struct Range {
         char* begin;
@@ -59,8 +61,8 @@ class Recording {
     struct Step {
         Call call;
         Function run;
-        int buffer[max_arrays];                            // index into buffers_, or -1: declared
-        char* where[max_arrays];                           // while it was recorded
+        int buffer[max_arrays];   // index into buffers_, or -1: declared
+        char* where[max_arrays];  // while it was recorded
     };
     struct Changed {
         char* data;

@@ -3,8 +3,9 @@
 #include <algorithm>
 #include <map>
 
-// NN_KERNEL puts pointers to constant entries into a section of this name; the linker knows where it begins and
-// ends.  No constructor runs, so nothing compiled for one level is executed because the library was loaded.
+// NN_KERNEL puts pointers to constant entries into a section of this name; the linker knows where it begins
+// and ends.  No constructor runs, so nothing compiled for one level is executed because the library was
+// loaded.
 #ifdef __APPLE__
 extern const nn::Entry* first_entry[] __asm("section$start$__DATA$nn_kernels");
 extern const nn::Entry* last_entry[] __asm("section$end$__DATA$nn_kernels");

@@ -13,13 +13,13 @@ constexpr int dtype_count = 7;
 
 struct Kernel {
     Signature signature;
-    Function table[level_count][dtype_count] = {};                  // null: this level has none of its own
+    Function table[level_count][dtype_count] = {};  // null: this level has none of its own
 
-    Function find(Level level, DType dtype) const;                  // here or at a level below; null: none
+    Function find(Level level, DType dtype) const;  // here or at a level below; null: none
     std::vector<DType> dtypes() const;
 };
 
-const std::vector<Kernel>& kernels();                               // sorted by name
+const std::vector<Kernel>& kernels();  // sorted by name
 const Kernel* find_kernel(const std::string& name);
 bool level_is_built(Level level);
 

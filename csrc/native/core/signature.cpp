@@ -28,10 +28,13 @@ std::vector<std::string> split(const std::string& text) {
 std::vector<Axis> parse_axes(const std::string& text) {
     std::vector<Axis> axes;
     for (const std::string& word : split(text)) {
-        if (word == "...") axes.push_back({'.', 0});
-        else if (std::isdigit(static_cast<unsigned char>(word[0]))) axes.push_back({0, std::atoll(word.c_str())});
-        else axes.push_back({word[0] == 'r' && word == "rows" ? '#' : word[0],
-                             word.size() > 2 && word[1] == '+' ? std::atoll(word.c_str() + 2) : 0});
+        if (word == "...")
+            axes.push_back({'.', 0});
+        else if (std::isdigit(static_cast<unsigned char>(word[0])))
+            axes.push_back({0, std::atoll(word.c_str())});
+        else
+            axes.push_back({word[0] == 'r' && word == "rows" ? '#' : word[0],
+                            word.size() > 2 && word[1] == '+' ? std::atoll(word.c_str() + 2) : 0});
     }
     return axes;
 }
@@ -40,7 +43,7 @@ Kind parse_kind(const std::string& word) {
     if (word == "float") return Kind::wide;
     if (word == "int") return Kind::integer;
     if (word == "bool") return Kind::boolean;
-    return Kind::like;                         // dlogits[R,V]:logits; all such are of the call's type here
+    return Kind::like;  // dlogits[R,V]:logits; all such are of the call's type here
 }
 
 Item parse_item(std::string word) {
@@ -136,14 +139,15 @@ Signature parse(const char* text) {
     signature.name = all.substr(0, open);
     const std::string inside = all.substr(open + 1, close - open - 1);
     const size_t semicolon = inside.find(';');
-    for (const std::string& word : split(inside.substr(0, semicolon))) signature.arguments.push_back(parse_item(word));
+    for (const std::string& word : split(inside.substr(0, semicolon)))
+        signature.arguments.push_back(parse_item(word));
     signature.positional = static_cast<int>(signature.arguments.size());
     if (semicolon != std::string::npos)
         for (const std::string& word : split(inside.substr(semicolon + 1)))
             signature.arguments.push_back(parse_item(word));
     if (arrow == std::string::npos) return signature;
     for (std::string word : split(all.substr(arrow + 4))) {
-        if (word.find(":number") != std::string::npos) {          // one double, returned as a Python number
+        if (word.find(":number") != std::string::npos) {  // one double, returned as a Python number
             Item item;
             item.name = word.substr(0, word.find(':'));
             item.is_array = true;
@@ -160,7 +164,8 @@ Signature parse(const char* text) {
         signature.results.push_back(parse_item(word));
         if (!wanted.empty()) signature.results.back().wanted_by = number_index(signature, wanted);
     }
-    if (signature.arrays() > max_arrays || static_cast<int>(signature.arguments.size()) > max_arrays + max_numbers)
+    if (signature.arrays() > max_arrays ||
+        static_cast<int>(signature.arguments.size()) > max_arrays + max_numbers)
         throw std::logic_error(signature.name + ": too many arguments");
     return signature;
 }
@@ -173,7 +178,8 @@ bool take(const Item& item, const Given& array, DType same, Sizes& sizes, Array&
                          : item.kind == Kind::boolean ? DType::boolean
                                                       : same;
     if (given.dtype != wanted)
-        return fail(why, item, std::string(dtype_name(given.dtype)) + " where " + dtype_name(wanted) + " is taken");
+        return fail(why, item,
+                    std::string(dtype_name(given.dtype)) + " where " + dtype_name(wanted) + " is taken");
     const bool leading = !item.axes.empty() && item.axes[0].letter == '.';
     const int letters = static_cast<int>(item.axes.size()) - leading;
     const int leads = given.axes - letters;
@@ -182,7 +188,8 @@ bool take(const Item& item, const Given& array, DType same, Sizes& sizes, Array&
     if (leading) {
         if (sizes.leads >= 0 && sizes.leads != leads) return fail(why, item, "leading axes differ");
         for (int i = 0; i < leads; ++i) {
-            if (sizes.leads >= 0 && sizes.lead[i] != given.shape[i]) return fail(why, item, "leading axes differ");
+            if (sizes.leads >= 0 && sizes.lead[i] != given.shape[i])
+                return fail(why, item, "leading axes differ");
             sizes.lead[i] = given.shape[i];
         }
         sizes.leads = leads;
@@ -199,7 +206,8 @@ bool take(const Item& item, const Given& array, DType same, Sizes& sizes, Array&
     out.axes = 0;
     if (leading) {
         int64_t stride = 0;
-        if (!collapse(given, 0, leads, out.shape[0], stride)) return fail(why, item, "not walked with one stride");
+        if (!collapse(given, 0, leads, out.shape[0], stride))
+            return fail(why, item, "not walked with one stride");
         if (stride % given.itemsize) return fail(why, item, "not aligned to its elements");
         out.stride[0] = stride / given.itemsize;
         if (letters == 0 && out.shape[0] > 1 && out.stride[0] != 1) return fail(why, item, "not dense");
@@ -210,11 +218,12 @@ bool take(const Item& item, const Given& array, DType same, Sizes& sizes, Array&
         const int64_t bytes = given.stride_bytes[from];
         const bool single = given.shape[from] <= 1;
         if (bytes % given.itemsize && !single) return fail(why, item, "not aligned to its elements");
-        if (i == letters - 1 && !single && bytes != given.itemsize) return fail(why, item, "last axis not dense");
+        if (i == letters - 1 && !single && bytes != given.itemsize)
+            return fail(why, item, "last axis not dense");
         out.shape[out.axes] = given.shape[from];
         out.stride[out.axes++] = bytes / given.itemsize;
     }
-    for (int i = out.axes - 1; i >= 0; --i)          // of an axis of one element any stride is true: the dense one
+    for (int i = out.axes - 1; i >= 0; --i)  // of an axis of one element any stride is true: the dense one
         if (out.shape[i] <= 1) out.stride[i] = i == out.axes - 1 ? 1 : out.stride[i + 1] * out.shape[i + 1];
     if (reinterpret_cast<uintptr_t>(given.data) % static_cast<unsigned>(given.itemsize))
         return fail(why, item, "not aligned to its elements");
@@ -248,7 +257,8 @@ bool result_shape(const Item& item, const Sizes& sizes, std::vector<int64_t>& sh
 }
 
 const char* dtype_name(DType dtype) {
-    constexpr const char* names[] = {"another type", "float32", "bfloat16", "float64", "int32", "int64", "bool"};
+    constexpr const char* names[] = {"another type", "float32", "bfloat16", "float64",
+                                     "int32",        "int64",   "bool"};
     return names[static_cast<int>(dtype)];
 }
 

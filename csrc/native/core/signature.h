@@ -3,15 +3,15 @@
 // The text is the line of nn/backends/protocol.py, with marks that the native kernels need:
 //     rms_norm(x[R,D], weight[D], eps) -> y[R,D], rstd[R,1]:float
 //     adamw(&param[...]:float, grad[...], &m[...]:float, &v[...]:float; lr, ...)
-//   &name          changed in place
-//   :float :int :bool    element type; an array without a mark has the call's own type, T: that of the first such
-//   name[axes]=None      an optional array
-//   y[...]?option        a result only where that option is not 0
+//   &name              changed in place
+//   :float :int :bool  element type; without a mark it is the call's own, T: that of the first such array
+//   name[axes]=None    an optional array
+//   y[...]?option      a result only where that option is not 0
 //
 // THE RULE of what is taken (everything else goes to the reference, counted, and said once):
 //   - an array whose axes are only "..." lies dense in memory;
-//   - in every other array the last axis is dense, whatever the strides of the axes before it; axes that "..."
-//     stands for must be walked with one stride;
+//   - in every other array the last axis is dense, whatever the strides of the axes before it;
+//     axes that "..." stands for are walked with one stride;
 //   - all sizes that share a letter agree; element types are as marked.
 #pragma once
 #include <string>
@@ -21,36 +21,37 @@
 
 namespace nn {
 
-enum class Kind { same, wide, integer, boolean, like };       // T, float32, int64, bool, the type of a named argument
+// T, float32, int64, bool, the type of a named argument (which is T's, here)
+enum class Kind { same, wide, integer, boolean, like };
 
 struct Axis {
-    char letter;          // 0: the constant; '.': whatever "..." stands for
-    int64_t plus;         // E+1
+    char letter;   // 0: the constant; '.': whatever "..." stands for
+    int64_t plus;  // E+1
 };
 
 struct Item {
     std::string name;
     bool is_array = false, optional = false, in_place = false, is_flag = false;
-    double fallback = 0;                 // default of a number
+    double fallback = 0;  // default of a number
     bool has_default = false;
     Kind kind = Kind::same;
     std::vector<Axis> axes;
-    int wanted_by = -1;                  // index among the numbers: a result only where that is not 0
+    int wanted_by = -1;  // index among the numbers: a result only where that is not 0
 };
 
 struct Signature {
     std::string name, text;
-    std::vector<Item> results, arguments;      // arguments: positional, then options
+    std::vector<Item> results, arguments;  // arguments: positional, then options
     int positional = 0;
     bool returns_number = false;
-    int arrays() const;                        // results and array arguments together
+    int arrays() const;  // results and array arguments together
 };
 
 // Sizes by letter, and what "..." stood for.
 struct Sizes {
     int64_t size[128];
     int64_t lead[max_axes + 3];
-    int leads = -1;                            // -1: not known yet
+    int leads = -1;  // -1: not known yet
     Sizes();
 };
 
@@ -68,7 +69,7 @@ struct Given {
 };
 bool take(const Item& item, const Given& given, DType same, Sizes& sizes, Array& out, std::string& why);
 
-void bind_number(const Item& item, double value, Sizes& sizes);      // k, num_experts, rows, ... name a size
+void bind_number(const Item& item, double value, Sizes& sizes);  // k, num_experts, rows, ... name a size
 bool result_shape(const Item& item, const Sizes& sizes, std::vector<int64_t>& shape);
 const char* dtype_name(DType dtype);
 int dtype_size(DType dtype);

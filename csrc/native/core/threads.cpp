@@ -28,17 +28,18 @@ inline void pause() {
 #endif
 }
 
-// How many chunks of a share nobody has claimed, and the loop it belongs to, in one word: a thread that comes late
-// finds another loop's number there, or no chunk left, and claims nothing.  It counts down, so that what a claim
-// depends on is in this word alone: the other fields may be the next loop's already when a late thread reads them.
+// How many chunks of a share nobody has claimed, and the loop it belongs to, in one word: a thread that comes
+// late finds another loop's number there, or no chunk left, and claims nothing.  It counts down, so that what
+// a claim depends on is in this word alone: the other fields may be the next loop's already when a late
+// thread reads them.
 struct alignas(64) Cursor {
     std::atomic<uint64_t> word{0};
 };
 constexpr uint64_t pack(uint32_t loop, uint32_t unclaimed) { return uint64_t(loop) << 32 | unclaimed; }
 
 struct Pool {
-    std::mutex one_at_a_time;                      // held by the thread whose loop is running
-    std::atomic<int> count{0};                     // threads, the caller's among them
+    std::mutex one_at_a_time;   // held by the thread whose loop is running
+    std::atomic<int> count{0};  // threads, the caller's among them
 
     // the loop; written while no chunk of the one before is left: who claims one has read that one's
     std::atomic<Body> body{nullptr};
@@ -48,7 +49,7 @@ struct Pool {
     std::atomic<int64_t> chunks{0};
     Cursor cursor[most_threads];
     alignas(64) std::atomic<uint32_t> loop{0};
-    alignas(64) std::atomic<int64_t> left{0};      // chunks not finished
+    alignas(64) std::atomic<int64_t> left{0};  // chunks not finished
 
     std::mutex sleep;
     std::condition_variable wake;
@@ -132,7 +133,8 @@ bool Pool::run_one(int share, uint32_t number) {
     std::atomic<uint64_t>& word = cursor[share].word;
     uint64_t seen = word.load(std::memory_order_acquire);
     while (uint32_t(seen >> 32) == number && uint32_t(seen) > 0) {
-        if (!word.compare_exchange_weak(seen, seen - 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
+        if (!word.compare_exchange_weak(seen, seen - 1, std::memory_order_acq_rel, std::memory_order_acquire))
+            continue;
         const int64_t begin = (last - int64_t(uint32_t(seen))) * step;
         run(with, begin, std::min(begin + step, total));
         left.fetch_sub(1, std::memory_order_release);
@@ -145,8 +147,7 @@ void Pool::help(int self, uint32_t number) {
     inside = true;
     const int parts = shares.load(std::memory_order_relaxed);
     for (int i = 0; i < parts; ++i)
-        while (run_one((self + i) % parts, number)) {
-        }
+        while (run_one((self + i) % parts, number)) {}
     inside = false;
 }
 
@@ -159,7 +160,7 @@ void Pool::wait_for(uint32_t seen) {
     }
     if (loop.load(std::memory_order_acquire) != seen) return;
     std::unique_lock<std::mutex> lock(sleep);
-    sleeping.fetch_add(1);                         // before the loop's number is looked at again: see parallel_chunks
+    sleeping.fetch_add(1);  // before the loop's number is looked at again: see parallel_chunks
     wake.wait(lock, [&] { return stop || loop.load() != seen; });
     sleeping.fetch_sub(1);
 }
@@ -183,7 +184,7 @@ void set_threads(int count) { pool().count.store(std::clamp(count, 1, most_threa
 void parallel_chunks(int64_t count, int64_t chunk, Body body, void* context) {
     if (count <= 0) return;
     chunk = std::max<int64_t>(chunk, 1);
-    chunk = std::max(chunk, count / (int64_t(1) << 30) + 1);              // chunks are counted in 32 bits
+    chunk = std::max(chunk, count / (int64_t(1) << 30) + 1);  // chunks are counted in 32 bits
     const int64_t chunks = (count + chunk - 1) / chunk;
     if (inside || chunks == 1 || threads() == 1) return body(context, 0, count);
     Pool& p = pool();
@@ -203,15 +204,17 @@ void parallel_chunks(int64_t count, int64_t chunk, Body body, void* context) {
         const int64_t unclaimed = first_chunk(share + 1, chunks, parts) - first_chunk(share, chunks, parts);
         p.cursor[share].word.store(pack(number, static_cast<uint32_t>(unclaimed)), std::memory_order_release);
     }
-    p.loop.store(number);                          // sequentially consistent with `sleeping`: one sees the other
+    p.loop.store(number);  // sequentially consistent with `sleeping`: one sees the other
     if (p.sleeping.load() > 0) {
         const std::lock_guard<std::mutex> lock(p.sleep);
         p.wake.notify_all();
     }
     p.help(0, number);
     for (int i = 1; p.left.load(std::memory_order_acquire) > 0; ++i) {
-        if (i % 256 == 0) std::this_thread::yield();
-        else pause();
+        if (i % 256 == 0)
+            std::this_thread::yield();
+        else
+            pause();
     }
 }
 

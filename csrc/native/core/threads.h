@@ -1,14 +1,14 @@
-// One pool of threads, ours.  A loop is split into chunks; every thread begins with its own contiguous share and then
-// helps with what is left of the others', so a thread that the system has put aside delays nobody by more than the
-// chunk it holds.  (Measured: with one of two cores busy, a pool that waits for every thread was 15 to 400 times
-// slower on small shapes.)
+// One pool of threads, ours.  A loop is split into chunks; every thread begins with its own contiguous share
+// and then helps with what is left of the others', so a thread that the system has put aside delays nobody by
+// more than the chunk it holds.  (Measured: with one of two cores busy, a pool that waits for every thread
+// was 15 to 400 times slower on small shapes.)
 //
-// Results do not depend on the number of threads because a body's results for index i depend on i alone: who runs it,
-// and with which neighbours, changes nothing.  Sums over indices are formed per fixed block, the blocks' sums then
-// added in order (for_blocks in kernels/kernel.h).
+// Results do not depend on the number of threads because a body's results for index i depend on i alone: who
+// runs it, and with which neighbours, changes nothing.  Sums over indices are formed per fixed block, the
+// blocks' sums then added in order (for_blocks in kernels/kernel.h).
 //
-// A loop inside a body runs in its own thread, as does one started while another Python thread's loop is running.
-// Workers start with the first loop that is worth it; they spin for a moment after each, then sleep.
+// A loop inside a body runs in its own thread, as does one started while another Python thread's loop is
+// running. Workers start with the first loop that is worth it; they spin for a moment after each, then sleep.
 #pragma once
 #include <stdint.h>
 
@@ -18,7 +18,7 @@ using Body = void (*)(void* context, int64_t begin, int64_t end);
 
 void parallel_chunks(int64_t count, int64_t chunk, Body body, void* context);
 
-int threads();                    // NN_THREADS, else the usable cores
-void set_threads(int count);      // at least 1; workers beyond it sleep
+int threads();                // NN_THREADS, else the usable cores
+void set_threads(int count);  // at least 1; workers beyond it sleep
 
 }  // namespace nn

@@ -5,7 +5,7 @@
 
 namespace nn::NN_LEVEL {
 
-constexpr double exp_bytes = 8;          // of time, for one exponential and a division
+constexpr double exp_bytes = 8;  // of time, for one exponential and a division
 
 static inline Vec silu_slope(Vec x, Vec s) { return s * (1.0f + x * (1.0f - s)); }
 
@@ -42,7 +42,8 @@ static inline void swiglu_row(T* y, const T* gate, const T* up, int64_t count) {
 }
 
 template <class T>
-static inline void swiglu_row_backward(T* dgate, T* dup, const T* dy, const T* gate, const T* up, int64_t count) {
+static inline void swiglu_row_backward(T* dgate, T* dup, const T* dy, const T* gate, const T* up,
+                                       int64_t count) {
     registers(count, [&](int64_t i, auto n) {
         const Vec g = get(gate + i, n), s = sigmoid(g), d = get(dy + i, n), u = get(up + i, n);
         put(dgate + i, n, d * u * silu_slope(g, s));
@@ -70,7 +71,8 @@ static bool swiglu_backward(const Call& call) {
     });
     return true;
 }
-NN_KERNEL("swiglu_backward(dy[...], gate[...], up[...]) -> dgate[...], dup[...]", swiglu_backward, float, bf16)
+NN_KERNEL("swiglu_backward(dy[...], gate[...], up[...]) -> dgate[...], dup[...]", swiglu_backward, float,
+          bf16)
 
 template <class T>
 static bool swiglu_packed(const Call& call) {

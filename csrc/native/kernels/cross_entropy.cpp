@@ -1,7 +1,9 @@
-// Cross-entropy over rows of logits.  With z' = c tanh(z/c) (softcap c), L = log sum exp z', smoothing e, z-loss q:
+// Cross-entropy over rows of logits.
+// With z' = c tanh(z/c) (softcap c), L = log sum exp z', smoothing e, z-loss q:
 //     loss = L - (1-e) z'_y - e/V sum z' + q L^2
 //     dz' = softmax(z')(1 + 2 q L) - (1-e) 1[j = y] - e/V,   dz = dz' (1 - (z'/c)^2)
-// Rows whose target is ignore_index have loss 0 and gradient 0; a target outside 0 ... V-1 is for the reference to refuse.
+// Rows whose target is ignore_index have loss 0 and gradient 0; a target outside 0 ... V-1 is for the
+// reference to refuse.
 #include "kernels/row_math.h"
 
 namespace nn::NN_LEVEL {
@@ -57,9 +59,11 @@ static bool cross_entropy(const Call& call) {
     });
     return true;
 }
-NN_KERNEL("cross_entropy(logits[R,V], targets[R]:int; ignore_index=-100, label_smoothing=0, z_loss=0, softcap=0) -> "
-          "loss[R]:float, lse[R]:float",
-          cross_entropy, float, bf16)
+NN_KERNEL(
+    "cross_entropy(logits[R,V], targets[R]:int; ignore_index=-100, label_smoothing=0, z_loss=0, softcap=0) "
+    "-> "
+    "loss[R]:float, lse[R]:float",
+    cross_entropy, float, bf16)
 
 // dz' at registers [i, i + n), without the target's own term
 static inline Vec slope(Vec z, float lse, float upstream, const LossOptions& o, float share) {
@@ -95,13 +99,16 @@ static bool cross_entropy_backward(const Call& call) {
     if (!targets_fit(targets, cols, o.ignore_index)) return false;
     parallel_for(logits.rows, (double)cols * (exp_bytes + 2 * sizeof(T)), [&](int64_t begin, int64_t end) {
         for (int64_t r = begin; r < end; ++r)
-            if (targets[r] == o.ignore_index) memset(dlogits[r], 0, (size_t)cols * sizeof(T));
-            else row_backward(dlogits[r], logits[r], cols, targets[r], lse[r], dloss[r], o);
+            if (targets[r] == o.ignore_index)
+                memset(dlogits[r], 0, (size_t)cols * sizeof(T));
+            else
+                row_backward(dlogits[r], logits[r], cols, targets[r], lse[r], dloss[r], o);
     });
     return true;
 }
-NN_KERNEL("cross_entropy_backward(dloss[R]:float, logits[R,V], targets[R]:int, lse[R]:float; ignore_index=-100, "
-          "label_smoothing=0, z_loss=0, softcap=0) -> dlogits[R,V]",
-          cross_entropy_backward, float, bf16)
+NN_KERNEL(
+    "cross_entropy_backward(dloss[R]:float, logits[R,V], targets[R]:int, lse[R]:float; ignore_index=-100, "
+    "label_smoothing=0, z_loss=0, softcap=0) -> dlogits[R,V]",
+    cross_entropy_backward, float, bf16)
 
 }  // namespace nn::NN_LEVEL

@@ -1,21 +1,21 @@
 // bfloat16 matrix product with float32 sums: both operands packed, one micro-kernel.
 //
-// Elements lie in pairs along k, as vdpbf16ps (AVX-512-BF16) and bfdot (Arm) want them; the other levels take a pair
-// apart with a shift and a mask and use two multiply-adds, so that the packed form is one everywhere:
-//     a: panels of mr rows,    [k/2][mr][2]        b: panels of nr columns, [k/2][nr][2]     padded with zeros
-// The micro-kernel keeps mr x nr sums in registers over the whole of k.  Every sum is formed in the order of k by one
-// register lane: an element does not depend on the tile it lies in, nor on the other rows.
+// Elements lie in pairs along k, as vdpbf16ps (AVX-512-BF16) and bfdot (Arm) want them; the other levels take
+// a pair apart with a shift and a mask and use two multiply-adds, so that the packed form is one everywhere:
+//     a: panels of mr rows, [k/2][mr][2]      b: panels of nr columns, [k/2][nr][2]      padded with zeros
+// The micro-kernel keeps mr x nr sums in registers over the whole of k.  Every sum is formed in the order of
+// k by one register lane: an element does not depend on the tile it lies in, nor on the other rows.
 #pragma once
 #include "kernels/kernel.h"
 
 namespace nn::NN_LEVEL {
 
 #if defined(__AVX512F__)
-constexpr int mr = 12, nv = 2;               // 24 sums + 4 halves of b + 2 of a, in 32 registers
+constexpr int mr = 12, nv = 2;  // 24 sums + 4 halves of b + 2 of a, in 32 registers
 #elif defined(__aarch64__)
 constexpr int mr = 8, nv = 2;
 #else
-constexpr int mr = 4, nv = 2;                // 8 + 4 + 2 in 16
+constexpr int mr = 4, nv = 2;  // 8 + 4 + 2 in 16
 #endif
 constexpr int nr = nv * width;
 
@@ -35,9 +35,9 @@ static inline void micro_kernel(Vec (&sums)[mr][nv], const uint32_t* a, const ui
     }
 }
 
-struct Operand {                             // element (i, k) of a, or (j, k) of b: k is the axis of the sum
+struct Operand {  // element (i, k) of a, or (j, k) of b: k is the axis of the sum
     const bf16* data;
-    int64_t outer, inner;                    // strides along i or j, and along k
+    int64_t outer, inner;  // strides along i or j, and along k
 };
 
 static inline int64_t panels(int64_t count, int size) { return (count + size - 1) / size; }
@@ -64,7 +64,7 @@ static inline void pack_panel(uint32_t* to, const Operand& from, int64_t first, 
 template <int size>
 static inline void pack_dense(uint32_t* to, const Operand& from, int64_t first, int64_t count, int64_t k) {
     const int64_t pairs = (k + 1) / 2, here = count - first < size ? count - first : size;
-    constexpr int64_t step = 64;             // pairs at a time, so that what is written stays in the first cache
+    constexpr int64_t step = 64;  // pairs at a time, so that what is written stays in the first cache
     for (int64_t start = 0; start < pairs; start += step) {
         const int64_t stop = start + step < k / 2 ? start + step : k / 2;
         for (int64_t i = 0; i < size; ++i) {
@@ -87,15 +87,17 @@ static inline void pack(uint32_t* to, const Operand& from, int64_t count, int64_
     parallel_for(panels(count, size), (double)(size * pairs) * 12, [&](int64_t begin, int64_t end) {
         for (int64_t p = begin; p < end; ++p) {
             uint32_t* const panel = to + p * size * pairs;
-            if (from.inner == 1) pack_dense<size>(panel, from, p * size, count, k);
-            else pack_panel<size>(panel, from, p * size, count, k);
+            if (from.inner == 1)
+                pack_dense<size>(panel, from, p * size, count, k);
+            else
+                pack_panel<size>(panel, from, p * size, count, k);
         }
     });
 }
 
 template <class Out>
-static inline void write_tile(Out* c, int64_t ldc, const Vec (&sums)[mr][nv], int64_t rows_here, int64_t cols_here,
-                              const bf16* bias) {
+static inline void write_tile(Out* c, int64_t ldc, const Vec (&sums)[mr][nv], int64_t rows_here,
+                              int64_t cols_here, const bf16* bias) {
     for (int64_t i = 0; i < rows_here; ++i)
         for (int v = 0; v < nv; ++v) {
             const int64_t left = cols_here - v * width;
@@ -114,8 +116,8 @@ static inline void write_tile(Out* c, int64_t ldc, const Vec (&sums)[mr][nv], in
 
 // c[m,n] = a bT (+ bias[n]) with a[m,k], b[n,k] as Operand has them.
 template <class Out>
-static inline void gemm_bf16(Out* c, int64_t ldc, const Operand& a, const Operand& b, int64_t m, int64_t n, int64_t k,
-                             const bf16* bias = nullptr) {
+static inline void gemm_bf16(Out* c, int64_t ldc, const Operand& a, const Operand& b, int64_t m, int64_t n,
+                             int64_t k, const bf16* bias = nullptr) {
     const int64_t pairs = (k + 1) / 2, row_panels = panels(m, mr), col_panels = panels(n, nr);
     if (m == 0 || n == 0) return;
     const Scratch<uint32_t> packed_a(row_panels * mr * pairs), packed_b(col_panels * nr * pairs);
@@ -132,7 +134,8 @@ static inline void gemm_bf16(Out* c, int64_t ldc, const Operand& a, const Operan
                     Vec sums[mr][nv];
                     micro_kernel(sums, packed_a + p * mr * pairs, packed_b + q * nr * pairs, pairs);
                     const int64_t rows_here = m - p * mr < mr ? m - p * mr : mr;
-                    write_tile(c + p * mr * ldc + q * nr, ldc, sums, rows_here, n - q * nr, bias ? bias + q * nr : bias);
+                    write_tile(c + p * mr * ldc + q * nr, ldc, sums, rows_here, n - q * nr,
+                               bias ? bias + q * nr : bias);
                 }
         }
     });

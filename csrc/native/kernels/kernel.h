@@ -6,16 +6,17 @@
 //     namespace nn::NN_LEVEL {
 //     template <class T>
 //     static bool silu(const Call& call) {
-//         const auto y = flat<T>(call, 0);                    // results first, then arguments, in the text's order
+//         const auto y = flat<T>(call, 0);          // results first, then arguments, in the text's order
 //         const auto x = flat<const T>(call, 1);
-//         elements(y.size, 2 * sizeof(T), [&](int64_t i, auto n) { put(y + i, n, ...get(x + i, n)...); });
-//         return true;                                        // false: declined before anything was written
+//         elements(x.size, 2 * sizeof(T), [&](int64_t i, auto n) { put(y + i, n, f(get(x + i, n))); });
+//         return true;                              // false: declined, before anything was written
 //     }
 //     NN_KERNEL("silu(x[...]) -> y[...]", silu, float, bf16)
 //     }
 //
-// Sizes and layouts have been checked against the text (core/signature.h): a kernel checks what a text cannot say,
-// such as indices.  Rows, heads or blocks are spread over threads by parallel_for; sums over rows by for_blocks.
+// Sizes and layouts have been checked against the text (core/signature.h): a kernel checks what a text cannot
+// say, such as indices.  Rows, heads or blocks are spread over threads by parallel_for; sums over rows by
+// for_blocks.
 #pragma once
 #include "core/memory.h"
 #include "core/threads.h"
@@ -26,14 +27,17 @@
 namespace nn::NN_LEVEL {
 
 constexpr Level this_level = static_cast<Level>(NN_LEVEL_NUMBER);
-template <class T> constexpr DType dtype_of = DType::none;
-template <> constexpr DType dtype_of<float> = DType::f32;
-template <> constexpr DType dtype_of<bf16> = DType::bf16;
+template <class T>
+constexpr DType dtype_of = DType::none;
+template <>
+constexpr DType dtype_of<float> = DType::f32;
+template <>
+constexpr DType dtype_of<bf16> = DType::bf16;
 
 // ---- views ----
 
 template <class T>
-struct Flat {                        // [...]: dense
+struct Flat {  // [...]: dense
     T* data;
     int64_t size;
     T& operator[](int64_t i) const { return data[i]; }
@@ -41,7 +45,7 @@ struct Flat {                        // [...]: dense
 };
 
 template <class T>
-struct Rows {                        // [R,D] and [...,D]: rows dense, at any distance
+struct Rows {  // [R,D] and [...,D]: rows dense, at any distance
     T* data;
     int64_t rows, cols, stride;
     T* operator[](int64_t r) const { return data + r * stride; }
@@ -66,11 +70,11 @@ static inline double number(const Call& call, int index) {
 
 // ---- loops ----
 
-constexpr double bytes_alone = 128 << 10;            // below this one thread is faster than waking another
+constexpr double bytes_alone = 128 << 10;  // below this one thread is faster than waking another
 constexpr double bytes_per_chunk = 64 << 10;
 
-// body(begin, end) over [0, count), on one thread or several; `bytes` is what one index moves, in and out (or the
-// same time's worth: ten bytes per nanosecond).  The body's results for i must depend on i alone.
+// body(begin, end) over [0, count), on one thread or several; `bytes` is what one index moves, in and out (or
+// the same time's worth: ten bytes per nanosecond).  The body's results for i must depend on i alone.
 template <class F>
 static inline void parallel_for(int64_t count, double bytes, const F& body) {
     if (count * bytes < bytes_alone) {
@@ -84,9 +88,12 @@ static inline void parallel_for(int64_t count, double bytes, const F& body) {
         const_cast<void*>(static_cast<const void*>(&body)));
 }
 
-// body(block, begin, end): fixed blocks of indices, whatever the threads: for sums, one partial sum per block.
+// body(block, begin, end): fixed blocks of indices, whatever the threads: for sums, one partial sum per
+// block.
 static inline int64_t block_size(int64_t count) { return count / 64 > 16 ? (count + 63) / 64 : 16; }
-static inline int64_t block_count(int64_t count) { return (count + block_size(count) - 1) / block_size(count); }
+static inline int64_t block_count(int64_t count) {
+    return (count + block_size(count) - 1) / block_size(count);
+}
 template <class F>
 static inline void for_blocks(int64_t count, double bytes, const F& body) {
     const int64_t size = block_size(count);
@@ -102,10 +109,22 @@ static inline void for_blocks(int64_t count, double bytes, const F& body) {
 struct All {
     constexpr operator int64_t() const { return width; }
 };
-template <class T> static inline Vec get(const T* p, All) { return load(p); }
-template <class T> static inline Vec get(const T* p, int64_t n) { return load(p, n); }
-template <class T> static inline void put(T* p, All, Vec x) { store(p, x); }
-template <class T> static inline void put(T* p, int64_t n, Vec x) { store(p, x, n); }
+template <class T>
+static inline Vec get(const T* p, All) {
+    return load(p);
+}
+template <class T>
+static inline Vec get(const T* p, int64_t n) {
+    return load(p, n);
+}
+template <class T>
+static inline void put(T* p, All, Vec x) {
+    store(p, x);
+}
+template <class T>
+static inline void put(T* p, int64_t n, Vec x) {
+    store(p, x, n);
+}
 
 // body(i, n) for every register of [0, count), the last one shorter
 template <class F>
@@ -149,10 +168,10 @@ struct Scratch {
 
 // ---- registration: constant data, no constructor (core/registry.cpp) ----
 
-
-#define NN_ENTRY(text, function, type)                                                            \
+#define NN_ENTRY(text, function, type)                                                                 \
     static const Entry entry_##function##_##type = {text, this_level, dtype_of<type>, function<type>}; \
-    __attribute__((section(NN_SECTION), used)) static const Entry* at_##function##_##type = &entry_##function##_##type;
+    __attribute__((section(NN_SECTION), used)) static const Entry* at_##function##_##type =            \
+        &entry_##function##_##type;
 #define NN_KERNEL_1(text, function, a) NN_ENTRY(text, function, a)
 #define NN_KERNEL_2(text, function, a, b) NN_ENTRY(text, function, a) NN_ENTRY(text, function, b)
 #define NN_PICK(a, b, name, ...) name

@@ -1,5 +1,6 @@
-// Matrix products.  float32: NumPy's BLAS, one thread each, on tiles that the shape alone decides; few rows: gemv.h.
-// bfloat16: gemm_bf16.h.  Without a BLAS the float32 products are left to the reference, which multiplies with NumPy.
+// Matrix products.
+// float32: NumPy's BLAS, one thread each, on tiles that the shape alone decides; without one they are left to
+// the reference, which multiplies with NumPy.  bfloat16: gemm_bf16.h.  Few rows, in either type: gemv.h.
 #include "core/blas.h"
 #include "kernels/gemm_bf16.h"
 #include "kernels/gemv.h"
@@ -22,8 +23,8 @@ static inline int64_t leading(const Matrix<float>& a, int64_t rows_here, int64_t
     return stride > least ? stride : (least > 0 ? least : 1);
 }
 
-static inline bool product(float* c, int64_t ldc, const Matrix<float>& a, const Matrix<float>& b, int64_t m, int64_t n,
-                           int64_t k) {
+static inline bool product(float* c, int64_t ldc, const Matrix<float>& a, const Matrix<float>& b, int64_t m,
+                           int64_t n, int64_t k) {
     if (!blas_is_there() || !blas_takes(a, m, k) || !blas_takes(b, k, n)) return false;
     constexpr int64_t high = 256, wide = 512;
     const int64_t across = panels(n, wide), tiles = panels(m, high) * across;
@@ -32,7 +33,8 @@ static inline bool product(float* c, int64_t ldc, const Matrix<float>& a, const 
     parallel_for(tiles, (double)(high * wide) * (double)k / 4, [&](int64_t begin, int64_t end) {
         for (int64_t tile = begin; tile < end; ++tile) {
             const int64_t top = tile / across * high, left = tile % across * wide;
-            const int64_t rows_here = m - top < high ? m - top : high, cols_here = n - left < wide ? n - left : wide;
+            const int64_t rows_here = m - top < high ? m - top : high,
+                          cols_here = n - left < wide ? n - left : wide;
             sgemm_one_thread(a.col != 1, b.col != 1, rows_here, cols_here, k, a.data + top * a.row, lda,
                              b.data + left * b.col, ldb, false, c + top * ldc + left, ldc);
         }
@@ -41,24 +43,29 @@ static inline bool product(float* c, int64_t ldc, const Matrix<float>& a, const 
 }
 
 template <class Out>
-static inline bool product(Out* c, int64_t ldc, const Matrix<bf16>& a, const Matrix<bf16>& b, int64_t m, int64_t n,
-                           int64_t k) {
+static inline bool product(Out* c, int64_t ldc, const Matrix<bf16>& a, const Matrix<bf16>& b, int64_t m,
+                           int64_t n, int64_t k) {
     gemm_bf16(c, ldc, Operand{a.data, a.row, a.col}, Operand{b.data, b.col, b.row}, m, n, k);
     return true;
 }
 
 template <class T>
-static inline Matrix<T> plain(const Rows<const T>& x) { return {x.data, x.stride, 1}; }
+static inline Matrix<T> plain(const Rows<const T>& x) {
+    return {x.data, x.stride, 1};
+}
 template <class T>
-static inline Matrix<T> transposed(const Rows<const T>& x) { return {x.data, 1, x.stride}; }
+static inline Matrix<T> transposed(const Rows<const T>& x) {
+    return {x.data, 1, x.stride};
+}
 
-static inline bool many_rows(const Rows<float>& y, const Rows<const float>& x, const Rows<const float>& weight,
-                             const float* bias) {
+static inline bool many_rows(const Rows<float>& y, const Rows<const float>& x,
+                             const Rows<const float>& weight, const float* bias) {
     if (!product(y.data, y.stride, plain(x), transposed(weight), x.rows, weight.rows, x.cols)) return false;
     if (bias)
         parallel_for(y.rows, (double)y.cols * 8, [&](int64_t begin, int64_t end) {
             for (int64_t r = begin; r < end; ++r)
-                registers(y.cols, [&](int64_t i, auto n) { put(y[r] + i, n, get(y[r] + i, n) + get(bias + i, n)); });
+                registers(y.cols,
+                          [&](int64_t i, auto n) { put(y[r] + i, n, get(y[r] + i, n) + get(bias + i, n)); });
         });
     return true;
 }
@@ -91,7 +98,8 @@ static bool linear_backward(const Call& call) {
     return product(dx.data, dx.stride, plain(dy), plain(weight), dy.rows, weight.cols, dy.cols) &&
            product(dweight.data, dweight.stride, transposed(dy), plain(x), dy.cols, x.cols, dy.rows);
 }
-NN_KERNEL("linear_backward(dy[R,O], x[R,I], weight[O,I]) -> dx[R,I], dweight[O,I]:float", linear_backward, float, bf16)
+NN_KERNEL("linear_backward(dy[R,O], x[R,I], weight[O,I]) -> dx[R,I], dweight[O,I]:float", linear_backward,
+          float, bf16)
 
 // Many small products run side by side, one thread each; few large ones one after the other, on all threads.
 template <class T>

@@ -1,5 +1,6 @@
 // AdamW (Loshchilov & Hutter 2019) in one pass over its four arrays, and the sum of squares for clipping.
-//     m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  p = p (1 - lr wd) - lr m/(1-b1^t) / (sqrt(v/(1-b2^t)) + eps)
+//     m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2
+//     p = p (1 - lr wd) - lr m/(1-b1^t) / (sqrt(v/(1-b2^t)) + eps)
 #include "kernels/kernel.h"
 
 namespace nn::NN_LEVEL {
@@ -9,7 +10,8 @@ static bool adamw(const Call& call) {
     const auto param = flat<float>(call, 0);
     const auto grad = flat<const T>(call, 1);
     const auto m = flat<float>(call, 2), v = flat<float>(call, 3);
-    const double lr = number(call, 0), beta1 = number(call, 1), beta2 = number(call, 2), eps = number(call, 3);
+    const double lr = number(call, 0), beta1 = number(call, 1), beta2 = number(call, 2),
+                 eps = number(call, 3);
     const double decay = number(call, 4), step = number(call, 5);
     const float scale = (float)number(call, 6), b1 = (float)beta1, b2 = (float)beta2;
     const float rest1 = (float)(1.0 - beta1), rest2 = (float)(1.0 - beta2), small = (float)eps;
@@ -26,9 +28,11 @@ static bool adamw(const Call& call) {
     });
     return true;
 }
-NN_KERNEL("adamw(&param[...]:float, grad[...], &m[...]:float, &v[...]:float; lr, beta1, beta2, eps, weight_decay, step, "
-          "grad_scale=1)",
-          adamw, float, bf16)
+NN_KERNEL(
+    "adamw(&param[...]:float, grad[...], &m[...]:float, &v[...]:float; lr, beta1, beta2, eps, weight_decay, "
+    "step, "
+    "grad_scale=1)",
+    adamw, float, bf16)
 
 // In float64, per fixed block, the blocks in order.
 template <class T>
@@ -43,7 +47,8 @@ static bool sum_of_squares(const Call& call) {
             double chain[16] = {};
             registers(stop - b * size, [&](int64_t i, auto n) {
                 const Vec part = get(x + b * size + i, n);
-                for (int lane = 0; lane < width; ++lane) chain[lane] += (double)part[lane] * (double)part[lane];
+                for (int lane = 0; lane < width; ++lane)
+                    chain[lane] += (double)part[lane] * (double)part[lane];
             });
             double own = 0.0;
             for (double c : chain) own += c;

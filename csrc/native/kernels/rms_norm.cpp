@@ -1,15 +1,21 @@
-// RMSNorm (Zhang & Sennrich 2019): r = (mean(x^2) + eps)^-1/2, xh = x r, y = w xh; also of x + residual, in one pass.
+// RMSNorm (Zhang & Sennrich 2019), also of x + residual:  r = (mean(x^2) + eps)^-1/2,  xh = x r,  y = w xh.
 // Backward, with a = dy w:  dx = r (a - xh mean(a xh)) + dresidual,  dw = sum over rows of dy xh.
 //
-// One thread per range of rows; a row is read twice, the second time from the first-level cache.  dw: one partial sum
-// per fixed block of rows, added in order.
+// One thread per range of rows; a row is read twice, the second time from the first-level cache.  dw: one
+// partial sum per fixed block of rows, added in order.
 #include "kernels/kernel.h"
 
 namespace nn::NN_LEVEL {
 
 // xh is rounded to the storage type before the weight multiplies it, as in Llama.
-template <class T> static inline Vec rounded(Vec x) { return x; }
-template <> inline Vec rounded<bf16>(Vec x) { return widen(narrow(x)); }
+template <class T>
+static inline Vec rounded(Vec x) {
+    return x;
+}
+template <>
+inline Vec rounded<bf16>(Vec x) {
+    return widen(narrow(x));
+}
 
 template <class T>
 static inline float normalize(T* y, const T* x, const T* weight, int64_t cols, double eps) {
@@ -62,9 +68,10 @@ NN_KERNEL("rms_norm_residual(x[R,D], residual[R,D], weight[D], eps) -> y[R,D], s
 template <class T>
 static inline void row_backward(T* dx, float* dweight, const T* dy, const T* x, const T* weight, float rstd,
                                 const T* dresidual, int64_t cols) {
-    const float mean = row_sum(cols, [&](int64_t i, auto n) {
-        return get(dy + i, n) * get(weight + i, n) * (get(x + i, n) * rstd);
-    }) / (float)(cols ? cols : 1);
+    const float mean =
+        row_sum(cols, [&](int64_t i,
+                          auto n) { return get(dy + i, n) * get(weight + i, n) * (get(x + i, n) * rstd); }) /
+        (float)(cols ? cols : 1);
     registers(cols, [&](int64_t i, auto n) {
         const Vec g = get(dy + i, n), normed = get(x + i, n) * rstd;
         put(dweight + i, n, get(dweight + i, n) + g * normed);
@@ -88,7 +95,8 @@ static bool rms_norm_backward(const Call& call) {
         float* const own = partial + block * cols;
         memset(own, 0, (size_t)cols * sizeof(float));
         for (int64_t r = begin; r < end; ++r)
-            row_backward(dx[r], own, dy[r], x[r], weight.data, *rstd[r], dresidual.data ? dresidual[r] : nullptr, cols);
+            row_backward(dx[r], own, dy[r], x[r], weight.data, *rstd[r],
+                         dresidual.data ? dresidual[r] : nullptr, cols);
     });
     elements(cols, (double)(blocks + 1) * sizeof(float), [&](int64_t i, auto n) {
         Vec total = {};
@@ -97,8 +105,9 @@ static bool rms_norm_backward(const Call& call) {
     });
     return true;
 }
-NN_KERNEL("rms_norm_backward(dy[R,D], x[R,D], weight[D], rstd[R,1]:float; dresidual[R,D]=None) -> dx[R,D], "
-          "dweight[D]:float",
-          rms_norm_backward, float, bf16)
+NN_KERNEL(
+    "rms_norm_backward(dy[R,D], x[R,D], weight[D], rstd[R,1]:float; dresidual[R,D]=None) -> dx[R,D], "
+    "dweight[D]:float",
+    rms_norm_backward, float, bf16)
 
 }  // namespace nn::NN_LEVEL

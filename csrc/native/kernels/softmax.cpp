@@ -1,4 +1,4 @@
-// Softmax and log-softmax over the last axis, each beside its backward.  A row of -inf gives 0 (log: stays -inf).
+// Softmax and log-softmax over the last axis, each beside its backward.  A row of -inf gives 0 (-inf).
 //     y = exp(x - max) / sum;            dx = y (dy - sum(dy y))
 //     y = x - max - log sum exp(x - max);   dx = dy - exp(y) sum(dy)
 #include "kernels/row_math.h"
@@ -46,7 +46,8 @@ static bool softmax_backward(const Call& call) {
     const auto dy = rows<const T>(call, 1), y = rows<const T>(call, 2);
     parallel_for(y.rows, (double)y.cols * 3 * sizeof(T), [&](int64_t begin, int64_t end) {
         for (int64_t r = begin; r < end; ++r) {
-            const float dot = row_sum(y.cols, [&](int64_t i, auto n) { return get(dy[r] + i, n) * get(y[r] + i, n); });
+            const float dot =
+                row_sum(y.cols, [&](int64_t i, auto n) { return get(dy[r] + i, n) * get(y[r] + i, n); });
             registers(y.cols, [&](int64_t i, auto n) {
                 put(dx[r] + i, n, get(y[r] + i, n) * (get(dy[r] + i, n) - dot));
             });
@@ -66,7 +67,8 @@ static bool log_softmax(const Call& call) {
             const float most = finite_max(row_max(x.cols, value));
             const float total = row_exp_sum(x.cols, most, value);
             const float log_sum = logf(total == 0.0f ? 1.0f : total);
-            registers(x.cols, [&](int64_t i, auto n) { put(y[r] + i, n, get(x[r] + i, n) - most - log_sum); });
+            registers(x.cols,
+                      [&](int64_t i, auto n) { put(y[r] + i, n, get(x[r] + i, n) - most - log_sum); });
         }
     });
     return true;

@@ -33,7 +33,7 @@ State& state() {
     return *one;
 }
 
-constexpr int64_t lock_bytes = 64 << 10;   // from here on other Python threads may run meanwhile
+constexpr int64_t lock_bytes = 64 << 10;  // from here on other Python threads may run meanwhile
 
 DType dtype_of(const py::array& array) {
     switch (const int number = array.dtype().num()) {
@@ -42,7 +42,7 @@ DType dtype_of(const py::array& array) {
         case 12: return DType::f64;
         case 5: return DType::i32;
         case 7: return DType::i64;
-        case 9: return DType::i64;         // long long, where that is as long
+        case 9: return DType::i64;  // long long, where that is as long
         default: return number == state().bfloat16 ? DType::bf16 : DType::none;
     }
 }
@@ -76,7 +76,7 @@ py::array pool_array(const py::dtype& dtype, const std::vector<int64_t>& shape) 
 // What one call is made of, while it is put together.
 struct Arguments {
     const Bound& bound;
-    PyObject* given[max_arrays + max_numbers] = {};     // by place in the text; null: left out
+    PyObject* given[max_arrays + max_numbers] = {};  // by place in the text; null: left out
     Call call{};
     Sizes sizes;
     DType same = DType::none;
@@ -95,7 +95,8 @@ struct Arguments {
 // Puts the values where the text has them; false leaves it to the reference to say what is wrong.
 bool Arguments::place(PyObject* const* values, Py_ssize_t positional, PyObject* names) {
     const auto& items = signature().arguments;
-    if (positional > signature().positional) return why = "more positional arguments than the protocol has", false;
+    if (positional > signature().positional)
+        return why = "more positional arguments than the protocol has", false;
     for (Py_ssize_t i = 0; i < positional; ++i) given[i] = values[i];
     const Py_ssize_t count = names ? PyTuple_GET_SIZE(names) : 0;
     for (Py_ssize_t i = 0; i < count; ++i) {
@@ -122,8 +123,9 @@ bool Arguments::take_array(const Item& item, PyObject* value, Array& out) {
     int64_t shape[max_axes + 3], stride[max_axes + 3];
     for (py::ssize_t i = 0; i < array.ndim(); ++i) shape[i] = array.shape(i), stride[i] = array.strides(i);
     bytes += array.nbytes();
-    const Given as_given{const_cast<void*>(array.data()), static_cast<int>(array.ndim()), shape, stride, dtype,
-                         static_cast<int>(array.itemsize())};
+    const Given as_given{
+        const_cast<void*>(array.data()),   static_cast<int>(array.ndim()), shape, stride, dtype,
+        static_cast<int>(array.itemsize())};
     return take(item, as_given, same, sizes, out, why);
 }
 
@@ -133,9 +135,10 @@ bool Arguments::take_number(const Item& item, PyObject* value, Number& out) {
         out.value = item.fallback;
         return item.has_default || (why = item.name + ": not given", false);
     }
-    if (is_array(value)) {                                  // read when the call runs, so that a replay sees changes
+    if (is_array(value)) {  // read when the call runs, so that a replay sees changes
         const py::array array = as_array(value);
-        if (array.ndim() != 0 || dtype_of(array) != DType::f64) return why = item.name + ": not a float64 of no axes", false;
+        if (array.ndim() != 0 || dtype_of(array) != DType::f64)
+            return why = item.name + ": not a float64 of no axes", false;
         out.at = static_cast<const double*>(array.data());
         out.value = *out.at;
     } else {
@@ -170,12 +173,18 @@ bool Arguments::make_results(std::vector<py::object>& results) {
             continue;
         }
         if (!result_shape(item, sizes, shape)) return why = item.name + ": its shape does not follow", false;
-        const DType dtype = item.kind == Kind::wide ? DType::f32 : item.kind == Kind::integer ? DType::i64 : same;
+        const DType dtype = item.kind == Kind::wide      ? DType::f32
+                            : item.kind == Kind::integer ? DType::i64
+                                                         : same;
         py::array array = pool_array(state().dtypes[static_cast<int>(dtype)], shape);
         bytes += array.nbytes();
         int64_t strides[max_axes + 3];
         for (py::ssize_t i = 0; i < array.ndim(); ++i) strides[i] = array.strides(i);
-        const Given made{array.mutable_data(), static_cast<int>(array.ndim()), shape.data(), strides, dtype,
+        const Given made{array.mutable_data(),
+                         static_cast<int>(array.ndim()),
+                         shape.data(),
+                         strides,
+                         dtype,
                          static_cast<int>(array.itemsize())};
         if (!take(item, made, same, sizes, out, why)) return false;
         results.push_back(std::move(array));
@@ -201,12 +210,15 @@ PyObject* try_call(Arguments& arguments, PyObject* const* values, Py_ssize_t pos
     const Function function = arguments.bound.kernel->find(level(), arguments.same);
     if (!function) return arguments.why = std::string("no kernel for ") + dtype_name(arguments.same), nullptr;
     if (!arguments.make_results(results)) return nullptr;
-    if (arguments.signature().returns_number) arguments.call.array[0] = Array{&total, {1}, {1}, 1, DType::f64};
+    if (arguments.signature().returns_number)
+        arguments.call.array[0] = Array{&total, {1}, {1}, 1, DType::f64};
     // Kept in a local: another thread may end the recording while this one computes.
     const std::shared_ptr<Recording> recording = state().recording;
     if (recording) {
-        if (arguments.signature().returns_number) cannot_record(arguments.bound, "it returns a number to Python");
-        if (const std::string why = recording->before(arguments.call); !why.empty()) cannot_record(arguments.bound, why);
+        if (arguments.signature().returns_number)
+            cannot_record(arguments.bound, "it returns a number to Python");
+        if (const std::string why = recording->before(arguments.call); !why.empty())
+            cannot_record(arguments.bound, why);
     }
     if (!run(arguments, function)) return arguments.why = "these values", nullptr;
     if (recording) recording->add(arguments.call, function);
@@ -218,8 +230,8 @@ PyObject* try_call(Arguments& arguments, PyObject* const* values, Py_ssize_t pos
     return all.release().ptr();
 }
 
-PyObject* call_fallback(const Bound& bound, const std::string& why, PyObject* const* values, Py_ssize_t positional,
-                        PyObject* names) {
+PyObject* call_fallback(const Bound& bound, const std::string& why, PyObject* const* values,
+                        Py_ssize_t positional, PyObject* names) {
     if (state().recording) cannot_record(bound, why);
     if (!bound.fallback) throw std::runtime_error(bound.kernel->signature.name + ": " + why);
     if (state().report && !state().report.is_none()) state().report(bound.kernel->signature.name, why);
@@ -233,13 +245,9 @@ PyObject* entry_point(PyObject* self, PyObject* const* values, Py_ssize_t positi
         if (PyObject* result = try_call(arguments, values, positional, names)) return result;
         if (PyErr_Occurred()) return nullptr;
         return call_fallback(bound, arguments.why, values, positional, names);
-    } catch (py::error_already_set& error) {
-        error.restore();
-    } catch (const std::bad_alloc&) {
+    } catch (py::error_already_set& error) { error.restore(); } catch (const std::bad_alloc&) {
         PyErr_NoMemory();
-    } catch (const std::exception& error) {
-        PyErr_SetString(PyExc_RuntimeError, error.what());
-    }
+    } catch (const std::exception& error) { PyErr_SetString(PyExc_RuntimeError, error.what()); }
     return nullptr;
 }
 
@@ -257,8 +265,8 @@ py::object kernel_function(const std::string& name) {
                          METH_FASTCALL | METH_KEYWORDS, kernel->signature.text.c_str()};
         const auto self = py::reinterpret_steal<py::object>(PyCapsule_New(bound.get(), nullptr, nullptr));
         const auto module = py::str("nn.backends.native");
-        bound->self = py::reinterpret_steal<py::object>(
-            PyCFunction_NewEx(&bound->method, self.ptr(), module.ptr()));
+        bound->self =
+            py::reinterpret_steal<py::object>(PyCFunction_NewEx(&bound->method, self.ptr(), module.ptr()));
     }
     return bound->self;
 }
@@ -277,7 +285,9 @@ void set_up(py::object bfloat16, py::dict fallbacks, py::object report) {
     }
 }
 
-py::object empty_array(const std::vector<int64_t>& shape, py::dtype dtype) { return pool_array(dtype, shape); }
+py::object empty_array(const std::vector<int64_t>& shape, py::dtype dtype) {
+    return pool_array(dtype, shape);
+}
 
 // ---- recordings ----
 
@@ -285,7 +295,7 @@ namespace {
 
 struct PyRecording {
     std::shared_ptr<Recording> recording = std::make_shared<Recording>();
-    std::vector<py::object> kept;          // declared arrays, and the owners of outputs
+    std::vector<py::object> kept;  // declared arrays, and the owners of outputs
 
     void declare(const py::array& array);
     void begin();
@@ -308,7 +318,7 @@ void PyRecording::begin() {
 }
 
 void PyRecording::end(bool check) {
-    for (void* data : recording->outputs())                 // replays write there, whoever else still looks
+    for (void* data : recording->outputs())  // replays write there, whoever else still looks
         kept.push_back(py::reinterpret_borrow<py::object>(state().owners.at(data)));
     state().owners.clear();
     state().recording.reset();
@@ -324,7 +334,8 @@ void PyRecording::end(bool check) {
 }  // namespace
 
 void bind_recording(py::module_& module) {
-    py::class_<PyRecording>(module, "Recording", "A list of kernel calls; see nn/backends/native/recording.py.")
+    py::class_<PyRecording>(module, "Recording",
+                            "A list of kernel calls; see nn/backends/native/recording.py.")
         .def(py::init<>())
         .def("declare", &PyRecording::declare)
         .def("keep", [](PyRecording& self, py::object owner) { self.kept.push_back(std::move(owner)); })
@@ -336,9 +347,12 @@ void bind_recording(py::module_& module) {
                  self.recording->replay();
              })
         .def_property_readonly("calls", [](const PyRecording& self) { return self.recording->calls(); })
-        .def_property_readonly("arena_bytes", [](const PyRecording& self) { return self.recording->arena_bytes(); })
-        .def_property_readonly("eager_bytes", [](const PyRecording& self) { return self.recording->eager_bytes(); })
-        .def_property_readonly("output_bytes", [](const PyRecording& self) { return self.recording->output_bytes(); });
+        .def_property_readonly("arena_bytes",
+                               [](const PyRecording& self) { return self.recording->arena_bytes(); })
+        .def_property_readonly("eager_bytes",
+                               [](const PyRecording& self) { return self.recording->eager_bytes(); })
+        .def_property_readonly("output_bytes",
+                               [](const PyRecording& self) { return self.recording->output_bytes(); });
 }
 
 }  // namespace nn

@@ -1,4 +1,5 @@
-// The Python module: nn.backends.native.nn_native.  Kernels are plain built-in functions (calls.cpp); the rest is here.
+// The Python module: nn.backends.native.nn_native.  Kernels are plain built-in functions (calls.cpp); the
+// rest is here.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -23,8 +24,9 @@ std::vector<std::string> level_names() {
 py::dict memory() {
     const nn::PoolCounters c = nn::pool_counters();
     using namespace py::literals;
-    return py::dict("bytes_in_use"_a = c.bytes_in_use, "bytes_kept"_a = c.bytes_kept, "peak_bytes"_a = c.peak_bytes,
-                    "bytes_huge"_a = c.bytes_huge, "taken"_a = c.taken, "fresh"_a = c.fresh);
+    return py::dict("bytes_in_use"_a = c.bytes_in_use, "bytes_kept"_a = c.bytes_kept,
+                    "peak_bytes"_a = c.peak_bytes, "bytes_huge"_a = c.bytes_huge, "taken"_a = c.taken,
+                    "fresh"_a = c.fresh);
 }
 
 py::dict describe_kernels() {
@@ -56,8 +58,9 @@ PYBIND11_MODULE(nn_native, module) {
     module.doc() = "CPU kernels: see csrc/native/README.md";
     module.def("kernels", &describe_kernels, "{name: (text, element types, levels that have it)}");
     module.def("function", &nn::kernel_function, "the kernel of that name");
-    module.def("set_up", &nn::set_up, py::arg("bfloat16"), py::arg("fallbacks"), py::arg("report"),
-               "bfloat16: its dtype; fallbacks: {name: function}; report(name, why): called when one is used");
+    module.def(
+        "set_up", &nn::set_up, py::arg("bfloat16"), py::arg("fallbacks"), py::arg("report"),
+        "bfloat16: its dtype; fallbacks: {name: function}; report(name, why): called when one is used");
     module.def("level", [] { return nn::level_name(nn::level()); }, "the level of instructions in use");
     module.def("levels", &level_names, "those that this processor has, lowest first");
     module.def("use_level", &use_level);
@@ -66,7 +69,9 @@ PYBIND11_MODULE(nn_native, module) {
     module.def("memory", &memory, "the pool's counters");
     module.def("trim", &nn::pool_trim, "give free buffers back to the system");
     module.def("reset_peak", &nn::pool_reset_peak);
-    module.def("empty", &nn::empty_array, py::arg("shape"), py::arg("dtype"), "an array in the pool's memory");
+    module.def("empty", &nn::empty_array, py::arg("shape"), py::arg("dtype"),
+               "an array in the pool's memory");
     module.def("set_blas", &nn::set_blas);
+    module.def("blas_is_there", &nn::blas_is_there);
     nn::bind_recording(module);
 }

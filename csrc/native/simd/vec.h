@@ -1,9 +1,9 @@
 // A register of floats, as wide as the level has them: one source for every level.
 //
-// Built on the vector extensions of GCC and Clang, which compile + - * / ?: and shuffles for any width; intrinsics only
-// where those give bad code.  Everything is in namespace nn::NN_LEVEL, which the build names per level:
-// `-DNN_LEVEL=avx512 -DNN_LEVEL_NUMBER=2`.  Use nothing of the C++ library here whose functions are inline: see
-// core/types.h.
+// Built on the vector extensions of GCC and Clang, which compile + - * / ?: and shuffles for any width;
+// intrinsics only where those give bad code.  Everything is in namespace nn::NN_LEVEL, which the build names
+// per level: -DNN_LEVEL=avx512 -DNN_LEVEL_NUMBER=2.  Use nothing of the C++ library here whose functions are
+// inline: see core/types.h.
 #pragma once
 #include <math.h>
 #include <string.h>
@@ -107,7 +107,7 @@ static inline void store(bf16* p, Vec x, int64_t n) {
 
 // ---- arithmetic: + - * / are the compiler's; a * b + c becomes one instruction where there is one ----
 
-static inline Vec max(Vec a, Vec b) { return a > b ? a : b; }          // b where a is NaN
+static inline Vec max(Vec a, Vec b) { return a > b ? a : b; }  // b where a is NaN
 static inline Vec min(Vec a, Vec b) { return a < b ? a : b; }
 static inline Vec abs(Vec a) { return float_of(bits_of(a) & 0x7fffffff); }
 static inline Vec pick(Int where, Vec a, Vec b) { return where ? a : b; }
@@ -147,7 +147,8 @@ static inline float largest(Vec a) {
     return all[0];
 }
 
-// acc + the product of two pairs of bfloat16 per lane, each product added in float32.  vdpbf16ps takes denormals for 0.
+// acc + the product of two pairs of bfloat16 per lane, each product added in float32.  vdpbf16ps takes
+// denormals for 0.
 static inline Vec dot2(Vec acc, Bits a, Bits b) {
 #if defined(__AVX512BF16__)
     return (Vec)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b);

@@ -1,4 +1,5 @@
-// A test is a function that CHECKs; TEST names it; main runs all, or those whose names contain the first argument.
+// A test is a function that CHECKs; TEST names it; main runs all, or those whose names contain the first
+// argument.
 #pragma once
 #include <cstdio>
 #include <cstdlib>
@@ -19,9 +20,11 @@ struct Register {
 
 }  // namespace test
 
-#define TEST(name)                                     \
-    static void name();                                \
+#define TEST(name)                                            \
+    static void name();                                       \
     static const test::Register register_##name(#name, name); \
     static void name()
-#define CHECK(condition) \
-    do { if (!(condition)) test::failed(__FILE__, __LINE__, #condition); } while (0)
+#define CHECK(condition)                                                \
+    do {                                                                \
+        if (!(condition)) test::failed(__FILE__, __LINE__, #condition); \
+    } while (0)

@@ -20,8 +20,9 @@ namespace {
 
 template <class F>
 void loop(int64_t count, int64_t chunk, const F& body) {
-    nn::parallel_chunks(count, chunk, [](void* f, int64_t b, int64_t e) { (*static_cast<const F*>(f))(b, e); },
-                        const_cast<void*>(static_cast<const void*>(&body)));
+    nn::parallel_chunks(
+        count, chunk, [](void* f, int64_t b, int64_t e) { (*static_cast<const F*>(f))(b, e); },
+        const_cast<void*>(static_cast<const void*>(&body)));
 }
 
 void each_index_once(int64_t count, int64_t chunk) {
@@ -65,7 +66,8 @@ TEST(threads_nest_and_are_shared_by_callers) {
     const auto caller = [&] {
         for (int i = 0; i < 200; ++i)
             loop(6, 1, [&](int64_t begin, int64_t end) {
-                for (int64_t j = begin; j < end; ++j) loop(5, 1, [&](int64_t b, int64_t e) { total += e - b; });
+                for (int64_t j = begin; j < end; ++j)
+                    loop(5, 1, [&](int64_t b, int64_t e) { total += e - b; });
             });
     };
     std::thread first(caller), second(caller);
@@ -75,7 +77,7 @@ TEST(threads_nest_and_are_shared_by_callers) {
     CHECK(total == 3 * 200 * 6 * 5);
 }
 
-#ifndef SANITIZED                      // a forked child may not start threads under the checkers
+#ifndef SANITIZED  // a forked child may not start threads under the checkers
 TEST(threads_work_in_a_forked_child) {
     nn::set_threads(3);
     each_index_once(100, 1);
@@ -99,7 +101,8 @@ TEST(memory_comes_back) {
         const auto before = nn::pool_counters();
         nn::pool_give(data);
         CHECK(nn::pool_take(bytes) == data);
-        CHECK(nn::pool_counters().fresh == before.fresh && nn::pool_counters().bytes_in_use == before.bytes_in_use);
+        CHECK(nn::pool_counters().fresh == before.fresh &&
+              nn::pool_counters().bytes_in_use == before.bytes_in_use);
         nn::pool_give(data);
     }
     nn::pool_trim();
@@ -127,14 +130,13 @@ TEST(memory_refuses_what_nobody_has) {
     bool refused = false;
     try {
         nn::pool_take(size_t(1) << 62);
-    } catch (const std::bad_alloc&) {
-        refused = true;
-    }
+    } catch (const std::bad_alloc&) { refused = true; }
     CHECK(refused);
 }
 
 // Whether an array of float32 fits `axes`, after x[R,D] with R = 3, D = 4
-bool fits(const char* axes, std::vector<int64_t> shape, std::vector<int64_t> stride, nn::DType dtype = nn::DType::f32) {
+bool fits(const char* axes, std::vector<int64_t> shape, std::vector<int64_t> stride,
+          nn::DType dtype = nn::DType::f32) {
     const std::string text = "k(x[R,D], y[" + std::string(axes) + ")";
     const nn::Signature signature = nn::parse(text.c_str());
     nn::Sizes sizes;
@@ -142,7 +144,8 @@ bool fits(const char* axes, std::vector<int64_t> shape, std::vector<int64_t> str
     std::string why;
     alignas(64) static float memory[4096];
     const int64_t known[2] = {3, 4}, dense[2] = {16, 4};
-    CHECK(nn::take(signature.arguments[0], {memory, 2, known, dense, nn::DType::f32, 4}, nn::DType::f32, sizes, out, why));
+    CHECK(nn::take(signature.arguments[0], {memory, 2, known, dense, nn::DType::f32, 4}, nn::DType::f32,
+                   sizes, out, why));
     return nn::take(signature.arguments[1],
                     {memory + 1024, static_cast<int>(shape.size()), shape.data(), stride.data(), dtype, 4},
                     nn::DType::f32, sizes, out, why);
@@ -150,20 +153,20 @@ bool fits(const char* axes, std::vector<int64_t> shape, std::vector<int64_t> str
 
 TEST(signature_takes_what_the_rule_says) {
     CHECK(fits("R,D]", {3, 4}, {16, 4}));
-    CHECK(fits("R,D]", {3, 4}, {-400, 4}));                        // any stride before the last axis
+    CHECK(fits("R,D]", {3, 4}, {-400, 4}));  // any stride before the last axis
     CHECK(fits("R,D]", {3, 4}, {0, 4}));
-    CHECK(!fits("R,D]", {3, 4}, {4, 12}));                         // the last axis is not dense
-    CHECK(!fits("R,D]", {3, 5}, {20, 4}));                         // D is 4
+    CHECK(!fits("R,D]", {3, 4}, {4, 12}));  // the last axis is not dense
+    CHECK(!fits("R,D]", {3, 5}, {20, 4}));  // D is 4
     CHECK(!fits("R,D]", {12}, {4}));
-    CHECK(!fits("R,D]", {3, 4}, {18, 4}));                         // half an element
+    CHECK(!fits("R,D]", {3, 4}, {18, 4}));  // half an element
     CHECK(!fits("R,D]:int", {3, 4}, {16, 4}));
     CHECK(fits("D+1]", {5}, {4}) && !fits("D+1]", {4}, {4}));
     CHECK(fits("R,1]", {3, 1}, {8, 400}));
-    CHECK(fits("...,D]", {2, 5, 4}, {160, 32, 4}));                // leading axes of one stride
+    CHECK(fits("...,D]", {2, 5, 4}, {160, 32, 4}));  // leading axes of one stride
     CHECK(!fits("...,D]", {2, 5, 4}, {16, 32, 4}));
     CHECK(fits("...]", {2, 5}, {20, 4}) && !fits("...]", {2, 5}, {40, 4}));
     CHECK(fits("...]", {}, {}));
-    CHECK(fits("Z,D]", {0, 4}, {0, 0}));                           // no elements: any strides
+    CHECK(fits("Z,D]", {0, 4}, {0, 0}));  // no elements: any strides
 }
 
 TEST(every_kernel_is_in_the_table) {

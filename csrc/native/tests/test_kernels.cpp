@@ -1,5 +1,5 @@
-// Kernels and recordings without Python, for the checkers: every level, one thread and several, to the same bits.
-// What the kernels compute is compared with float64 in tests/native/test_conformance.py.
+// Kernels and recordings without Python, for the checkers: every level, one thread and several, to the same
+// bits. What the kernels compute is compared with float64 in tests/native/test_conformance.py.
 #include <cmath>
 #include <cstring>
 #include <memory>
@@ -43,7 +43,8 @@ struct Tensor {
     nn::Array array() const {
         nn::Array a{data.get(), {}, {}, static_cast<int32_t>(shape.size()), dtype};
         int64_t stride = 1;
-        for (int i = a.axes - 1; i >= 0; --i) a.shape[i] = shape[static_cast<size_t>(i)], a.stride[i] = stride, stride *= a.shape[i];
+        for (int i = a.axes - 1; i >= 0; --i)
+            a.shape[i] = shape[static_cast<size_t>(i)], a.stride[i] = stride, stride *= a.shape[i];
         return a;
     }
 };
@@ -78,12 +79,14 @@ void same_bits(std::vector<Tensor*> results, const F& make) {
         std::vector<std::vector<char>> first;
         for (int threads : {1, 2, 5}) {
             nn::set_threads(threads);
-            for (Tensor* t : results) std::memset(t->data.get(), 0x55 + threads, static_cast<size_t>(t->bytes()));
+            for (Tensor* t : results)
+                std::memset(t->data.get(), 0x55 + threads, static_cast<size_t>(t->bytes()));
             make();
             for (size_t i = 0; i < results.size(); ++i) {
                 const char* begin = results[i]->data.get();
-                if (first.size() <= i) first.emplace_back(begin, begin + results[i]->bytes());
-                CHECK(std::memcmp(first[i].data(), begin, first[i].size()) == 0);
+                const std::vector<char> bits(begin, begin + results[i]->bytes());
+                if (first.size() <= i) first.push_back(bits);
+                CHECK(first[i] == bits);
             }
         }
     }
@@ -94,18 +97,21 @@ constexpr DType types[] = {DType::f32, DType::bf16};
 TEST(kernel_rms_norm) {
     for (DType T : types)
         for (auto [R, D] : {std::pair<int64_t, int64_t>{1, 1}, {3, 17}, {300, 130}, {0, 5}}) {
-            Tensor y({R, D}, T), rstd({R, 1}), x({R, D}, T), w({D}, T, 3), sum({R, D}, T), other({R, D}, T, 5);
+            Tensor y({R, D}, T), rstd({R, 1}), x({R, D}, T), w({D}, T, 3), sum({R, D}, T),
+                other({R, D}, T, 5);
             same_bits({&y, &rstd}, [&] {
                 Prepared("rms_norm", T, {y.array(), rstd.array(), x.array(), w.array()}, {1e-6})();
             });
             same_bits({&y, &sum, &rstd}, [&] {
                 Prepared("rms_norm_residual", T,
-                         {y.array(), sum.array(), rstd.array(), x.array(), other.array(), w.array()}, {1e-6})();
+                         {y.array(), sum.array(), rstd.array(), x.array(), other.array(), w.array()},
+                         {1e-6})();
             });
             Tensor dx({R, D}, T), dw({D}), dy({R, D}, T, 7);
             same_bits({&dx, &dw}, [&] {
-                Prepared("rms_norm_backward", T,
-                         {dx.array(), dw.array(), dy.array(), x.array(), w.array(), rstd.array(), nn::Array{}})();
+                Prepared(
+                    "rms_norm_backward", T,
+                    {dx.array(), dw.array(), dy.array(), x.array(), w.array(), rstd.array(), nn::Array{}})();
             });
         }
 }
@@ -116,12 +122,16 @@ TEST(kernel_softmax_and_cross_entropy) {
             Tensor y({R, V}, T), x({R, V}, T), dy({R, V}, T, 4);
             for (const char* name : {"softmax", "log_softmax"}) {
                 same_bits({&y}, [&] { Prepared(name, T, {y.array(), x.array()})(); });
-                same_bits({&x}, [&] { Prepared((std::string(name) + "_backward").c_str(), T, {x.array(), dy.array(), y.array()})(); });
+                same_bits({&x}, [&] {
+                    Prepared((std::string(name) + "_backward").c_str(), T,
+                             {x.array(), dy.array(), y.array()})();
+                });
             }
             Tensor loss({R}), lse({R}), targets({R}, DType::i64), dloss({R}), logits({R, V}, T, 9);
             const std::vector<double> options = {-100, 0.1, 0.01, 5.0};
             same_bits({&loss, &lse}, [&] {
-                Prepared("cross_entropy", T, {loss.array(), lse.array(), logits.array(), targets.array()}, options)();
+                Prepared("cross_entropy", T, {loss.array(), lse.array(), logits.array(), targets.array()},
+                         options)();
             });
             same_bits({&y}, [&] {
                 Prepared("cross_entropy_backward", T,
@@ -135,13 +145,16 @@ TEST(kernel_activation) {
         for (int64_t n : {1, 37, 100000}) {
             Tensor y({n}, T), z({n}, T), a({n}, T), b({n}, T, 2), c({n}, T, 3);
             same_bits({&y}, [&] { Prepared("swiglu", T, {flat(y), flat(a), flat(b)})(); });
-            same_bits({&y, &z}, [&] { Prepared("swiglu_backward", T, {flat(y), flat(z), flat(c), flat(a), flat(b)})(); });
+            same_bits({&y, &z}, [&] {
+                Prepared("swiglu_backward", T, {flat(y), flat(z), flat(c), flat(a), flat(b)})();
+            });
         }
 }
 
 TEST(kernel_matrix_products) {
     const DType T = DType::bf16;
-    for (auto [m, n, k] : {std::tuple<int64_t, int64_t, int64_t>{1, 7, 3}, {5, 33, 65}, {100, 270, 129}, {3, 4, 0}}) {
+    for (auto [m, n, k] :
+         {std::tuple<int64_t, int64_t, int64_t>{1, 7, 3}, {5, 33, 65}, {100, 270, 129}, {3, 4, 0}}) {
         Tensor y({m, n}, T), x({m, k}, T), w({n, k}, T, 2), bias({n}, T, 3);
         same_bits({&y}, [&] { Prepared("linear", T, {y.array(), x.array(), w.array(), bias.array()})(); });
         Tensor dx({m, k}, T), dw({n, k}), dy({m, n}, T, 6);
@@ -150,7 +163,8 @@ TEST(kernel_matrix_products) {
         });
     }
     Tensor y({2, 300}), x({2, 77}), w({300, 77});
-    same_bits({&y}, [&] { Prepared("linear", DType::f32, {y.array(), x.array(), w.array(), nn::Array{}})(); });
+    same_bits({&y},
+              [&] { Prepared("linear", DType::f32, {y.array(), x.array(), w.array(), nn::Array{}})(); });
 }
 
 TEST(kernel_adamw_and_squares) {
@@ -231,7 +245,7 @@ TEST(recording_refuses_what_it_does_not_know) {
     chain.recording.declare(x.data.get(), x.bytes());
     const nn::Array y = chain.make({4, 8}), z = chain.make({4, 8});
     CHECK(chain.run(Prepared("softmax", DType::f32, {y, stranger.array()})).find("x is neither") == 0);
-    CHECK(chain.run(Prepared("softmax", DType::f32, {y, z})).find("x is neither") == 0);      // made by nobody
+    CHECK(chain.run(Prepared("softmax", DType::f32, {y, z})).find("x is neither") == 0);  // made by nobody
     Prepared counted("rms_norm", DType::f32, {y, chain.make({4, 1}), x.array(), x.array()});
     double eps = 1e-6;
     counted.call.number[0].at = &eps;
@@ -244,7 +258,7 @@ TEST(recording_finds_what_changed_between_kernels) {
     chain.recording.declare(x.data.get(), x.bytes());
     const nn::Array y = chain.make({4, 8}), z = chain.make({4, 8});
     CHECK(chain.run(Prepared("softmax", DType::f32, {y, x.array()})).empty());
-    static_cast<float*>(y.data)[3] += 1.0f;                                                   // behind its back
+    static_cast<float*>(y.data)[3] += 1.0f;  // behind its back
     CHECK(chain.run(Prepared("softmax", DType::f32, {z, y})).empty());
     chain.give(y);
     CHECK(chain.recording.finish().find("the replay gave 1 of 1 results otherwise") == 0);
@@ -258,7 +272,8 @@ TEST(recording_puts_back_what_was_changed_in_place) {
     for (Tensor* t : {&p, &g, &m, &v}) chain.recording.declare(t->data.get(), t->bytes());
     double step = 1;
     chain.recording.declare(&step, sizeof step);
-    Prepared adamw("adamw", DType::f32, {flat(p), flat(g), flat(m), flat(v)}, {1e-2, 0.9, 0.95, 1e-8, 0.1, 1, 1});
+    Prepared adamw("adamw", DType::f32, {flat(p), flat(g), flat(m), flat(v)},
+                   {1e-2, 0.9, 0.95, 1e-8, 0.1, 1, 1});
     adamw.call.number[5].at = &step;
     CHECK(chain.run(adamw).empty());
     const std::vector<char> once(p.data.get(), p.data.get() + p.bytes());

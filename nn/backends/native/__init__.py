@@ -1,11 +1,11 @@
 """The native backend: kernels in C++ for NumPy arrays, compiled from csrc/native (see its README.md).
 
-    cuda-nn info                        # whether it is built, its level of instructions, which kernels it serves
+    cuda-nn info                        # whether it is built, its level of instructions, what it serves
     NN_NATIVE_LEVEL=avx2 NN_THREADS=1   # force a lower level; the number of threads
 
-Where the extension is not built the reference serves everything, and missing() says how to get it.  What a kernel
-does not take (THE RULE in csrc/native/core/signature.h) goes to the reference; fallbacks() counts it, and the log
-says it once."""
+Where the extension is not built the reference serves everything, and missing() says how to get it.  What a
+kernel does not take (THE RULE in csrc/native/core/signature.h) goes to the reference; fallbacks() counts it,
+and the log says it once."""
 
 import functools
 import importlib
@@ -21,10 +21,11 @@ import numpy as np
 
 from nn.errors import InputError
 
-__all__ = ["DTYPES", "empty", "extension", "fallbacks", "level", "levels", "memory", "missing", "set_threads",
-           "threads", "trim", "use_level"]
+__all__ = ["DTYPES", "empty", "extension", "fallbacks", "level", "levels", "limit_threads", "memory", "missing",
+           "set_threads", "summary", "threads", "trim", "use_level"]
 
 DTYPES = (np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16))       # element types with kernels of their own
+MODULE = "nn.backends.native.nn_native"
 log = logging.getLogger("nn.backends.native")
 _fallbacks: Counter[tuple[str, str]] = Counter()
 
@@ -33,10 +34,10 @@ _fallbacks: Counter[tuple[str, str]] = Counter()
 def missing() -> str | None:
     """Why the native kernels cannot run here and how to get them; None if they can."""
     try:
-        module = importlib.import_module("nn.backends.native.nn_native")
+        module = importlib.import_module(MODULE)
     except ImportError as error:
         built = "is not built" if isinstance(error, ModuleNotFoundError) else f"cannot be loaded ({error})"
-        return f"the extension {built}; with a C++20 compiler: pip install again, or make native in a checkout"
+        return f"the extension {built}; with a C++20 compiler: pip install again, or make native"
     wanted = os.environ.get("NN_NATIVE_LEVEL")
     if wanted and wanted not in module.levels():
         return f"NN_NATIVE_LEVEL={wanted}: not one of {', '.join(module.levels())}"
@@ -49,8 +50,9 @@ def extension() -> Any:
     if reason := missing():
         raise InputError(f"native: {reason}")
     from nn.backends import reference
-    from nn.backends.native import blas, nn_native
+    from nn.backends.native import blas
 
+    nn_native: Any = importlib.import_module(MODULE)
     reference_of = {name: getattr(reference, name) for name in nn_native.kernels()}
     nn_native.set_up(np.dtype(ml_dtypes.bfloat16), reference_of, _report)
     if addresses := blas.addresses():
@@ -103,6 +105,29 @@ def set_threads(count: int) -> None:
     if count < 1:
         raise InputError(f"threads: {count}; at least 1")
     extension().set_threads(count)
+
+
+@contextmanager
+def limit_threads(count: int) -> Iterator[None]:
+    """So many threads inside the block, in the whole process; nothing where the extension is not built."""
+    if missing():
+        yield
+        return
+    before = threads()
+    set_threads(count)
+    try:
+        yield
+    finally:
+        set_threads(before)
+
+
+def summary() -> str:
+    """One line for a person: level, threads, BLAS."""
+    if reason := missing():
+        return reason
+    products = "NumPy's BLAS" if extension().blas_is_there() else "the reference"
+    return (f"{level()} (of {' '.join(levels())}), {threads()} threads, "
+            f"float32 matrix products by {products}")
 
 
 def empty(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:

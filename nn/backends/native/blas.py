@@ -1,7 +1,7 @@
 """The BLAS that NumPy carries, for the native kernels: addresses of three functions, or nothing.
 
-We write no float32 matrix product of our own.  NumPy's OpenBLAS is loaded already, and exports cblas_sgemm under a
-name that says its integers have 64 bits; csrc/native/core/blas.h says how it is called."""
+We write no float32 matrix product of our own.  NumPy's OpenBLAS is loaded already, and exports cblas_sgemm
+under a name that says its integers have 64 bits; csrc/native/core/blas.h says how it is called."""
 
 import ctypes
 import sys
@@ -15,7 +15,7 @@ NAMES = (("scipy_cblas_sgemm64_", "scipy_openblas_get_num_threads64_", "scipy_op
 
 
 def addresses() -> tuple[int, int, int] | None:
-    """(cblas_sgemm, get_num_threads, set_num_threads) with 64-bit integers, as integers; None if not found."""
+    """(cblas_sgemm, get_num_threads, set_num_threads) with 64-bit integers; None if not found."""
     for path in _libraries():
         try:
             library = ctypes.CDLL(str(path))

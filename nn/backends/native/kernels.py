@@ -1,4 +1,4 @@
-"""The kernels of the native backend by their names in the protocol: whatever the extension has, bound on first use."""
+"""The native backend's kernels by their names in the protocol: whatever the extension has."""
 
 from collections.abc import Callable
 from typing import Any

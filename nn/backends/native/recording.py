@@ -3,13 +3,15 @@
     with record(inputs=[x, weight]) as step:
         y, rstd = kernels.rms_norm(x, weight, 1e-6)
         z = kernels.softmax(y)
-    x[...] = ...; step.replay()         # z now holds the result for the new x, without Python between the kernels
+    x[...] = ...; step.replay()         # z holds the result for the new x, without Python between the kernels
 
-Whatever the calls touch is either among `inputs`, which keep their places, or the result of a recorded call.  A call
-that cannot be recorded (the reference would run it, or something else made its argument) is an InputError that names
-it.  Numbers that change from step to step are given as NumPy float64 arrays of no axes, which are inputs too.
+Whatever the calls touch is either among `inputs`, which keep their places, or the result of a recorded call.
+A call that cannot be recorded (the reference would run it, or something else made its argument) is an
+InputError that names it.  Numbers that change from step to step are given as NumPy float64 arrays of no axes,
+which are inputs too.
 
-At the end buffers are planned by lifetime, and a first replay must give the same bits: see csrc/native/core/record.h."""
+At the end buffers are planned by lifetime, and a first replay must give the same bits: see
+csrc/native/core/record.h."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
