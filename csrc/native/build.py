@@ -24,20 +24,24 @@ FLAGS = ("-std=c++20", "-O3", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-math-
          "-Wall", "-Wextra", "-Wshadow")
 AVX2 = ("-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512cd", "-mavx512dq", "-mavx512vl")
+AVX512_BF16 = (*AVX512, "-mavx512bf16", "-mavx512vnni")
 # name: (number in core/types.h, flags).  A level added here is added there and in core/cpu.cpp.
 LEVELS: dict[str, dict[str, tuple[int, tuple[str, ...]]]] = {
     "x86_64": {
         "generic": (0, ()),
         "avx2": (1, AVX2),
         "avx512": (2, AVX512),
-        "avx512_bf16": (3, (*AVX512, "-mavx512bf16", "-mavx512vnni")),
+        "avx512_bf16": (3, AVX512_BF16),
+        "amx": (4, (*AVX512_BF16, "-mamx-tile", "-mamx-bf16", "-mamx-int8")),
     },
     "aarch64": {
         "generic": (0, ()),                     # has NEON
-        "neon_bf16": (4, ("-march=armv8.2-a+bf16+i8mm+dotprod",)),
+        "neon_bf16": (5, ("-march=armv8.2-a+bf16+i8mm+dotprod",)),
     },
     "other": {"generic": (0, ())},
 }
+# Levels that few kernels gain from have only these; the table takes the others from the level below.
+ONLY = {"amx": ("matmul",)}
 SANITIZERS = {"": (), "thread": ("-fsanitize=thread",),
               "memory": ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")}
 
@@ -126,6 +130,8 @@ def rules(options: Options) -> str:
     for level in options.levels or found:
         number, own = found[level]
         for source in sorted((HERE / "kernels").glob("*.cpp")):
+            if source.stem not in ONLY.get(level, (source.stem,)):
+                continue
             # GCC warns of its own intrinsics (bug 105593).
             compile_one(source, level, [*own, f"-DNN_LEVEL={level}", f"-DNN_LEVEL_NUMBER={number}",
                                         "-Wno-maybe-uninitialized"])

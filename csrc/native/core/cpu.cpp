@@ -7,6 +7,11 @@
 #include "core/registry.h"
 #ifdef __linux__
 #include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#ifdef __x86_64__
+#include <cpuid.h>
 #endif
 #if defined(__linux__) && defined(__aarch64__)
 #include <sys/auxv.h>
@@ -15,7 +20,20 @@
 namespace nn {
 namespace {
 
-constexpr const char* names[level_count] = {"generic", "avx2", "avx512", "avx512_bf16", "neon_bf16"};
+constexpr const char* names[level_count] = {"generic", "avx2", "avx512", "avx512_bf16", "amx", "neon_bf16"};
+
+#if defined(__x86_64__) && defined(__linux__)
+// Tiles are 8 KiB of state per thread, for which Linux wants to be asked, once per process.
+bool may_use_tiles() {
+    constexpr long request_permission = 0x1023, tile_data = 18;
+    unsigned a, b, c, d;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+    constexpr unsigned bf16 = 1u << 22, tile = 1u << 24, int8 = 1u << 25, all = bf16 | tile | int8;
+    return (d & all) == all && syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+}
+#elif defined(__x86_64__)
+bool may_use_tiles() { return false; }
+#endif
 
 // The compiler's run-time library asks CPUID, and XGETBV whether the system saves the registers.
 bool processor_has(Level level) {
@@ -30,6 +48,7 @@ bool processor_has(Level level) {
         case Level::avx512_bf16:
             return processor_has(Level::avx512) && __builtin_cpu_supports("avx512bf16") &&
                    __builtin_cpu_supports("avx512vnni");
+        case Level::amx: return processor_has(Level::avx512_bf16) && may_use_tiles();
 #elif defined(__linux__) && defined(__aarch64__)
         case Level::neon_bf16: return (getauxval(AT_HWCAP2) & (1UL << 14)) != 0;  // HWCAP2_BF16
 #endif
