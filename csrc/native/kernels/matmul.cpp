@@ -26,19 +26,24 @@ static inline int64_t leading(const Matrix<float>& a, int64_t rows_here, int64_t
 static inline bool product(float* c, int64_t ldc, const Matrix<float>& a, const Matrix<float>& b, int64_t m,
                            int64_t n, int64_t k) {
     if (!blas_is_there() || !blas_takes(a, m, k) || !blas_takes(b, k, n)) return false;
-    constexpr int64_t high = 256, wide = 512;
-    const int64_t across = panels(n, wide), tiles = panels(m, high) * across;
+    if (m == 0 || n == 0) return true;
+    // Split along the longer side alone, since BLAS packs the other operand anew for every piece.
+    const int64_t longer = m > n ? m : n;
+    const int64_t quarter = (longer / 4 + 63) / 64 * 64;
+    const int64_t piece = quarter < 128 ? 128 : (quarter > 1024 ? 1024 : quarter);
     const int64_t lda = leading(a, m, k), ldb = leading(b, k, n);
     const OneBlasThread alone;
-    parallel_for(tiles, (double)(high * wide) * (double)k / 4, [&](int64_t begin, int64_t end) {
-        for (int64_t tile = begin; tile < end; ++tile) {
-            const int64_t top = tile / across * high, left = tile % across * wide;
-            const int64_t rows_here = m - top < high ? m - top : high,
-                          cols_here = n - left < wide ? n - left : wide;
-            sgemm_one_thread(a.col != 1, b.col != 1, rows_here, cols_here, k, a.data + top * a.row, lda,
-                             b.data + left * b.col, ldb, false, c + top * ldc + left, ldc);
-        }
-    });
+    parallel_for(panels(longer, (int)piece), (double)(m * n / longer * piece) * (double)k / 4,
+                 [&](int64_t begin, int64_t end) {
+                     for (int64_t part = begin; part < end; ++part) {
+                         const int64_t first = part * piece,
+                                       here = longer - first < piece ? longer - first : piece;
+                         const int64_t top = m > n ? first : 0, left = m > n ? 0 : first;
+                         sgemm_one_thread(a.col != 1, b.col != 1, m > n ? here : m, m > n ? n : here, k,
+                                          a.data + top * a.row, lda, b.data + left * b.col, ldb, false,
+                                          c + top * ldc + left, ldc);
+                     }
+                 });
     return true;
 }
 
