@@ -6,9 +6,10 @@ taken: the reference's answer would prove nothing."""
 
 import re
 
+import numpy as np
 import pytest
 
-from nn.backends import BACKENDS, native
+from nn.backends import BACKENDS, kernels, native
 from nn.backends.protocol import KERNELS
 from tests.conformance.cases import cases
 from tests.conformance.compare import LAYOUTS, check_on, in_layout
@@ -41,6 +42,14 @@ def test_every_level_with_strides(level: str, kernel: str) -> None:
             for layout in LAYOUTS:
                 with about(f"{level} {case.id} {layout}"):
                     check_on(BACKEND, in_layout(case, layout))
+
+
+def test_integers_of_either_size() -> None:
+    logits, targets = np.linspace(-1, 1, 35, dtype=np.float32).reshape(7, 5), np.arange(7) % 5
+    before = native.fallbacks()
+    wide, short = (kernels.cross_entropy(logits, targets.astype(t)) for t in (np.int64, np.int32))
+    assert all(np.array_equal(a, b) for a, b in zip(wide, short, strict=True))
+    assert native.fallbacks() == before
 
 
 def items(text: str, *, results: bool) -> list[str]:

@@ -177,7 +177,8 @@ bool take(const Item& item, const Given& array, DType same, Sizes& sizes, Array&
                          : item.kind == Kind::integer ? DType::i64
                          : item.kind == Kind::boolean ? DType::boolean
                                                       : same;
-    if (given.dtype != wanted)
+    const bool short_integer = item.kind == Kind::integer && given.dtype == DType::i32;
+    if (given.dtype != wanted && !short_integer)
         return fail(why, item,
                     std::string(dtype_name(given.dtype)) + " where " + dtype_name(wanted) + " is taken");
     const bool leading = !item.axes.empty() && item.axes[0].letter == '.';

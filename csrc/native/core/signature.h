@@ -4,7 +4,8 @@
 //     rms_norm(x[R,D], weight[D], eps) -> y[R,D], rstd[R,1]:float
 //     adamw(&param[...]:float, grad[...], &m[...]:float, &v[...]:float; lr, ...)
 //   &name              changed in place
-//   :float :int :bool  element type; without a mark it is the call's own, T: that of the first such array
+//   :float :int :bool  float32, int64 or int32 (results: int64), bool; without a mark the element type is
+//                      the call's own, T: that of the first such array
 //   name[axes]=None    an optional array
 //   y[...]?option      a result only where that option is not 0
 //
@@ -21,7 +22,7 @@
 
 namespace nn {
 
-// T, float32, int64, bool, the type of a named argument (which is T's, here)
+// T, float32, int64 or int32, bool, the type of a named argument (which is T's, here)
 enum class Kind { same, wide, integer, boolean, like };
 
 struct Axis {

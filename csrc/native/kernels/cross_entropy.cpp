@@ -21,7 +21,7 @@ static inline LossOptions loss_options(const Call& call) {
 
 static inline Vec capped(Vec z, float softcap) { return softcap != 0.0f ? softcap * tanh(z / softcap) : z; }
 
-static inline bool targets_fit(const Flat<const int64_t>& targets, int64_t vocabulary, int64_t ignored) {
+static inline bool targets_fit(const Ints& targets, int64_t vocabulary, int64_t ignored) {
     for (int64_t r = 0; r < targets.size; ++r)
         if (targets[r] != ignored && (targets[r] < 0 || targets[r] >= vocabulary)) return false;
     return true;
@@ -37,7 +37,7 @@ template <class T>
 static bool cross_entropy(const Call& call) {
     const auto loss = flat<float>(call, 0), lse = flat<float>(call, 1);
     const auto logits = rows<const T>(call, 2);
-    const auto targets = flat<const int64_t>(call, 3);
+    const auto targets = ints(call, 3);
     const LossOptions o = loss_options(call);
     const int64_t cols = logits.cols;
     if (cols == 0 || !targets_fit(targets, cols, o.ignore_index)) return false;
@@ -92,7 +92,7 @@ static bool cross_entropy_backward(const Call& call) {
     const auto dlogits = rows<T>(call, 0);
     const auto dloss = flat<const float>(call, 1);
     const auto logits = rows<const T>(call, 2);
-    const auto targets = flat<const int64_t>(call, 3);
+    const auto targets = ints(call, 3);
     const auto lse = flat<const float>(call, 4);
     const LossOptions o = loss_options(call);
     const int64_t cols = logits.cols;

@@ -63,6 +63,22 @@ static inline Rows<T> rows(const Call& call, int index) {
     return {static_cast<T*>(a.data), a.shape[0], a.shape[1], a.stride[0]};
 }
 
+struct Ints {  // :int, dense, of either size
+    const void* data;
+    int64_t size;
+    bool is_short;
+    int64_t operator[](int64_t i) const {
+        return is_short ? static_cast<const int32_t*>(data)[i] : static_cast<const int64_t*>(data)[i];
+    }
+};
+
+static inline Ints ints(const Call& call, int index) {
+    const Array& a = call.array[index];
+    int64_t size = 1;
+    for (int i = 0; i < a.axes; ++i) size *= a.shape[i];
+    return {a.data, a.data ? size : 0, a.dtype == DType::i32};
+}
+
 static inline double number(const Call& call, int index) {
     const Number& n = call.number[index];
     return n.at ? *n.at : n.value;
