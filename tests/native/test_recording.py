@@ -1,5 +1,6 @@
 """Recorded steps: a replay gives the bits of the eager run; what cannot be recorded says so."""
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -94,6 +95,17 @@ def test_numbers_are_read_at_every_replay() -> None:
     lr[...], at[...] = 0.02, 2
     step.replay()
     assert np.array_equal(p, q)
+
+
+def test_other_threads_are_not_recorded() -> None:
+    x, y = draw(6, 9), draw(6, 9)
+    with record(inputs=[x]) as step:
+        kept = kernels.softmax(x)
+        other = threading.Thread(target=lambda: [kernels.softmax(y) for _ in range(10)])
+        other.start()
+        other.join()
+    assert step.calls == 1
+    assert step.memory["outputs"] == kept.nbytes
 
 
 class TestRefusals:

@@ -2,6 +2,7 @@
 
 #include <map>
 #include <memory>
+#include <thread>
 
 #include "core/cpu.h"
 #include "core/memory.h"
@@ -26,11 +27,18 @@ struct State {
     py::dtype dtypes[dtype_count];
     int bfloat16 = -1;                     // NumPy's number of the type that ml_dtypes registers
     std::shared_ptr<Recording> recording;  // the one that is active
+    std::thread::id recorder;              // whose calls it takes
     std::map<void*, PyObject*> owners;     // of buffers that were made while it was, and still live; borrowed
 };
 State& state() {
     static State* one = new State;
     return *one;
+}
+
+// The active recording, if this thread began it: others' calls go on as ever.
+std::shared_ptr<Recording> recording_here() {
+    State& s = state();
+    return s.recording && s.recorder == std::this_thread::get_id() ? s.recording : nullptr;
 }
 
 constexpr int64_t lock_bytes = 64 << 10;  // from here on other Python threads may run meanwhile
@@ -66,8 +74,8 @@ py::array pool_array(const py::dtype& dtype, const std::vector<int64_t>& shape) 
     for (int64_t size : shape) bytes *= size;
     void* data = pool_take(static_cast<size_t>(bytes));
     const auto owner = py::reinterpret_steal<py::object>(PyCapsule_New(data, nullptr, give_back));
-    if (state().recording) {
-        state().recording->allocated(data, bytes);
+    if (const auto recording = recording_here()) {
+        recording->allocated(data, bytes);
         state().owners[data] = owner.ptr();
     }
     return py::array(dtype, shape, data, owner);
@@ -213,7 +221,7 @@ PyObject* try_call(Arguments& arguments, PyObject* const* values, Py_ssize_t pos
     if (arguments.signature().returns_number)
         arguments.call.array[0] = Array{&total, {1}, {1}, 1, DType::f64};
     // Kept in a local: another thread may end the recording while this one computes.
-    const std::shared_ptr<Recording> recording = state().recording;
+    const std::shared_ptr<Recording> recording = recording_here();
     if (recording) {
         if (arguments.signature().returns_number)
             cannot_record(arguments.bound, "it returns a number to Python");
@@ -232,7 +240,7 @@ PyObject* try_call(Arguments& arguments, PyObject* const* values, Py_ssize_t pos
 
 PyObject* call_fallback(const Bound& bound, const std::string& why, PyObject* const* values,
                         Py_ssize_t positional, PyObject* names) {
-    if (state().recording) cannot_record(bound, why);
+    if (recording_here()) cannot_record(bound, why);
     if (!bound.fallback) throw std::runtime_error(bound.kernel->signature.name + ": " + why);
     if (state().report && !state().report.is_none()) state().report(bound.kernel->signature.name, why);
     return PyObject_Vectorcall(bound.fallback.ptr(), values, static_cast<size_t>(positional), names);
@@ -315,6 +323,7 @@ void PyRecording::declare(const py::array& array) {
 void PyRecording::begin() {
     if (state().recording) throw std::runtime_error("a recording is active already");
     state().recording = recording;
+    state().recorder = std::this_thread::get_id();
 }
 
 void PyRecording::end(bool check) {
