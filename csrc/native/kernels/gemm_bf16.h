@@ -102,10 +102,10 @@ static inline uint32_t pair_at(const Operand& from, const bf16* row, int64_t pai
 // One panel: `size` rows of the operand from row `first`, `count` of which there are.
 template <int size, class Place>
 static inline void pack_panel(uint32_t* to, const Operand& from, int64_t first, int64_t count, int64_t k,
-                              const Place& place) {
+                              const Place& place, int64_t done = 0) {
     const int64_t pairs = padded_pairs(k), here = count - first < size ? count - first : size;
     constexpr int64_t step = 64;  // pairs at a time, so that what is written stays in the first cache
-    for (int64_t start = 0; start < pairs; start += step) {
+    for (int64_t start = done; start < pairs; start += step) {
         const int64_t end = start + step < pairs ? start + step : pairs, whole = end < k / 2 ? end : k / 2;
         for (int64_t i = 0; i < size; ++i) {
             int64_t pair = start;
@@ -123,12 +123,52 @@ static inline void pack_panel(uint32_t* to, const Operand& from, int64_t first, 
     }
 }
 
+static inline Bits halves(Short low, Short high) {
+    return __builtin_convertvector(low, Bits) | __builtin_convertvector(high, Bits) << 16;
+}
+
+static inline Short load_short(const bf16* p) {
+    Short x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+
+// A whole panel of b, a register at a time; from the first pair that it leaves on, pack_panel does the rest.
+static inline int64_t pack_registers(uint32_t* to, const Operand& from, int64_t first, int64_t k) {
+    int64_t pair = 0;
+    if (from.outer == 1) {
+        for (; pair < k / 2; ++pair)
+            for (int v = 0; v < nv; ++v) {
+                const bf16* const p = from.data + first + v * width + 2 * pair * from.inner;
+                const Bits both = halves(load_short(p), load_short(p + from.inner));
+                memcpy(to + pair * nr + v * width, &both, sizeof both);
+            }
+    } else if (from.inner == 1) {
+        for (; pair + width <= k / 2; pair += width)
+            for (int v = 0; v < nv; ++v) {
+                Bits rows_here[width];
+                for (int i = 0; i < width; ++i)
+                    memcpy(&rows_here[i], from.data + (first + v * width + i) * from.outer + 2 * pair,
+                           sizeof(Bits));
+                transpose(rows_here);
+                for (int i = 0; i < width; ++i)
+                    memcpy(to + (pair + i) * nr + v * width, &rows_here[i], sizeof(Bits));
+            }
+    }
+    return pair;
+}
+
 template <int size, class Place>
-static inline void pack(uint32_t* to, const Operand& from, int64_t count, int64_t k, const Place& place) {
+static inline void pack(uint32_t* to, const Operand& from, int64_t count, int64_t k, const Place& place,
+                        bool registers_do) {
     const int64_t pairs = padded_pairs(k);
     parallel_for(panels(count, size), (double)(size * pairs) * 12, [&](int64_t begin, int64_t end) {
-        for (int64_t p = begin; p < end; ++p)
-            pack_panel<size>(to + p * size * pairs, from, p * size, count, k, place);
+        for (int64_t p = begin; p < end; ++p) {
+            uint32_t* const panel = to + p * size * pairs;
+            const bool by_registers = registers_do && (p + 1) * size <= count;
+            const int64_t done = by_registers ? pack_registers(panel, from, p * size, k) : 0;
+            pack_panel<size>(panel, from, p * size, count, k, place, done);
+        }
     });
 }
 
@@ -158,8 +198,8 @@ static inline void gemm_bf16(Out* c, int64_t ldc, const Operand& a, const Operan
     const int64_t pairs = padded_pairs(k), row_panels = panels(m, mr), col_panels = panels(n, nr);
     if (m == 0 || n == 0) return;
     const Scratch<uint32_t> packed_a(row_panels * mr * pairs), packed_b(col_panels * nr * pairs);
-    pack<mr>(packed_a.data, a, m, k, place_in_a);
-    pack<nr>(packed_b.data, b, n, k, place_in_b);
+    pack<mr>(packed_a.data, a, m, k, place_in_a, false);
+    pack<nr>(packed_b.data, b, n, k, place_in_b, true);
     // tiles of 8 x 8 panels: a's stay in the second cache, a panel of b in the first while 8 of a pass by
     constexpr int64_t side = 8;
     const int64_t across = panels(col_panels, side), tiles = panels(row_panels, side) * across;

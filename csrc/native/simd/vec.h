@@ -127,6 +127,32 @@ static inline Vec sqrt(Vec a) {
 #endif
 }
 
+// Rows to columns, in log2(width) rounds of exchanging blocks of 1, 2, 4, ... with the row so far away.
+static inline void transpose(Bits (&rows)[width]) {
+    for (int step = 1; step < width; step *= 2)
+        for (int i = 0; i < width; ++i) {
+            if (i & step) continue;
+            const Bits a = rows[i], b = rows[i | step];
+#ifdef __clang__
+            Bits first, second;
+            for (int j = 0; j < width; ++j) {
+                first[j] = j & step ? b[j - step] : a[j];
+                second[j] = j & step ? b[j] : a[j + step];
+            }
+#else
+            Bits from_first, from_second;
+            for (uint32_t j = 0; j < (uint32_t)width; ++j) {
+                from_first[j] = j & step ? width + j - step : j;
+                from_second[j] = j & step ? width + j : j + step;
+            }
+            const Bits first = __builtin_shuffle(a, b, from_first),
+                       second = __builtin_shuffle(a, b, from_second);
+#endif
+            rows[i] = first;
+            rows[i | step] = second;
+        }
+}
+
 // One order of addition per width: halves folded onto each other.
 static inline float sum(Vec a) {
     float all[width];
