@@ -107,8 +107,13 @@ static inline void pack_panel(uint32_t* to, const Operand& from, int64_t first, 
     constexpr int64_t step = 64;  // pairs at a time, so that what is written stays in the first cache
     for (int64_t start = done; start < pairs; start += step) {
         const int64_t end = start + step < pairs ? start + step : pairs, whole = end < k / 2 ? end : k / 2;
+        int64_t packed = start;  // pairs of all rows
+        if (from.outer == 1)     // rows lie side by side: read along them
+            for (; packed < whole; ++packed)
+                for (int64_t i = 0; i < here; ++i)
+                    to[place(packed, i)] = pair_at(from, from.data + first + i, packed);
         for (int64_t i = 0; i < size; ++i) {
-            int64_t pair = start;
+            int64_t pair = i < here ? packed : start;
             if (i < here) {
                 const bf16* const row = from.data + (first + i) * from.outer;
                 if (from.inner == 1)
