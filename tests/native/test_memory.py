@@ -1,6 +1,7 @@
 """The pool under the results: buffers come back, large ones lie on huge pages, counters count."""
 
 import gc
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -45,6 +46,17 @@ def test_counters() -> None:
     assert native.memory()["bytes_in_use"] == before
     native.trim()
     assert native.memory()["bytes_kept"] == 0
+
+
+def test_tracemalloc_sees_results() -> None:
+    x = np.ones((100, 500), np.float32)
+    tracemalloc.start()
+    y = kernels.silu(x)
+    held = tracemalloc.get_traced_memory()[0]
+    del y
+    freed = held - tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert freed >= x.nbytes
 
 
 def test_more_than_there_is() -> None:

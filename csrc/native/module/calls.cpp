@@ -41,6 +41,7 @@ std::shared_ptr<Recording> recording_here() {
     return s.recording && s.recorder == std::this_thread::get_id() ? s.recording : nullptr;
 }
 
+constexpr unsigned trace_domain = 389047;  // NumPy's, so that tracemalloc counts all arrays as one kind
 constexpr int64_t lock_bytes = 64 << 10;  // from here on other Python threads may run meanwhile
 
 DType dtype_of(const py::array& array) {
@@ -65,6 +66,7 @@ void give_back(PyObject* capsule) {
         state().recording->freed(data);
         state().owners.erase(data);
     }
+    PyTraceMalloc_Untrack(trace_domain, reinterpret_cast<uintptr_t>(data));
     pool_give(data);
 }
 
@@ -73,6 +75,7 @@ py::array pool_array(const py::dtype& dtype, const std::vector<int64_t>& shape) 
     int64_t bytes = dtype.itemsize();
     for (int64_t size : shape) bytes *= size;
     void* data = pool_take(static_cast<size_t>(bytes));
+    PyTraceMalloc_Track(trace_domain, reinterpret_cast<uintptr_t>(data), static_cast<size_t>(bytes));
     const auto owner = py::reinterpret_steal<py::object>(PyCapsule_New(data, nullptr, give_back));
     if (const auto recording = recording_here()) {
         recording->allocated(data, bytes);
