@@ -4,7 +4,9 @@ import logging
 import os
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,6 +37,13 @@ def test_without_it_the_reference_serves_and_says_so() -> None:
         find("native")
     with pytest.raises(InputError, match="native: the extension is not built"):
         native.level()
+
+
+def test_what_is_built_can_be_loaded() -> None:
+    """Else all tests here would be skipped in silence."""
+    files = list(Path(native.__file__).parent.glob("nn_native.*.so"))
+    mine = [file for file in files if file.name == f"nn_native{sysconfig.get_config_var('EXT_SUFFIX')}"]
+    assert not mine or native.missing() is None
 
 
 @built

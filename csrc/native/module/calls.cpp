@@ -1,3 +1,11 @@
+// Python 3.11's headers declare these two without saying that they are C; what is said first holds.
+#include <cstddef>
+#include <cstdint>
+extern "C" {
+int PyTraceMalloc_Track(unsigned int domain, uintptr_t place, size_t bytes);
+int PyTraceMalloc_Untrack(unsigned int domain, uintptr_t place);
+}
+
 #include "module/calls.h"
 
 #include <map>
