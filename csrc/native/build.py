@@ -159,10 +159,10 @@ def default_folder() -> Path:
     return ROOT / "build" / f"native-{sysconfig.get_config_var('SOABI')}"
 
 
-def build_module(folder: Path | None = None, *, quiet: bool = False) -> Path:
+def build_module(folder: Path | None = None, levels: tuple[str, ...] = (), *, quiet: bool = False) -> Path:
     """The module for this Python, beside nn/backends/native/__init__.py or in `folder`."""
     output = module_path(folder or ROOT / "nn" / "backends" / "native")
-    return build(Options(default_folder(), output), quiet=quiet)
+    return build(Options(default_folder(), output, levels=levels), quiet=quiet)
 
 
 def main() -> int:
@@ -177,7 +177,7 @@ def main() -> int:
             folder = (given.folder or ROOT / "build" / f"native-{given.sanitize or 'tests'}").absolute()
             print(build(Options(folder, folder / "native_tests", True, given.sanitize, tuple(given.levels))))
         else:
-            print(build_module(given.folder))
+            print(build_module(given.folder, tuple(given.levels)))
     except BuildError as error:
         print(f"cuda-nn: {error}", file=sys.stderr)
         return 1
