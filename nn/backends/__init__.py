@@ -56,7 +56,7 @@ def _native_backend() -> Backend:
     """Kernels in C++ for NumPy arrays of the types they are written for, where the extension is built."""
 
     def serves(array: Any) -> bool:
-        return isinstance(array, np.ndarray) and array.dtype in native.DTYPES
+        return isinstance(array, np.ndarray) and array.dtype in native.SERVED
 
     return Backend("native", "nn.backends.native.kernels", serves, native.missing)
 

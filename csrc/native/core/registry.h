@@ -9,7 +9,7 @@
 
 namespace nn {
 
-constexpr int dtype_count = 7;
+constexpr int dtype_count = 8;
 
 struct Kernel {
     Signature signature;

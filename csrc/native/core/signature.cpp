@@ -43,7 +43,18 @@ Kind parse_kind(const std::string& word) {
     if (word == "float") return Kind::wide;
     if (word == "int") return Kind::integer;
     if (word == "bool") return Kind::boolean;
+    if (word == "bytes") return Kind::bytes;
     return Kind::like;  // dlogits[R,V]:logits; all such are of the call's type here
+}
+
+char size_named(const std::string& number) {
+    constexpr struct {
+        const char* number;
+        char letter;
+    } known[] = {{"k", 'K'}, {"choices", 'K'}, {"num_experts", 'E'}, {"tokens", 'N'}, {"rows", '#'}};
+    for (const auto& one : known)
+        if (number == one.number) return one.letter;
+    return 0;
 }
 
 Item parse_item(std::string word) {
@@ -66,7 +77,12 @@ Item parse_item(std::string word) {
         item.axes = parse_axes(word.substr(place + 1, word.find(']') - place - 1));
         word.erase(place);
     }
+    if (size_t place = word.find(':'); place != std::string::npos) {
+        item.size_of = word[place + 1];
+        word.erase(place);
+    }
     item.name = word;
+    if (!item.is_array && !item.size_of) item.size_of = size_named(word);
     return item;
 }
 
@@ -173,10 +189,7 @@ Signature parse(const char* text) {
 bool take(const Item& item, const Given& array, DType same, Sizes& sizes, Array& out, std::string& why) {
     int64_t stride_if_empty[max_axes + 3];
     const Given given = with_dense_strides(array, stride_if_empty);
-    const DType wanted = item.kind == Kind::wide      ? DType::f32
-                         : item.kind == Kind::integer ? DType::i64
-                         : item.kind == Kind::boolean ? DType::boolean
-                                                      : same;
+    const DType wanted = dtype_of(item.kind, same);
     const bool short_integer = item.kind == Kind::integer && given.dtype == DType::i32;
     if (given.dtype != wanted && !short_integer)
         return fail(why, item,
@@ -232,12 +245,7 @@ bool take(const Item& item, const Given& array, DType same, Sizes& sizes, Array&
 }
 
 void bind_number(const Item& item, double value, Sizes& sizes) {
-    const char letter = item.name == "k" || item.name == "choices" ? 'K'
-                        : item.name == "num_experts"               ? 'E'
-                        : item.name == "tokens"                    ? 'N'
-                        : item.name == "rows"                      ? '#'
-                                                                   : 0;
-    if (letter) sizes.size[static_cast<int>(letter)] = static_cast<int64_t>(value);
+    if (item.size_of) sizes.size[static_cast<int>(item.size_of)] = static_cast<int64_t>(value);
 }
 
 bool result_shape(const Item& item, const Sizes& sizes, std::vector<int64_t>& shape) {
@@ -257,14 +265,24 @@ bool result_shape(const Item& item, const Sizes& sizes, std::vector<int64_t>& sh
     return true;
 }
 
+DType dtype_of(Kind kind, DType same) {
+    switch (kind) {
+        case Kind::wide: return DType::f32;
+        case Kind::integer: return DType::i64;
+        case Kind::boolean: return DType::boolean;
+        case Kind::bytes: return DType::u8;
+        default: return same;
+    }
+}
+
 const char* dtype_name(DType dtype) {
     constexpr const char* names[] = {"another type", "float32", "bfloat16", "float64",
-                                     "int32",        "int64",   "bool"};
+                                     "int32",        "int64",   "bool",     "uint8"};
     return names[static_cast<int>(dtype)];
 }
 
 int dtype_size(DType dtype) {
-    constexpr int sizes[] = {0, 4, 2, 8, 4, 8, 1};
+    constexpr int sizes[] = {0, 4, 2, 8, 4, 8, 1, 1};
     return sizes[static_cast<int>(dtype)];
 }
 

@@ -4,8 +4,9 @@
 //     rms_norm(x[R,D], weight[D], eps) -> y[R,D], rstd[R,1]:float
 //     adamw(&param[...]:float, grad[...], &m[...]:float, &v[...]:float; lr, ...)
 //   &name              changed in place
-//   :float :int :bool  float32, int64 or int32 (results: int64), bool; without a mark the element type is
-//                      the call's own, T: that of the first such array
+//   :float :int :bool :bytes   float32, int64 or int32 (results: int64), bool, uint8; without a mark the
+//                      element type is the call's own, T: that of the first such array (float32 if none is)
+//   outputs:O          a number that is the size of the axes of that letter
 //   name[axes]=None    an optional array
 //   y[...]?option      a result only where that option is not 0
 //
@@ -22,8 +23,9 @@
 
 namespace nn {
 
-// T, float32, int64 or int32, bool, the type of a named argument (which is T's, here)
-enum class Kind { same, wide, integer, boolean, like };
+// T, float32, int64 or int32, bool, uint8, the type of a named argument (which is T's, here)
+enum class Kind { same, wide, integer, boolean, bytes, like };
+DType dtype_of(Kind kind, DType same);
 
 struct Axis {
     char letter;   // 0: the constant; '.': whatever "..." stands for
@@ -36,6 +38,7 @@ struct Item {
     double fallback = 0;  // default of a number
     bool has_default = false;
     Kind kind = Kind::same;
+    char size_of = 0;  // a number: the letter of the axes whose size it is; '#': rows
     std::vector<Axis> axes;
     int wanted_by = -1;  // index among the numbers: a result only where that is not 0
 };

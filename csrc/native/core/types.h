@@ -14,13 +14,13 @@ struct bf16 {
     uint16_t bits;
 };  // the upper half of a float32
 
-enum class DType : int32_t { none, f32, bf16, f64, i32, i64, boolean };
+enum class DType : int32_t { none, f32, bf16, f64, i32, i64, boolean, u8 };
 
 // In order of preference; a kernel that a level lacks is taken from the one below.
 enum class Level : int32_t { generic, avx2, avx512, avx512_bf16, amx, neon_bf16 };
 constexpr int level_count = 6;
 
-constexpr int max_axes = 5, max_arrays = 14, max_numbers = 10;
+constexpr int max_axes = 5, max_arrays = 16, max_numbers = 12;
 
 struct Array {
     void* data;  // null: an optional argument that was not given, or a result nobody wants

@@ -63,6 +63,27 @@ static inline Rows<T> rows(const Call& call, int index) {
     return {static_cast<T*>(a.data), a.shape[0], a.shape[1], a.stride[0]};
 }
 
+template <class T>
+struct Rows4 {  // [B,H,T,D]: rows dense, every other axis at any distance
+    T* data;
+    int64_t size[4], stride[3];
+    T* operator()(int64_t b, int64_t h, int64_t t) const {
+        return data + b * stride[0] + h * stride[1] + t * stride[2];
+    }
+};
+
+template <class T>
+static inline Rows4<T> rows4(const Call& call, int index) {
+    const Array& a = call.array[index];
+    return {static_cast<T*>(a.data),
+            {a.shape[0], a.shape[1], a.shape[2], a.shape[3]},
+            {a.stride[0], a.stride[1], a.stride[2]}};
+}
+
+static inline Flat<const uint8_t> bytes(const Call& call, int index) {  // :bytes
+    return flat<const uint8_t>(call, index);
+}
+
 struct Ints {  // :int, dense, of either size
     const void* data;
     int64_t size;

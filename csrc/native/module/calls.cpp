@@ -55,6 +55,7 @@ constexpr int64_t lock_bytes = 64 << 10;  // from here on other Python threads m
 DType dtype_of(const py::array& array) {
     switch (const int number = array.dtype().num()) {
         case 0: return DType::boolean;
+        case 2: return DType::u8;
         case 11: return DType::f32;
         case 12: return DType::f64;
         case 5: return DType::i32;
@@ -136,6 +137,7 @@ bool Arguments::take_array(const Item& item, PyObject* value, Array& out) {
     if (!is_array(value)) return why = item.name + ": not a NumPy array", false;
     const py::array array = as_array(value);
     const DType dtype = dtype_of(array);
+    if (dtype == DType::none) return why = item.name + ": an element type without kernels", false;
     if (item.kind == Kind::same && same == DType::none) same = dtype;
     if (item.in_place && !array.writeable()) return why = item.name + ": read-only", false;
     if (array.ndim() > max_axes + 3) return why = item.name + ": too many axes", false;
@@ -179,6 +181,7 @@ bool Arguments::take_all() {
                             : take_number(item, value, call.number[number++])))
             return false;
     }
+    if (same == DType::none) same = DType::f32;  // integers and bytes alone: registered for float
     return true;
 }
 
@@ -192,9 +195,7 @@ bool Arguments::make_results(std::vector<py::object>& results) {
             continue;
         }
         if (!result_shape(item, sizes, shape)) return why = item.name + ": its shape does not follow", false;
-        const DType dtype = item.kind == Kind::wide      ? DType::f32
-                            : item.kind == Kind::integer ? DType::i64
-                                                         : same;
+        const DType dtype = dtype_of(item.kind, same);
         py::array array = pool_array(state().dtypes[static_cast<int>(dtype)], shape);
         bytes += array.nbytes();
         int64_t strides[max_axes + 3];
@@ -297,6 +298,8 @@ void set_up(py::object bfloat16, py::dict fallbacks, py::object report) {
     s.dtypes[static_cast<int>(DType::f32)] = py::dtype("float32");
     s.dtypes[static_cast<int>(DType::bf16)] = half;
     s.dtypes[static_cast<int>(DType::i64)] = py::dtype("int64");
+    s.dtypes[static_cast<int>(DType::boolean)] = py::dtype("bool");
+    s.dtypes[static_cast<int>(DType::u8)] = py::dtype("uint8");
     s.report = std::move(report);
     for (auto [name, function] : fallbacks) {
         kernel_function(name.cast<std::string>());

@@ -136,7 +136,7 @@ TEST(memory_refuses_what_nobody_has) {
 
 // Whether an array of float32 fits `axes`, after x[R,D] with R = 3, D = 4
 bool fits(const char* axes, std::vector<int64_t> shape, std::vector<int64_t> stride,
-          nn::DType dtype = nn::DType::f32) {
+          nn::DType dtype = nn::DType::f32, int itemsize = 4) {
     const std::string text = "k(x[R,D], y[" + std::string(axes) + ")";
     const nn::Signature signature = nn::parse(text.c_str());
     nn::Sizes sizes;
@@ -147,7 +147,8 @@ bool fits(const char* axes, std::vector<int64_t> shape, std::vector<int64_t> str
     CHECK(nn::take(signature.arguments[0], {memory, 2, known, dense, nn::DType::f32, 4}, nn::DType::f32,
                    sizes, out, why));
     return nn::take(signature.arguments[1],
-                    {memory + 1024, static_cast<int>(shape.size()), shape.data(), stride.data(), dtype, 4},
+                    {memory + 1024, static_cast<int>(shape.size()), shape.data(), stride.data(), dtype,
+                     itemsize},
                     nn::DType::f32, sizes, out, why);
 }
 
@@ -167,6 +168,19 @@ TEST(signature_takes_what_the_rule_says) {
     CHECK(fits("...]", {2, 5}, {20, 4}) && !fits("...]", {2, 5}, {40, 4}));
     CHECK(fits("...]", {}, {}));
     CHECK(fits("Z,D]", {0, 4}, {0, 0}));  // no elements: any strides
+}
+
+TEST(signature_marks) {
+    const nn::Signature s = nn::parse("f(codes[P]:bytes, ids[N]:int; outputs:O, k) -> y[N,O], rest[K]:bytes");
+    CHECK(s.arguments[0].kind == nn::Kind::bytes && s.arguments[2].size_of == 'O');
+    CHECK(s.arguments[3].size_of == 'K' && s.results[1].kind == nn::Kind::bytes);
+    CHECK(nn::dtype_of(s.results[1].kind, nn::DType::f32) == nn::DType::u8);
+    nn::Sizes sizes;
+    sizes.size['N'] = 2;
+    nn::bind_number(s.arguments[2], 5.0, sizes);
+    std::vector<int64_t> shape;
+    CHECK(nn::result_shape(s.results[0], sizes, shape) && shape == (std::vector<int64_t>{2, 5}));
+    CHECK(fits("D]:bytes", {4}, {1}, nn::DType::u8, 1) && !fits("D]:bytes", {4}, {4}));
 }
 
 TEST(every_kernel_is_in_the_table) {
