@@ -35,6 +35,10 @@ def work(dtype: Any) -> dict[str, Callable[[], Any]]:
     rstd = np.abs(draw(701, 1)) + 0.1
     wide, short = draw(600, 530, dtype=dtype), draw(701, 600, dtype=dtype)
     targets = RANDOM.integers(0, 530, 701)
+    logits = draw(9001, 16, dtype=dtype)
+    weights, experts, probs = kernels.router_topk(logits, 2)
+    order, inverse, _ = kernels.expert_order(RANDOM.integers(0, 5, (701, 2)), 4)
+    gates, xs, place = np.abs(draw(701, 2)), draw(1402, 530, dtype=dtype), np.array([7, 1, 2, 3])
     return {
         "rms_norm": lambda: kernels.rms_norm(x, weight, 1e-6),
         "rms_norm_backward": lambda: kernels.rms_norm_backward(dy, x, weight, rstd),
@@ -44,6 +48,15 @@ def work(dtype: Any) -> dict[str, Callable[[], Any]]:
         "linear": lambda: kernels.linear(x, wide),
         "linear_backward": lambda: kernels.linear_backward(short, x, wide),
         "matmul": lambda: kernels.matmul(x, wide.T.copy()),
+        "router_topk": lambda: kernels.router_topk(logits, 2),
+        "router_topk_backward": lambda: kernels.router_topk_backward(weights, weights, experts, probs),
+        "moe_balance_loss": lambda: kernels.moe_balance_loss(logits, experts, 0.1),
+        "moe_z_loss": lambda: kernels.moe_z_loss(logits, 0.1),
+        "jitter": lambda: kernels.jitter(x, place, epsilon=0.1),
+        "moe_dispatch": lambda: kernels.moe_dispatch(x, order, 2),
+        "moe_dispatch_backward": lambda: kernels.moe_dispatch_backward(xs, inverse, 2),
+        "moe_combine": lambda: kernels.moe_combine(xs, gates, inverse),
+        "moe_combine_backward": lambda: kernels.moe_combine_backward(x, xs, gates, order, inverse),
         "sum_of_squares": lambda: kernels.sum_of_squares(x),
     }
 

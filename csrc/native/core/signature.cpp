@@ -257,6 +257,7 @@ bool result_shape(const Item& item, const Sizes& sizes, std::vector<int64_t>& sh
         }
         int64_t size = axis.letter == 0 ? 0 : sizes.size[static_cast<int>(axis.letter)];
         if (size < 0 && axis.letter == 'M') size = sizes.size['N'] * sizes.size['K'];
+        if (size < 0 && axis.letter == 'N' && sizes.size['K'] > 0) size = sizes.size['M'] / sizes.size['K'];
         if (size < 0 && axis.letter == 'F' && sizes.size['C'] % 2 == 0) size = sizes.size['C'] / 2;
         if (size < 0 && axis.letter == 'C' && sizes.size['F'] >= 0) size = sizes.size['F'] * 2;
         if (size < 0) return false;

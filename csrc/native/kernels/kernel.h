@@ -100,6 +100,12 @@ static inline Ints ints(const Call& call, int index) {
     return {a.data, a.data ? size : 0, a.dtype == DType::i32};
 }
 
+// A row of integers [R,C]
+static inline Ints int_row(const Array& a, int64_t row) {
+    const int64_t first = row * a.stride[0] * (a.dtype == DType::i32 ? 4 : 8);
+    return {static_cast<const char*>(a.data) + first, a.shape[1], a.dtype == DType::i32};
+}
+
 static inline double number(const Call& call, int index) {
     const Number& n = call.number[index];
     return n.at ? *n.at : n.value;
