@@ -39,6 +39,9 @@ def work(dtype: Any) -> dict[str, Callable[[], Any]]:
     weights, experts, probs = kernels.router_topk(logits, 2)
     order, inverse, _ = kernels.expert_order(RANDOM.integers(0, 5, (701, 2)), 4)
     gates, xs, place = np.abs(draw(701, 2)), draw(1402, 530, dtype=dtype), np.array([7, 1, 2, 3])
+    heads, angles = draw(2, 6, 160, 64, dtype=dtype), draw(160, 32)
+    cache, new = draw(2, 2, 600, 64, dtype=dtype), draw(2, 6, 1, 64, dtype=dtype)
+    held = np.array([600, 333], np.int32)
     return {
         "rms_norm": lambda: kernels.rms_norm(x, weight, 1e-6),
         "rms_norm_backward": lambda: kernels.rms_norm_backward(dy, x, weight, rstd),
@@ -57,6 +60,8 @@ def work(dtype: Any) -> dict[str, Callable[[], Any]]:
         "moe_dispatch_backward": lambda: kernels.moe_dispatch_backward(xs, inverse, 2),
         "moe_combine": lambda: kernels.moe_combine(xs, gates, inverse),
         "moe_combine_backward": lambda: kernels.moe_combine_backward(x, xs, gates, order, inverse),
+        "rope": lambda: kernels.rope(heads, np.cos(angles), np.sin(angles)),
+        "decode_attention": lambda: kernels.decode_attention(new, cache, cache, held, scale=0.1),
         "sum_of_squares": lambda: kernels.sum_of_squares(x),
     }
 

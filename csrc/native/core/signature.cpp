@@ -33,7 +33,7 @@ std::vector<Axis> parse_axes(const std::string& text) {
         else if (std::isdigit(static_cast<unsigned char>(word[0])))
             axes.push_back({0, std::atoll(word.c_str())});
         else
-            axes.push_back({word[0] == 'r' && word == "rows" ? '#' : word[0],
+            axes.push_back({word == "rows" ? '#' : word == "Dv" ? 'v' : word[0],
                             word.size() > 2 && word[1] == '+' ? std::atoll(word.c_str() + 2) : 0});
     }
     return axes;
