@@ -140,6 +140,8 @@ gathered_swiglu_backward(dy[M,F], hidden[M,C], x[N,I], weight[E,C,I], offsets[E+
                          choices) -> dx[N,I], dweight[E,C,I]:float
     through swiglu_packed, grouped_linear and moe_dispatch
 
+embedding(weight[V,D], ids[N]) -> y[N,D]
+    y[n] = weight[ids[n]]
 scatter_add(source[N,D], index[N], rows) -> out[rows,D]:float
     out[index[n]] += source[n], in order
 adamw(param[...], grad[...], m[...], v[...]; lr, beta1, beta2, eps, weight_decay, step, grad_scale=1)

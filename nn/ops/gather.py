@@ -6,7 +6,7 @@ import numpy as np
 
 from nn.backends import kernels
 from nn.backends.array_api import beside, namespace, on_device
-from nn.dtypes import widen
+from nn.dtypes import is_floating, widen
 from nn.errors import InputError
 from nn.tensor import Array, Op, Tensor
 
@@ -19,7 +19,9 @@ class Take(Op):
     def forward(self, x: Array, *, index: Array) -> Array:
         self.index, self.shape, self.dtype = index, tuple(x.shape), x.dtype
         xp = namespace(x)
-        return xp.reshape(xp.take(x, xp.reshape(index, (-1,)), axis=0), (*index.shape, *x.shape[1:]))
+        flat = xp.reshape(index, (-1,))
+        rows = kernels.embedding(x, flat) if x.ndim == 2 and is_floating(x) else xp.take(x, flat, axis=0)
+        return xp.reshape(rows, (*index.shape, *x.shape[1:]))
 
     def backward(self, dy: Array) -> Array:
         xp = namespace(dy)

@@ -525,6 +525,14 @@ def gathered(kernel: str) -> Table:
         yield "as-it-is", lambda draw: build(draw, 5, 2, 4, 6, 3, True, {"batch_invariant": False})
 
 
+@table("embedding")
+def embedding(kernel: str) -> Table:
+    for vocabulary, width, count in ((3, 4, 0), (1, 1, 1), (2, 3, 5), (9, 7, 40), (3, 1030, 6), (5, 0, 3)):
+        yield label(vocabulary, width, count), lambda draw, s=(vocabulary, width, count): (
+            (draw(s[0], s[1]), draw.integers(s[0], s[2])), {})
+    yield "first-and-last", lambda draw: ((draw(4, 33), np.array([3, 0, 3, 0], np.int32)), {})
+
+
 @table("scatter_add")
 def scatter_add(kernel: str) -> Table:
     for count, width, rows in ((0, 3, 4), (1, 1, 1), (5, 3, 2), (40, 7, 9), (6, 1030, 3)):

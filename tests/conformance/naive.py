@@ -456,6 +456,10 @@ def gathered_swiglu_backward(dy: Array, hidden: Array, x: Array, weight: Array, 
 
 # optimizer
 
+def embedding(weight: Array, ids: Array) -> Array:
+    return np.stack([weight[i] for i in ids]) if ids.size else weight[:0]
+
+
 def scatter_add(source: Array, index: Array, rows: int) -> Array:
     out = np.zeros((rows, *source.shape[1:]), accumulator(source.dtype))
     for n, row in enumerate(index):

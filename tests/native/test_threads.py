@@ -42,11 +42,14 @@ def work(dtype: Any) -> dict[str, Callable[[], Any]]:
     heads, angles = draw(2, 6, 160, 64, dtype=dtype), draw(160, 32)
     cache, new = draw(2, 2, 600, 64, dtype=dtype), draw(2, 6, 1, 64, dtype=dtype)
     held = np.array([600, 333], np.int32)
+    ids = RANDOM.integers(0, 600, 701)
     return {
         "rms_norm": lambda: kernels.rms_norm(x, weight, 1e-6),
         "rms_norm_backward": lambda: kernels.rms_norm_backward(dy, x, weight, rstd),
         "softmax": lambda: kernels.softmax(x),
         "swiglu": lambda: kernels.swiglu(x, dy),
+        "embedding": lambda: kernels.embedding(wide, ids),
+        "scatter_add": lambda: kernels.scatter_add(x, ids, 600),
         "cross_entropy": lambda: kernels.cross_entropy(x, targets),
         "linear": lambda: kernels.linear(x, wide),
         "linear_backward": lambda: kernels.linear_backward(short, x, wide),

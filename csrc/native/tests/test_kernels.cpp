@@ -186,6 +186,17 @@ TEST(kernel_adamw_and_squares) {
     }
 }
 
+TEST(kernel_embedding) {
+    for (DType T : types)
+        for (auto [N, V, D] : {std::tuple<int64_t, int64_t, int64_t>{0, 5, 3}, {1, 5, 1}, {3000, 5, 130}}) {
+            Tensor y({N, D}, T), weight({V, D}, T), ids({N}, DType::i64), out({V, D});
+            same_bits({&y}, [&] { Prepared("embedding", T, {y.array(), weight.array(), ids.array()})(); });
+            same_bits({&out}, [&] {
+                Prepared("scatter_add", T, {out.array(), y.array(), ids.array()}, {(double)V})();
+            });
+        }
+}
+
 // A chain as the module records it: buffers from the pool, freed as soon as they are read.
 struct Chain {
     nn::Recording recording;

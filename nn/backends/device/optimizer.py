@@ -173,12 +173,11 @@ def scatter_add_into(out: DeviceArray, source: DeviceArray, index: Any, *,
     return out
 
 
-def embedding(table: DeviceArray, index: Any) -> DeviceArray:
-    """table[V,D] by index[...]: [..., D]; NaN for an index outside 0 ... V - 1."""
-    table, index = dense(table, index)
-    out = table.device.empty((*index.shape, table.shape[1]), table.dtype)
-    table.device.call("embedding_forward", out, table, index, index.size, *table.shape, table.code,
-                      index.code)
+def embedding(weight: DeviceArray, ids: Any) -> DeviceArray:
+    """weight[V,D] by ids[...]: [..., D]; NaN for one outside 0 ... V - 1."""
+    weight, ids = dense(weight, ids)
+    out = weight.device.empty((*ids.shape, weight.shape[1]), weight.dtype)
+    weight.device.call("embedding_forward", out, weight, ids, ids.size, *weight.shape, weight.code, ids.code)
     return out
 
 

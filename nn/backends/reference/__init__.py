@@ -43,13 +43,13 @@ from nn.backends.reference.norm import (
     rms_norm_backward,
     rms_norm_residual,
 )
-from nn.backends.reference.optimizer import adamw, scatter_add, sum_of_squares
+from nn.backends.reference.optimizer import adamw, embedding, scatter_add, sum_of_squares
 from nn.backends.reference.rotary import rope, rope_at
 from nn.backends.reference.softmax import log_softmax, log_softmax_backward, softmax, softmax_backward
 
 __all__ = [
     "adamw", "attention", "attention_backward", "cache_append", "cross_entropy", "cross_entropy_backward",
-    "decode_attention", "expert_order", "gathered_swiglu", "gathered_swiglu_backward", "gelu",
+    "decode_attention", "embedding", "expert_order", "gathered_swiglu", "gathered_swiglu_backward", "gelu",
     "gelu_backward", "gelu_tanh", "gelu_tanh_backward", "grouped_linear", "grouped_linear_backward",
     "jitter", "layer_norm", "layer_norm_backward", "linear", "linear_backward", "linear_cross_entropy",
     "log_softmax", "log_softmax_backward", "matmul", "moe_balance_loss", "moe_balance_loss_backward",

@@ -1,4 +1,5 @@
-"""What an optimizer step and an embedding's gradient need: AdamW, the sum of squares, scatter-add."""
+"""What an optimizer step and an embedding's gradient need: AdamW, the sum of squares; embedding and
+scatter-add."""
 
 from typing import Any
 
@@ -37,6 +38,11 @@ def sum_of_squares(x: Array) -> float:
     z = xp.astype(x, xp.float64)
     z *= z
     return float(xp.sum(z))
+
+
+def embedding(weight: Array, ids: Array) -> Array:
+    """y[N,D]: row ids[n] of weight[V,D]"""
+    return namespace(weight).take(weight, ids, axis=0)
 
 
 def scatter_add(source: Array, index: Array, rows: int) -> Array:
