@@ -80,6 +80,9 @@ class _Override(threading.local):
 
 
 _override = _Override()
+# Asked at every call: what os.environ looks up in, which has no name of its own to encode each time.
+_environment: Any = getattr(os.environ, "_data", os.environ)
+_NN_BACKEND: Any = getattr(os.environ, "encodekey", str)("NN_BACKEND")
 
 
 @contextmanager
@@ -124,16 +127,21 @@ class _Kernel:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.bound: dict[tuple[str | None, type, Any], Callable[..., Any]] = {}
+        self.bound: dict[Any, Callable[..., Any]] = {}
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        key = (forced(), type(arguments[0]), arguments[0].dtype)
-        if key not in self.bound:
-            backend, self.bound[key] = choose(self.name, arguments[0])
-            if on_device(arguments[0]) and backend.name == "reference":
-                log.warning("%s has no kernel for %s on a device and runs there as single array operations",
-                            self.name, arguments[0].dtype)
-        return self.bound[key](*arguments, **options)
+        first = arguments[0]
+        key = (_override.name or _environment.get(_NN_BACKEND), type(first), first.dtype)
+        function = self.bound.get(key) or self._bind(key, first)
+        return function(*arguments, **options)
+
+    def _bind(self, key: Any, first: Any) -> Callable[..., Any]:
+        backend, function = choose(self.name, first)
+        if on_device(first) and backend.name == "reference":
+            log.warning("%s has no kernel for %s on a device and runs there as single array operations",
+                        self.name, first.dtype)
+        self.bound[key] = function
+        return function
 
 
 class _Kernels:

@@ -53,7 +53,7 @@ def test_integers_of_either_size() -> None:
 
 
 def items(text: str, *, results: bool) -> list[str]:
-    """The parts of a text, without native's own marks: & :float :int :bool :bytes :O [axes] of an option, ?"""
+    """The parts of a text, without native's own marks: & :float :int :bool :bytes :O [axes]= ?"""
     parts = re.findall(r"[^\s,;\[\]]+(?:\[[^\]]*\])?[^\s,;]*", text)
     parts = [part.split("?")[0].removeprefix("&") for part in parts]
     if results:

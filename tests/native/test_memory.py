@@ -1,6 +1,9 @@
 """The pool under the results: buffers come back, large ones lie on huge pages, counters count."""
 
 import gc
+import os
+import pickle
+import threading
 import tracemalloc
 
 import numpy as np
@@ -62,3 +65,82 @@ def test_tracemalloc_sees_results() -> None:
 def test_more_than_there_is() -> None:
     with pytest.raises(MemoryError):
         native.empty((1 << 61,), np.uint8)
+
+
+class TestNumPysOwnArrays:
+    """What NumPy's operations allocate lies in the pool, too, once a kernel has been called (NEP 49)."""
+
+    @pytest.fixture(autouse=True)
+    def called(self) -> None:
+        kernels.silu(np.ones(3, np.float32))
+
+    def test_a_temporary_is_reused(self) -> None:
+        x = np.ones((300, 1000), np.float32)
+        place = (x * 2.0).ctypes.data
+        before = native.memory()
+        for _ in range(5):
+            assert (x * 2.0).ctypes.data == place
+        after = native.memory()
+        assert (after["fresh"], after["taken"]) == (before["fresh"], before["taken"] + 5)
+
+    def test_small_ones_are_numpys(self) -> None:
+        before = native.memory()["taken"]
+        assert np.array_equal([np.full(i, i).sum() for i in range(1500)], np.arange(1500) ** 2)
+        assert native.memory()["taken"] == before
+
+    @pytest.mark.parametrize("count", [0, 1, 1000, 5000, 300_000, 3_000_000])
+    def test_zeros_are_zero(self, count: int) -> None:
+        for _ in range(3):
+            used = np.full(count, 7.0)
+            del used
+            assert not np.zeros(count).any()
+
+    def test_resized_in_place(self) -> None:
+        x = np.arange(10)
+        for count in (100, 5000, 40_000, 39_000, 3000, 2_000_000, 10):
+            x.resize(count, refcheck=False)
+            assert np.array_equal(x[:10], np.arange(10))
+            assert not x[10:].any()
+
+    def test_arrays_from_before_and_from_elsewhere(self) -> None:
+        found: list[np.ndarray] = []
+
+        def make() -> None:
+            found.append(np.arange(100_000.0))                    # this thread has never called a kernel
+            kernels.silu(np.ones(3, np.float32))
+            found.append(np.arange(100_000.0))
+
+        other = threading.Thread(target=make)
+        other.start()
+        other.join()
+        assert np.array_equal(found[0], found[1])
+        found[0].resize(200_000, refcheck=False)
+        found.clear()
+        x = np.arange(100_000)
+        assert np.array_equal(pickle.loads(pickle.dumps(x)), x)
+
+    def test_tracemalloc_counts_once(self) -> None:
+        tracemalloc.start()
+        before = tracemalloc.get_traced_memory()[0]
+        x = np.ones(100_000)
+        held = tracemalloc.get_traced_memory()[0] - before
+        del x
+        left = tracemalloc.get_traced_memory()[0] - before
+        tracemalloc.stop()
+        assert 800_000 <= held < 900_000
+        assert left < 100_000
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+    def test_a_forked_child(self) -> None:
+        x = np.ones(100_000)
+        child = os.fork()
+        if child == 0:
+            y = x * 2.0
+            del x
+            os._exit(0 if (y + y).sum() == 400_000.0 else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert x.sum() == 100_000.0
+
+    def test_more_than_there_is(self) -> None:
+        with pytest.raises(MemoryError):
+            np.empty(1 << 57)

@@ -108,12 +108,51 @@ def test_other_threads_are_not_recorded() -> None:
     assert step.memory["outputs"] == kept.nbytes
 
 
+class TestEverythingFromBefore:
+    """`everything`: weights need not be named, and what NumPy makes meanwhile is found out."""
+
+    def test_weights_are_kept(self) -> None:
+        x, parameters = draw(3, 48), weights()
+        copies = [parameter.copy() for parameter in parameters]
+        with record(everything=True) as step:
+            results = layer(x, *parameters)
+        del parameters
+        rubbish = [draw(2 * 80, 48) for _ in range(5)]
+        x[...] = draw(3, 48)
+        step.replay()
+        with use_backend("native"):
+            expected = layer(x, *copies)
+        assert [a.tobytes() for a in results] == [b.tobytes() for b in expected]
+        del rubbish
+
+    @pytest.mark.parametrize("size", [8, 20_000])
+    def test_numpy_in_between(self, size: int) -> None:
+        x, other = draw(2, size), draw(2, size)
+        with (pytest.raises(InputError, match="softmax cannot be recorded: x is neither the result of"),
+              record(everything=True)):
+            kernels.softmax(x + 1.0)
+        with pytest.raises(InputError, match="neither"), record(everything=True):
+            kernels.softmax((kernels.softmax(x) + other)[1:])
+        with record(everything=True) as step:
+            kept = kernels.softmax((x.T.T)[1:])                      # views are no new memory
+            np.sum(other * 2.0)                                      # what no kernel reads does not matter
+        assert step.calls == 1
+        assert kept.shape == (1, size)
+
+
 class TestRefusals:
     def test_something_else_made_an_argument(self) -> None:
         x = draw(4, 8)
         with (pytest.raises(InputError, match="softmax cannot be recorded: x is neither the result of"),
               record(inputs=[x])):
             kernels.softmax(x + 1.0)
+
+    def test_something_else_made_the_result(self) -> None:
+        x = draw(4, 8)
+        with record([x]) as step:
+            assert step.result(kernels.softmax(x)[1:]).shape == (3, 8)
+        with pytest.raises(InputError, match="loss: made by something else"), record([x]) as step:
+            step.result(kernels.softmax(x) + 1.0, "loss")
 
     def test_something_else_changed_a_result(self) -> None:
         x, kept = draw(4, 8), []

@@ -1,8 +1,10 @@
 #include "core/memory.h"
 
+#include <pthread.h>
 #include <sys/mman.h>
 
 #include <cstdlib>
+#include <cstring>
 #include <map>
 #include <mutex>
 #include <new>
@@ -16,7 +18,11 @@ constexpr int64_t spare = int64_t(256) << 20;  // kept beyond what is in use bef
 
 struct Header {
     size_t bytes;  // of the whole block, header included
+    size_t unused[6];
+    size_t mark;  // the word before the data: see pool_owns
 };
+static_assert(sizeof(Header) == header);
+constexpr size_t pool_mark = 0x6e6e706f6f6c2e2e;
 
 struct Pool {
     std::mutex mutex;
@@ -26,7 +32,12 @@ struct Pool {
 
 // Never destroyed: arrays may outlive everything else when the interpreter ends.
 Pool& pool() {
-    static Pool* one = new Pool;
+    static Pool* one = [] {
+        // A child is forked while nobody changes the lists, and may use them.
+        pthread_atfork([] { pool().mutex.lock(); }, [] { pool().mutex.unlock(); },
+                       [] { pool().mutex.unlock(); });
+        return new Pool;
+    }();
     return *one;
 }
 
@@ -79,14 +90,13 @@ Header* header_of(const void* data) {
     return reinterpret_cast<Header*>(static_cast<char*>(const_cast<void*>(data)) - header);
 }
 
-}  // namespace
-
-void* pool_take(size_t wanted) {
+void* take(size_t wanted, bool& zeroed) {
     Pool& p = pool();
     if (wanted > (size_t(1) << 60)) throw std::bad_alloc();
     const size_t bytes = rounded(wanted + header);
     const std::lock_guard<std::mutex> lock(p.mutex);
     Header* block;
+    zeroed = false;
     if (auto place = p.kept.find(bytes); place != p.kept.end() && !place->second.empty()) {
         block = place->second.back();  // the last one given back: the likeliest to be in a cache
         place->second.pop_back();
@@ -95,6 +105,8 @@ void* pool_take(size_t wanted) {
         if (p.counters.bytes_kept > p.counters.bytes_in_use + spare) release_kept(p);
         block = from_system(bytes);
         block->bytes = bytes;
+        block->mark = pool_mark;
+        zeroed = bytes >= huge;
         ++p.counters.fresh;
         if (bytes >= huge) p.counters.bytes_huge += static_cast<int64_t>(bytes);
     }
@@ -103,6 +115,21 @@ void* pool_take(size_t wanted) {
     if (p.counters.bytes_in_use > p.counters.peak_bytes) p.counters.peak_bytes = p.counters.bytes_in_use;
     return reinterpret_cast<char*>(block) + header;
 }
+
+}  // namespace
+
+void* pool_take(size_t bytes) {
+    bool zeroed;
+    return take(bytes, zeroed);
+}
+
+void* pool_take_zeroed(size_t bytes) {
+    bool zeroed;
+    void* data = take(bytes, zeroed);
+    return zeroed ? data : std::memset(data, 0, bytes);
+}
+
+bool pool_owns(const void* data) { return static_cast<const size_t*>(data)[-1] == pool_mark; }
 
 void pool_give(void* data) noexcept {
     if (!data) return;

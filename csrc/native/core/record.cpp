@@ -6,6 +6,7 @@
 
 #include "core/memory.h"
 #include "core/registry.h"
+#include "core/threads.h"
 
 namespace nn {
 namespace {
@@ -67,6 +68,7 @@ int Recording::find_buffer(const void* data) const {
 }
 
 bool Recording::declared(const void* data) const {
+    if (made_ && !made_(data)) return true;
     return std::any_of(declared_.begin(), declared_.end(),
                        [&](const Range& range) { return holds(range.begin, range.bytes, data); });
 }
@@ -183,6 +185,7 @@ std::string Recording::check() {
 }
 
 void Recording::replay() const {
+    const StayAwake workers_spin_on;
     for (const Step& step : steps_) step.run(step.call);
 }
 

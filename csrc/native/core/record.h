@@ -7,8 +7,9 @@
 //
 // What a call touches must be known: declared memory, or the result of an earlier recorded call.  Anything
 // else was made by something that is not recorded (a NumPy operation between two kernels) and would not
-// happen again: add() refuses it by name.  Numbers that change from step to step are read from memory
-// (Number::at).
+// happen again: before() refuses it by name.  Who can tell what has been made since the recording began gives
+// declare_all_but(made): all other memory counts as declared then, and that it stays is the caller's care.
+// Numbers that change from step to step are read from memory (Number::at).
 //
 // The plan: a result lives from the call that makes it to the last that reads it, and lies, from then on, at
 // a fixed place in one arena, which results that do not live at the same time share.  Results that somebody
@@ -33,6 +34,8 @@ class Recording {
     Recording& operator=(const Recording&) = delete;
 
     void declare(const void* data, int64_t bytes);  // memory from before the recording, which outlives it
+    void declare_all_but(bool (*made)(const void*)) { made_ = made; }
+    bool is_result(const void* data) const { return find_buffer(data) >= 0; }
     void allocated(void* data, int64_t bytes);      // a result's buffer, just taken from the pool
     void freed(void* data);                         // given back: nobody outside will read it
     std::string before(const Call& call);           // "" or why it cannot be recorded; then the call runs
@@ -77,6 +80,7 @@ class Recording {
 
     std::vector<Buffer> buffers_;
     std::vector<Range> declared_;
+    bool (*made_)(const void*) = nullptr;
     std::vector<Step> steps_;
     std::vector<Changed> changed_;
     char* arena_ = nullptr;

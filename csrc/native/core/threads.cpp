@@ -18,7 +18,8 @@ namespace nn {
 namespace {
 
 constexpr int most_threads = 256;
-constexpr auto spin_time = std::chrono::microseconds(60);
+constexpr std::chrono::nanoseconds spin_time = std::chrono::microseconds(60);
+constexpr std::chrono::nanoseconds longest_spin = std::chrono::milliseconds(20);  // even where somebody asked to stay awake
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -41,15 +42,17 @@ struct Pool {
     std::mutex one_at_a_time;   // held by the thread whose loop is running
     std::atomic<int> count{0};  // threads, the caller's among them
 
-    // the loop; written while no chunk of the one before is left: who claims one has read that one's
+    // the loop, in one cache line, which its number shares: a worker that sees the number has the rest.
+    // Written while no chunk of the loop before is left: who claims one has read that one's.
+    alignas(64) std::atomic<uint32_t> loop{0};
+    std::atomic<int> shares{1};
     std::atomic<Body> body{nullptr};
     std::atomic<void*> context{nullptr};
     std::atomic<int64_t> size{0}, chunk{1};
-    std::atomic<int> shares{1};
     std::atomic<int64_t> chunks{0};
     Cursor cursor[most_threads];
-    alignas(64) std::atomic<uint32_t> loop{0};
     alignas(64) std::atomic<int64_t> left{0};  // chunks not finished
+    alignas(64) std::atomic<int> awake{0};     // StayAwakes that live
 
     std::mutex sleep;
     std::condition_variable wake;
@@ -62,7 +65,7 @@ struct Pool {
     void ensure_workers(int wanted);
     void work(int self);
     void help(int self, uint32_t number);
-    bool run_one(int share, uint32_t number);
+    int64_t run_share(int share, uint32_t number);
     void wait_for(uint32_t seen);
 };
 
@@ -121,14 +124,15 @@ void Pool::ensure_workers(int wanted) {
     }
 }
 
-// Claims one chunk of the share and runs it; false if none is left of this loop.
-bool Pool::run_one(int share, uint32_t number) {
+// Claims chunks of the share and runs them until none is left of this loop; how many it ran.
+int64_t Pool::run_share(int share, uint32_t number) {
     const Body run = body.load(std::memory_order_relaxed);
     void* const with = context.load(std::memory_order_relaxed);
     const int64_t total = size.load(std::memory_order_relaxed), step = chunk.load(std::memory_order_relaxed);
     const int64_t all = chunks.load(std::memory_order_relaxed);
     const int parts = shares.load(std::memory_order_relaxed);
-    if (share >= parts) return false;
+    if (share >= parts) return 0;
+    int64_t ran = 0;
     const int64_t last = first_chunk(share + 1, all, parts);
     std::atomic<uint64_t>& word = cursor[share].word;
     uint64_t seen = word.load(std::memory_order_acquire);
@@ -137,26 +141,29 @@ bool Pool::run_one(int share, uint32_t number) {
             continue;
         const int64_t begin = (last - int64_t(uint32_t(seen))) * step;
         run(with, begin, std::min(begin + step, total));
-        left.fetch_sub(1, std::memory_order_release);
-        return true;
+        ++ran;
+        seen = word.load(std::memory_order_acquire);
     }
-    return false;
+    return ran;
 }
 
 void Pool::help(int self, uint32_t number) {
     inside = true;
     const int parts = shares.load(std::memory_order_relaxed);
     for (int i = 0; i < parts; ++i)
-        while (run_one((self + i) % parts, number)) {}
+        if (const int64_t ran = run_share((self + i) % parts, number))
+            left.fetch_sub(ran, std::memory_order_release);
     inside = false;
 }
 
 // Until another loop is there: awake for a moment, then asleep.
 void Pool::wait_for(uint32_t seen) {
-    const auto until = std::chrono::steady_clock::now() + spin_time;
+    const auto from = std::chrono::steady_clock::now();
     for (int i = 1; loop.load(std::memory_order_acquire) == seen; ++i) {
         pause();
-        if (i % 64 == 0 && std::chrono::steady_clock::now() > until) break;
+        if (i % 64) continue;
+        const auto waited = std::chrono::steady_clock::now() - from;
+        if (waited > (awake.load(std::memory_order_relaxed) ? longest_spin : spin_time)) break;
     }
     if (loop.load(std::memory_order_acquire) != seen) return;
     std::unique_lock<std::mutex> lock(sleep);
@@ -178,6 +185,9 @@ void Pool::work(int self) {
 }  // namespace
 
 int threads() { return pool().count.load(std::memory_order_relaxed); }
+
+StayAwake::StayAwake() { pool().awake.fetch_add(1, std::memory_order_relaxed); }
+StayAwake::~StayAwake() { pool().awake.fetch_sub(1, std::memory_order_relaxed); }
 
 void set_threads(int count) { pool().count.store(std::clamp(count, 1, most_threads)); }
 

@@ -9,6 +9,7 @@
 //
 // A loop inside a body runs in its own thread, as does one started while another Python thread's loop is
 // running. Workers start with the first loop that is worth it; they spin for a moment after each, then sleep.
+// While a StayAwake lives (a replay: loop upon loop), they spin on.
 #pragma once
 #include <stdint.h>
 
@@ -20,5 +21,11 @@ void parallel_chunks(int64_t count, int64_t chunk, Body body, void* context);
 
 int threads();                // NN_THREADS, else the usable cores
 void set_threads(int count);  // at least 1; workers beyond it sleep
+
+struct StayAwake {
+    StayAwake();
+    ~StayAwake();
+    StayAwake(const StayAwake&) = delete;
+};
 
 }  // namespace nn

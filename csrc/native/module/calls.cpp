@@ -16,6 +16,7 @@ int PyTraceMalloc_Untrack(unsigned int domain, uintptr_t place);
 #include "core/memory.h"
 #include "core/record.h"
 #include "core/registry.h"
+#include "module/numpy_memory.h"
 
 namespace py = pybind11;
 
@@ -35,6 +36,7 @@ struct State {
     py::dtype dtypes[dtype_count];
     int bfloat16 = -1;                     // NumPy's number of the type that ml_dtypes registers
     std::shared_ptr<Recording> recording;  // the one that is active
+    std::vector<py::object>* kept = nullptr;   // what it keeps alive
     std::thread::id recorder;              // whose calls it takes
     std::map<void*, PyObject*> owners;     // of buffers that were made while it was, and still live; borrowed
 };
@@ -212,6 +214,13 @@ bool Arguments::make_results(std::vector<py::object>& results) {
     return true;
 }
 
+// Memory from before the recording that the call touches stays as long as the recording.
+void keep_arguments(const Recording& recording, const Arguments& arguments) {
+    for (PyObject* value : arguments.given)
+        if (value && is_array(value) && !recording.is_result(as_array(value).data()))
+            state().kept->push_back(py::reinterpret_borrow<py::object>(value));
+}
+
 [[noreturn]] void cannot_record(const Bound& bound, const std::string& why) {
     throw std::runtime_error(bound.kernel->signature.name + " cannot be recorded: " + why);
 }
@@ -239,6 +248,7 @@ PyObject* try_call(Arguments& arguments, PyObject* const* values, Py_ssize_t pos
             cannot_record(arguments.bound, "it returns a number to Python");
         if (const std::string why = recording->before(arguments.call); !why.empty())
             cannot_record(arguments.bound, why);
+        keep_arguments(*recording, arguments);
     }
     if (!run(arguments, function)) return arguments.why = "these values", nullptr;
     if (recording) recording->add(arguments.call, function);
@@ -261,6 +271,7 @@ PyObject* call_fallback(const Bound& bound, const std::string& why, PyObject* co
 PyObject* entry_point(PyObject* self, PyObject* const* values, Py_ssize_t positional, PyObject* names) {
     const Bound& bound = *static_cast<Bound*>(PyCapsule_GetPointer(self, nullptr));
     try {
+        use_pool_in_numpy();
         Arguments arguments(bound);
         if (PyObject* result = try_call(arguments, values, positional, names)) return result;
         if (PyErr_Occurred()) return nullptr;
@@ -301,6 +312,7 @@ void set_up(py::object bfloat16, py::dict fallbacks, py::object report) {
     s.dtypes[static_cast<int>(DType::boolean)] = py::dtype("bool");
     s.dtypes[static_cast<int>(DType::u8)] = py::dtype("uint8");
     s.report = std::move(report);
+    use_pool_in_numpy();
     for (auto [name, function] : fallbacks) {
         kernel_function(name.cast<std::string>());
         s.bound[name.cast<std::string>()]->fallback = py::reinterpret_borrow<py::object>(function);
@@ -320,7 +332,7 @@ struct PyRecording {
     std::vector<py::object> kept;  // declared arrays, and the owners of outputs
 
     void declare(const py::array& array);
-    void begin();
+    void begin(bool everything);
     void end(bool check);
 };
 
@@ -334,9 +346,15 @@ void PyRecording::declare(const py::array& array) {
     kept.push_back(array);
 }
 
-void PyRecording::begin() {
+void PyRecording::begin(bool everything) {
     if (state().recording) throw std::runtime_error("a recording is active already");
+    if (everything) {
+        use_pool_in_numpy();
+        watch_numpy(true);
+        recording->declare_all_but(made_by_numpy);
+    }
     state().recording = recording;
+    state().kept = &kept;
     state().recorder = std::this_thread::get_id();
 }
 
@@ -345,6 +363,7 @@ void PyRecording::end(bool check) {
         kept.push_back(py::reinterpret_borrow<py::object>(state().owners.at(data)));
     state().owners.clear();
     state().recording.reset();
+    watch_numpy(false);
     if (!check) return;
     std::string found;
     {
@@ -362,7 +381,11 @@ void bind_recording(py::module_& module) {
         .def(py::init<>())
         .def("declare", &PyRecording::declare)
         .def("keep", [](PyRecording& self, py::object owner) { self.kept.push_back(std::move(owner)); })
-        .def("begin", &PyRecording::begin)
+        .def("is_result",
+             [](const PyRecording& self, const py::array& array) {
+                 return self.recording->is_result(array.data());
+             })
+        .def("begin", &PyRecording::begin, py::arg("everything") = false)
         .def("end", &PyRecording::end, py::arg("check") = true)
         .def("replay",
              [](const PyRecording& self) {

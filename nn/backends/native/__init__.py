@@ -21,8 +21,8 @@ import numpy as np
 
 from nn.errors import InputError
 
-__all__ = ["DTYPES", "SERVED", "empty", "extension", "fallbacks", "level", "levels", "limit_threads", "memory",
-           "missing", "set_threads", "summary", "threads", "trim", "use_level"]
+__all__ = ["DTYPES", "SERVED", "empty", "extension", "fallbacks", "level", "levels", "limit_threads",
+           "memory", "missing", "set_threads", "summary", "threads", "trim", "use_level"]
 
 DTYPES = (np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16))       # element types with kernels of their own
 SERVED = (*DTYPES, np.dtype(np.int64), np.dtype(np.int32), np.dtype(np.uint8))      # of a first argument

@@ -3,9 +3,11 @@
     with record(inputs=[x, weight]) as step:
         y, rstd = kernels.rms_norm(x, weight, 1e-6)
         z = kernels.softmax(y)
+        step.result(z)
     x[...] = ...; step.replay()         # z holds the result for the new x, without Python between the kernels
 
-Whatever the calls touch is either among `inputs`, which keep their places, or the result of a recorded call.
+Whatever the calls touch is either among `inputs`, which keep their places, or the result of a recorded call;
+of a model, whose weights are many, `everything` that was there before.
 A call that cannot be recorded (the reference would run it, or something else made its argument) is an
 InputError that names it.  Numbers that change from step to step are given as NumPy float64 arrays of no axes,
 which are inputs too.
@@ -23,6 +25,10 @@ from nn.backends import native, use_backend
 from nn.errors import InputError
 
 
+class AlreadyRecording(InputError):
+    """One recording at a time: another is active, of this thread or another."""
+
+
 class Step:
     """A recorded step; see `record`."""
 
@@ -32,6 +38,13 @@ class Step:
     def replay(self) -> None:
         """Run the calls again, on the same places."""
         self._recording.replay()
+
+    def result(self, array: np.ndarray, what: str = "the result") -> np.ndarray:
+        """The array, which every replay writes anew.  InputError, inside the block, if no recorded kernel
+        made it: it would stay as it is."""
+        if not self._recording.is_result(array):
+            raise InputError(f"{what}: made by something else than a native kernel, which is not recorded")
+        return array
 
     @property
     def calls(self) -> int:
@@ -48,15 +61,18 @@ class Step:
 
 
 @contextmanager
-def record(inputs: Iterable[np.ndarray]) -> Iterator[Step]:
-    """Record the kernels called inside the block, in this thread; they run as they are recorded."""
+def record(inputs: Iterable[np.ndarray] = (), *, everything: bool = False) -> Iterator[Step]:
+    """Record the kernels called inside the block, in this thread; they run as they are recorded.
+
+    everything: whatever was there before the block is an input, and is kept; only what NumPy makes inside it
+    is not."""
     step = Step()
     for array in inputs:
         step._recording.declare(array)
     try:
-        step._recording.begin()
+        step._recording.begin(everything)
     except RuntimeError as error:
-        raise InputError(f"record: {error}") from None
+        raise AlreadyRecording(f"record: {error}") from None
     try:
         with use_backend("native"):
             yield step
