@@ -188,6 +188,15 @@ class StaticLayerCache:
         """int32 [B]: position of the next token"""
         return self._owner.positions
 
+    @property
+    def empty(self) -> bool:
+        """Whether no token is held."""
+        return self._owner.length == 0
+
+    def lengths_with(self, count: int) -> Array:
+        """int32 [B]: entries held when `count` more are; on the host it keeps its place, see expect()"""
+        return self._owner.lengths + count if on_device(self.lengths) else self._owner.expect(count)
+
     def angles(self, rotary: Any) -> tuple[Array, Array]:
         """The rotary's tables for every position that may come, where the cache is."""
         return self._owner.angles(rotary)
@@ -215,12 +224,23 @@ class StaticKVCache:
         self.lengths = xp.zeros((batch_size,), dtype=xp.int32)
         self.positions = xp.zeros((batch_size,), dtype=xp.int32)
         self.length = self.offset = 0                # what the arrays hold, as far as the host knows
+        self._expected = xp.zeros((batch_size,), dtype=xp.int32)
+        self._angles: dict[Any, tuple[Array, Array]] = {}
         self.layers = [StaticLayerCache(self) for _ in range(num_layers)]
 
     def angles(self, rotary: Any) -> tuple[Array, Array]:
         if on_device(self._like):
             return rotary.placed(self._like.device, self._last)
-        return rotary(0, self._last, np.float64 if self._like.dtype == np.float64 else np.float32)
+        if rotary not in self._angles:               # they keep their place: a recorded step reads them
+            wide = np.float64 if self._like.dtype == np.float64 else np.float32
+            self._angles[rotary] = rotary(0, self._last, wide)
+        return self._angles[rotary]
+
+    def expect(self, count: int) -> Array:
+        """On the host: lengths + count, int32 [B], always in the same place, where a recorded step reads
+        it."""
+        np.add(self.lengths, count, out=self._expected)
+        return self._expected
 
     def advance(self, count: int) -> None:
         """The tokens that the layers have just stored are held from now on."""

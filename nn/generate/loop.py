@@ -20,6 +20,7 @@ import numpy as np
 from nn.errors import InputError
 from nn.generate.config import SamplingConfig
 from nn.generate.device import DeviceTexts
+from nn.generate.recorded import RecordedTexts, servable
 from nn.generate.sampling import sample
 from nn.generate.stream import TextStream, TokenBytes, text_pieces
 from nn.tensor import no_grad
@@ -144,7 +145,8 @@ class _Context:
     ) -> Callable[[int], np.ndarray]:
         """What gives the ids [B] of step 0, 1, ... after prompts [B,T]."""
         if self._use_cache and _recordable(self._model, prompts.shape[1], config.max_tokens):
-            texts = DeviceTexts(self._model, prompts, config, rows, self._vocab_size)
+            kind = DeviceTexts if getattr(self._model, "device", None) is not None else RecordedTexts
+            texts = kind(self._model, prompts, config, rows, self._vocab_size)
             return lambda step: texts.next()
         history, new = prompts, prompts.shape[1]  # [B,T]
 
@@ -192,10 +194,11 @@ def _limit(model: LanguageModel) -> int | None:
 
 
 def _recordable(model: LanguageModel, prompt: int, more: int) -> bool:
-    """Whether the step from one token to the next can be recorded: the model is on a device, and a cache of
-    fixed size serves it, which drops half of what it holds when it is full; windows need all of theirs."""
+    """Whether the step from one token to the next can be recorded: the model is on a device or native kernels
+    serve it, and a cache of fixed size does, which drops half of what it holds when it is full; windows need
+    all of theirs."""
     problem: str = getattr(model, "static_problem", "")
-    if problem or getattr(model, "device", None) is None:
+    if problem or not (getattr(model, "device", None) is not None or servable(model)):
         return False
     limit, span = model.config.max_seq_len, getattr(model, "span", 0)
     return not span or prompt + more <= limit or (prompt <= limit and span <= limit // 2)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from nn import MoETransformer, MoETransformerConfig
+from nn.backends import use_backend
 from nn.data import ByteTokenizer, train_bpe
 from nn.errors import InputError
 from nn.generate import SamplingConfig, generate, generate_batch, stream_text
@@ -43,7 +44,8 @@ def test_runs_past_the_context_with_absolute_positions(monkeypatch):
     model = small()
     cache = model.init_state(1)
     monkeypatch.setattr(model, "init_state", lambda batch_size: cache)
-    assert len(list(generate(model, [72], SamplingConfig(max_tokens=60)))) == 60
+    with use_backend("reference"):                        # where the step is not recorded the cache grows
+        assert len(list(generate(model, [72], SamplingConfig(max_tokens=60)))) == 60
     assert cache.offset == 60
     assert cache.length <= 24
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from nn import ops
 from nn.backends import kernels
-from nn.backends.array_api import namespace
+from nn.backends.array_api import namespace, on_device
 from nn.cache import LayerCache, StaticLayerCache
 from nn.errors import InputError
 from nn.layers.attention.core import attend
@@ -147,8 +147,10 @@ class GroupedAttention(Module):
                                            interleaved=self.rotary.interleaved)) for z in (q, k))
         state.pinned = self.sink_tokens
         state.store(k.data, v.data)
-        held = state.lengths + q.shape[2]
+        held = state.lengths_with(q.shape[2])
         if self.sinks is None and not (self.sink_tokens or self.softcap or self.backend == "manual"):
+            if state.empty and q.shape[2] > 1 and not on_device(q.data):     # a prompt: nothing before it
+                return self.core(q, k, v, None, True, cached=True)
             o = kernels.decode_attention(q.data, state.k, state.v, held, scale=self.scale, window=self.window)
             return Tensor(o)
         keys = KeySet(Tensor(state.k), Tensor(state.v), causal=False, mask=self._held(held, q, state.k))

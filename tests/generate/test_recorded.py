@@ -1,0 +1,99 @@
+"""The recorded step on the CPU: the bits of the step that runs kernel by kernel, or a word on why not."""
+
+import logging
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nn import MoETransformer
+from nn.backends import native, use_backend
+from nn.generate import SamplingConfig, generate, generate_batch
+from nn.generate.recorded import RecordedTexts, servable
+from nn.models.presets import TINY
+from nn.tape import no_grad
+
+pytestmark = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
+SAMPLED = SamplingConfig(max_tokens=24, top_k=50, repetition_penalty=1.2, seed=5)
+
+
+def made(dtype: str = "float32", **changes: Any) -> MoETransformer:
+    return MoETransformer(TINY.replace(init_std=0.3, **changes), dtype=dtype).eval()
+
+
+def followed(model: Any, prompts: np.ndarray, *, eager: bool, steps: int = 24) -> tuple[list[bytes], Any]:
+    """The logits' bits of every step, and the texts."""
+    texts = RecordedTexts(model, prompts, SAMPLED, np.arange(len(prompts)))
+    texts._eager = eager
+    bits, logits = [], texts.logits
+
+    def noted() -> np.ndarray:
+        found = logits()
+        bits.append(found.tobytes())
+        return found
+
+    texts.logits = noted                                                      # type: ignore[method-assign]
+    with no_grad():
+        for _ in range(steps):
+            texts.next()
+    return bits, texts
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("changes", [{}, {"num_experts": 0, "tie_embeddings": True}, {"qk_norm": True},
+                                     {"sliding_window": 5}, {"rope_interleaved": True}, {"max_seq_len": 12}],
+                         ids=str)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_bits_of_the_eager_step(changes: dict[str, Any], dtype: str, batch: int) -> None:
+    model, prompts = made(dtype, **changes), np.arange(4 * batch).reshape(batch, 4)
+    recorded, texts = followed(model, prompts, eager=False)
+    eager, others = followed(model, prompts, eager=True)
+    needed = {"gathered_swiglu", "grouped_linear"} if model.config.num_experts else {"embedding"}
+    if needed <= native.extension().kernels().keys() and (dtype == "float32" or not model.config.num_experts):
+        assert texts.step is not None
+    assert others.step is None
+    assert recorded == eager
+    assert texts.cache.length == others.cache.length
+    assert len(set(recorded)) == len(recorded)
+
+
+def test_generate_uses_it() -> None:
+    model, prompts = made(), [[1, 2, 3], [4, 5, 6], [7]]
+    before = native.fallbacks()
+    alone = [list(generate(model, prompt, SAMPLED, row=i)) for i, prompt in enumerate(prompts)]
+    assert generate_batch(model, prompts, SAMPLED) == alone
+    assert native.fallbacks() == before
+    with use_backend("reference"):
+        assert not servable(model)
+        greedy = SamplingConfig(temperature=0, max_tokens=24)
+        expected = list(generate(model, [1, 2, 3], greedy))
+    assert list(generate(model, [1, 2, 3], greedy)) == expected
+
+
+def test_what_cannot_be_recorded_is_said_once(caplog: pytest.LogCaptureFixture,
+                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made(num_experts=0)
+    monkeypatch.setattr("nn.generate.recorded._said", set())
+    model.logit_softcap = 30.0                                     # NumPy's tanh, behind the head
+    expected = followed(model, np.array([[1, 2, 3]]), eager=True)[1]._history[0, 3:].tolist()
+    with caplog.at_level(logging.INFO):
+        found = [list(generate(model, [1, 2, 3], SAMPLED)) for _ in range(2)]
+    assert found == [expected, expected]
+    assert caplog.text.count("cannot be recorded") == 1
+
+
+def test_two_at_a_time() -> None:
+    model = made()
+    expected = [list(generate(model, [i + 1], SAMPLED)) for i in range(4)]
+    found: list[list[int]] = [[] for _ in expected]
+
+    def follow(i: int) -> None:
+        found[i] = list(generate(model, [i + 1], SAMPLED))
+
+    followers = [threading.Thread(target=follow, args=(i,)) for i in range(4)]
+    for one in followers:
+        one.start()
+    for one in followers:
+        one.join()
+    assert found == expected
