@@ -21,7 +21,7 @@ RANKS = (
     ("tape", "tensor", "operators", "ops"),
     ("state", "cache", "layers"),
     ("flops", "interop", "models", "data", "optim", "generate"),
-    ("train", "eval"),
+    ("train", "eval", "bench"),
     ("cli", "__main__"),
 )
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}

@@ -1,12 +1,15 @@
-"""Measure training and generation on this machine, beside what it could do at best. The CUDA kernels have a
-verb of their own: cuda-nn bench kernels --help.
+"""Measure training and generation on this machine, beside what it could do at best. More has verbs of its
+own: bench cpu (single operations), train, decode and startup, beside other libraries; bench kernels (CUDA).
+Each has --help.
 
 Examples:
   cuda-nn bench
+  cuda-nn bench cpu
   cuda-nn bench kernels
   cuda-nn bench --config runs/book/config.yaml --batch-size 16 --repeat 10
 """
 
+import importlib
 import statistics
 import time
 from collections.abc import Callable
@@ -15,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 
-from nn.cli import bench_kernels
 from nn.cli.aliases import ALIASES
 from nn.cli.parser import Parser
 from nn.cli.sources import Changes, model_config, model_preset, of_model
@@ -24,6 +26,7 @@ from nn.config import update
 from nn.flops import breakdown
 from nn.models import from_config
 from nn.models.decoder import Decoder
+from nn.names import check_name
 from nn.optim import clip_scale, create_optimizer, grad_norm
 from nn.tensor import no_grad
 from nn.train.gradients import accumulate
@@ -39,9 +42,15 @@ class Options:
     repeat: int = 5                  # times that each thing is measured; the median counts
 
 
+VERBS = ("cpu", "train", "decode", "startup", "kernels")      # bench_VERB.py
+
+
 def run(argv: list[str]) -> int:
-    if argv[:1] == ["kernels"]:
-        return bench_kernels.run(argv[1:])
+    if argv and argv[0] in VERBS:
+        status: int = importlib.import_module(f"nn.cli.bench_{argv[0]}").run(argv[1:])
+        return status
+    if argv and not argv[0].startswith("-"):
+        check_name("bench", argv[0], VERBS)
     options, changes = Parser("bench", __doc__, Options, aliases=ALIASES["bench"],
                               changes=Changes).parse(argv)
     config = (update(model_config(options.config), of_model(changes)) if options.config

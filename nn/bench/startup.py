@@ -1,0 +1,67 @@
+"""How long the command line's user waits: a fresh process until `import nn` is done, and until the first
+token of a small model that lies on disk.
+
+    for row in rows(Run(threads=2)): ..."""
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from nn.bench.ceilings import Ceilings
+from nn.bench.report import OURS, row
+from nn.bench.runs import ROOT, Result
+from nn.bench.suites import Run
+from nn.bench.timing import DISTURBED, take
+from nn.models import MoETransformer, preset
+
+FIRST_TOKEN = """
+import sys
+from nn.generate import SamplingConfig, generate
+from nn.interop.pretrained import from_pretrained
+model = from_pretrained(sys.argv[1]).eval()
+print(next(iter(generate(model, [1, 2, 3], SamplingConfig(max_tokens=1, temperature=0.0, eos_ids=())))))
+"""
+
+
+def rows(run: Run, model: str = "small") -> Iterator[dict[str, Any]]:
+    """"start python", "import numpy" (what is under it), "import nn", "first token" of a preset."""
+    with tempfile.TemporaryDirectory() as folder:
+        MoETransformer(preset(model)).save_pretrained(Path(folder) / model)
+        actions = {"start python": ("python", _python("")),
+                   "import numpy": ("numpy", _python("import numpy")),
+                   "import nn": (OURS, _python("import nn")),
+                   f"first token of {model}": (OURS, _python(FIRST_TOKEN, str(Path(folder) / model)))}
+        for name, (library, action) in actions.items():
+            yield row(name, "f32", _timed(name, library, action, run),
+                      Ceilings({}, {}, 0.0, 0, run.threads))
+
+
+def _python(source: str, *arguments: str) -> Callable[[], None]:
+    """A fresh process that runs the source, to its end"""
+    return partial(_run, [sys.executable, "-c", source, *arguments])
+
+
+def _run(command: list[str]) -> None:
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
+
+
+def _timed(name: str, library: str, action: Callable[[], None], run: Run) -> Result:
+    """Whole processes, from outside: what the user sees"""
+    action()                           # the first may write bytecode
+    taken = [take(action, 0.0) for _ in range(run.policy.samples)]
+    good = tuple(sample.seconds for sample in taken if sample.others <= DISTURBED)
+    kept = good or tuple(sample.seconds for sample in taken)
+    details = {"tokens": 0.0, "flops": 0.0, "bytes": 0.0, "dtype": "", "facts": {}, "peak_rss_mb": _peak()}
+    return Result(library, name, kept, len(taken) - len(good), not good, details)
+
+
+def _peak() -> float:
+    """The most memory that any child has held so far, in 10^6 bytes"""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

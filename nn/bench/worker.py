@@ -1,0 +1,49 @@
+"""The process that measures one library: python -m nn.bench.worker MODULE OPTIONS (JSON).
+
+One JSON object per line comes in, {"task": name, "least": seconds} or {"drop": name}, and one goes out."""
+
+import importlib
+import json
+import os
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from nn.bench.task import Task
+from nn.bench.timing import peak_rss_mb, take
+from nn.errors import InputError
+
+
+def main(module: str, options: str) -> int:
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)                      # what a library prints is not taken for an answer
+    try:
+        tasks = importlib.import_module(module).tasks(**json.loads(options))
+        made: dict[str, Task] = {}
+        print(json.dumps({"tasks": list(tasks)}), file=answers)
+        for line in sys.stdin:
+            wanted = json.loads(line)
+            made.pop(wanted.get("drop"), None)
+            if name := wanted.get("task"):
+                if name not in made:
+                    made[name] = _warm(tasks[name]())
+                print(json.dumps(_measured(made[name], wanted.get("least", 0.4))), file=answers)
+    except (InputError, MemoryError, RuntimeError, ImportError) as error:
+        print(json.dumps({"error": f"{type(error).__name__}: {error}"[:600]}), file=answers)
+    return 0
+
+
+def _warm(task: Task) -> Task:
+    for _ in range(2):
+        task.run()
+    return task
+
+
+def _measured(task: Task, least: float) -> dict[str, Any]:
+    sample = take(task.run, least)
+    own = {name: getattr(task, name) for name in ("tokens", "flops", "bytes", "dtype", "facts")}
+    return asdict(sample) | own | {"peak_rss_mb": peak_rss_mb()}
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,54 @@
+"""What the verbs bench cpu, train, decode and startup have in common: how it is measured, and how shown."""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from nn.cli.terminal import facts, table
+from nn.errors import InputError
+
+
+@dataclass(frozen=True)
+class HowOptions:
+    # How to measure
+    threads: int = 0                   # of every library; 0 = the usable cores
+    samples: int = 5                   # that count, of each row; the median is quoted
+    seconds: float = 0.4               # of one sample, at least
+    peers: str = "all"                 # other libraries: all that are installed, none, or names: torch,...
+    json: bool = False                 # one JSON object per row instead of a table
+
+    def __post_init__(self) -> None:
+        if self.threads < 0 or self.samples < 1 or self.seconds < 0:
+            raise InputError(f"threads: {self.threads}, samples: {self.samples}, seconds: {self.seconds}; "
+                             "give threads of 0 or more, 1 sample or more, and 0 seconds or more")
+
+    def run(self) -> Any:
+        """The same for nn.bench."""
+        from nn.bench.runs import Policy
+        from nn.bench.suites import Run
+
+        return Run(self.threads or usable_cores(), Policy(self.samples, 2 * self.samples, self.seconds),
+                   tuple(self.peers.split(",")), **({"ceiling_bytes": 1 << 20} if self.seconds == 0 else {}))
+
+
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def show(rows: Iterable[dict[str, Any]], options: HowOptions) -> int:
+    """One JSON object per row as soon as it is there, or a table of all; status 1 if our own failed."""
+    from nn.bench.report import OURS, machine, table_rows
+
+    found = []
+    for row in rows:
+        found.append(row)
+        if options.json:
+            print(json.dumps(row), flush=True)
+    if not options.json:
+        threads = options.threads or usable_cores()
+        facts([("machine", machine()), ("threads", str(threads)),
+               ("samples", f"{options.samples}, in turns; the median, and fastest to slowest"), ("", "")])
+        table(table_rows(found))
+    return int(any("error" in row and row["library"] == OURS for row in found))
