@@ -1,7 +1,7 @@
 """PyTorch's training step of the same models: eager, compiled, bf16 by autocast; AdamW fused.
 
-moe-bench: tokens sorted by expert, one SwiGLU per expert's slice ("eager", "compile"), or every expert a fixed
-number of tokens, so that shapes are static ("capacity compile")."""
+moe-bench: tokens sorted by expert, one SwiGLU per expert's slice ("eager", "compile"), or every expert a
+fixed number of tokens, so that shapes are static ("capacity compile")."""
 
 import os
 from collections.abc import Callable
@@ -69,7 +69,7 @@ def _gpt(torch: Any, config: Any = GPT_TINY) -> tuple[Any, Callable[..., Any]]:
     nn, function = torch.nn, torch.nn.functional
     width, heads, layers = config.d_model, config.block.attn.n_heads, config.n_layers
 
-    class Block(nn.Module):           # type: ignore[misc, name-defined]
+    class Block(nn.Module):           # type: ignore[name-defined]
         def __init__(self) -> None:
             super().__init__()
             self.ln1, self.ln2 = nn.LayerNorm(width), nn.LayerNorm(width)
@@ -84,7 +84,7 @@ def _gpt(torch: Any, config: Any = GPT_TINY) -> tuple[Any, Callable[..., Any]]:
             x = x + self.proj(y.transpose(1, 2).reshape(b, t, width))
             return x + self.down(function.gelu(self.up(self.ln2(x)), approximate="tanh"))
 
-    class GPT(nn.Module):             # type: ignore[misc, name-defined]
+    class GPT(nn.Module):             # type: ignore[name-defined]
         def __init__(self) -> None:
             super().__init__()
             self.wte = nn.Embedding(config.vocab_size, width)
@@ -117,7 +117,7 @@ def _moe(torch: Any, config: Any, tokens: int, seq: int, capacity: bool) -> tupl
         a, b = x.chunk(2, -1)
         return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
-    class Experts(nn.Module):         # type: ignore[misc, name-defined]
+    class Experts(nn.Module):         # type: ignore[name-defined]
         def __init__(self) -> None:
             super().__init__()
             up, down = (2 * c.intermediate_size, c.hidden_size), (c.hidden_size, c.intermediate_size)
@@ -154,9 +154,10 @@ def _moe(torch: Any, config: Any, tokens: int, seq: int, capacity: bool) -> tupl
             first, second = torch.bmm(rows, self.w13).chunk(2, -1)
             out = torch.bmm(function.silu(first) * second, self.w2) * scale[..., None]
             flat = out.reshape(-1, c.hidden_size).to(x.dtype)
-            return torch.zeros_like(x).index_add(0, token.reshape(-1), flat), (gate > 0).float().mean(0) / c.top_k
+            y = torch.zeros_like(x).index_add(0, token.reshape(-1), flat)
+            return y, (gate > 0).float().mean(0) / c.top_k
 
-    class Block(nn.Module):           # type: ignore[misc, name-defined]
+    class Block(nn.Module):           # type: ignore[name-defined]
         def __init__(self) -> None:
             super().__init__()
             self.n1, self.n2 = (nn.RMSNorm(c.hidden_size, eps=c.norm_eps) for _ in range(2))
@@ -173,7 +174,7 @@ def _moe(torch: Any, config: Any, tokens: int, seq: int, capacity: bool) -> tupl
             y, balance = self.experts(self.n2(x))
             return x + y, balance
 
-    class Model(nn.Module):           # type: ignore[misc, name-defined]
+    class Model(nn.Module):           # type: ignore[name-defined]
         def __init__(self) -> None:
             super().__init__()
             self.embed = nn.Embedding(c.vocab_size, c.hidden_size)
