@@ -9,7 +9,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from nn.backends import kernels
 from nn.backends.array_api import namespace
+from nn.backends.native.dense import takes
 from nn.errors import InputError
 
 Shape = tuple[int, ...]
@@ -79,13 +81,23 @@ def accumulated(leaf: Any, gradient: Any) -> Any:
         if borrows:
             return widen(gradient)
         dtype = np.float32 if is_half(leaf.dtype) else leaf.dtype
+        if gradient.dtype != dtype:
+            return narrow(gradient, dtype)
         return namespace(gradient).asarray(gradient, dtype=dtype, copy=True)
     if borrows:
         return leaf.grad + widen(gradient)
+    if takes(leaf.grad, gradient) and leaf.grad.dtype == np.float32:
+        kernels.accumulate(leaf.grad, gradient)
+        return leaf.grad
     leaf.grad += gradient
     return leaf.grad
 
 
 def _cast(array: Any, dtype: Any) -> Any:
+    if takes(array):
+        if dtype == np.float32:
+            return kernels.widen(array)
+        if dtype == ml_dtypes.bfloat16:
+            return kernels.to_bfloat16(array)
     xp = namespace(array)
     return xp.astype(xp.asarray(array), dtype)      # asarray: NumPy's sum over all axes is no array

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from nn.arithmetic import total
 from nn.backends.array_api import namespace
-from nn.dtypes import Shape, accumulated, is_floating, narrow, widen
+from nn.dtypes import Shape, accumulated, is_floating, narrow
 from nn.operators import Operators
 from nn.tape import check_finite, check_floating, check_shapes, enable_grad, find_nonfinite, no_grad, state
 
@@ -161,7 +162,7 @@ def run_backward(root: Op, gradients: dict[int, Array]) -> None:
                     edge.grad = accumulated(edge, grad)
                 else:
                     slots = pending.setdefault(edge[0], {})
-                    slots[edge[1]] = widen(slots[edge[1]]) + widen(grad) if edge[1] in slots else grad
+                    slots[edge[1]] = total(slots[edge[1]], grad) if edge[1] in slots else grad
         op.release()
 
 

@@ -21,8 +21,8 @@ from nn.backends.devices import open_device
 from nn.backends.protocol import KERNELS
 from nn.errors import InputError
 
-__all__ = ["BACKENDS", "Backend", "choose", "describe", "find", "forced", "kernels", "open_device",
-           "use_backend"]
+__all__ = ["BACKENDS", "Backend", "asked_for", "choose", "describe", "find", "forced", "kernels",
+           "open_device", "use_backend"]
 
 
 log = logging.getLogger("nn.backends")
@@ -94,6 +94,11 @@ def use_backend(name: str) -> Iterator[None]:
         yield
     finally:
         _override.name = before
+
+
+def asked_for() -> str | None:
+    """The backend of the innermost use_backend() in this thread; NN_BACKEND is not looked at."""
+    return _override.name
 
 
 def find(name: str) -> Backend:

@@ -4,8 +4,8 @@ A backend is a module with functions of these names.  Shapes use one letter per 
 S keys, H query heads, G key/value heads, N tokens, K experts per token, E experts, M = N·K, R rows,
 C columns, D width, V vocabulary, I and O inputs and outputs of a linear map.  Results have the dtype of the
 first argument unless `float` is written, which is float32 for half-precision inputs and the input's dtype
-otherwise; statistics and weight gradients are `float`.  Floating-point arguments of one call have one type,
-except where `float` is written or said."""
+otherwise, or a type; statistics and weight gradients are `float`.  Floating-point arguments of one call have
+one type, except where `float` is written or said."""
 
 import re
 from dataclasses import dataclass
@@ -27,6 +27,25 @@ linear(x[R,I], weight[O,I]; bias=None) -> y[R,O]
     y = x weightᵀ + bias
 linear_backward(dy[R,O], x[R,I], weight[O,I]) -> dx[R,I], dweight[O,I]:float
     dx = dy weight, dweight = dyᵀ x
+
+add(a[...], b[...]) -> y[...]
+    y = a + b
+mul(a[...], b[...]) -> y[...]
+    y = a ⊙ b
+add_row(x[...,D], row[D]) -> y[...,D]
+    y = x + row, the same for every row of x
+mul_row(x[...,D], row[D]) -> y[...,D]
+    y = x ⊙ row
+scale(x[...], factor) -> y[...]
+    y = factor x
+accumulate(total[...]:float, x[...])
+    in place: total += x, in total's type
+widen(x[...]) -> y[...]:float
+    y = x in the type that sums are formed in
+to_bfloat16(x[...]) -> y[...]:bfloat16
+    y = x rounded to nearest, ties to even
+column_sum(x[R,D]) -> s[D]:float
+    s = Σ_r x[r]
 
 silu(x[...]) -> y[...]
     y = x σ(x)

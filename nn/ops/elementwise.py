@@ -1,7 +1,10 @@
 """Elementwise operations with broadcasting; an input's gradient is summed over the axes stretched for it."""
 
+import operator
 from typing import Any
 
+from nn import arithmetic
+from nn.arithmetic import computed
 from nn.backends import array_api, kernels
 from nn.backends.array_api import namespace
 from nn.dtypes import is_floating, narrow, widen
@@ -13,12 +16,7 @@ Operand = Any      # Tensor, array or Python number
 def unbroadcast(gradient: Array, like: Array) -> Array:
     """Σ over the axes along which `like`'s shape was stretched to the gradient's; the sum is not rounded."""
     shape = tuple(getattr(like, "shape", ()))
-    if tuple(gradient.shape) == shape:
-        return gradient
-    xp, extra = namespace(gradient), gradient.ndim - len(shape)
-    stretched = tuple(extra + i for i, n in enumerate(shape) if n == 1 and gradient.shape[extra + i] != 1)
-    wide = widen(gradient)
-    return xp.reshape(xp.sum(wide, axis=(*range(extra), *stretched), keepdims=True, dtype=wide.dtype), shape)
+    return gradient if tuple(gradient.shape) == shape else arithmetic.sum_to(gradient, shape)
 
 
 def number_is_weak(y: Array, a: Operand, b: Operand) -> Array:
@@ -37,7 +35,7 @@ class Add(Op):
 
     def forward(self, a: Array, b: Array) -> Array:
         self.a, self.b = _shape_only(a), _shape_only(b)
-        return number_is_weak(a + b, a, b)
+        return number_is_weak(arithmetic.add(a, b), a, b)
 
     def backward(self, dy: Array) -> Any:
         return (unbroadcast(dy, self.a) if self.needs[0] else None,
@@ -51,11 +49,11 @@ class Sub(Op):
 
     def forward(self, a: Array, b: Array) -> Array:
         self.a, self.b = _shape_only(a), _shape_only(b)
-        return number_is_weak(a - b, a, b)
+        return number_is_weak(computed(operator.sub, a, b), a, b)
 
     def backward(self, dy: Array) -> Any:
         return (unbroadcast(dy, self.a) if self.needs[0] else None,
-                unbroadcast(-dy, self.b) if self.needs[1] else None)
+                unbroadcast(arithmetic.mul(dy, -1.0), self.b) if self.needs[1] else None)
 
 
 class Mul(Op):
@@ -65,24 +63,25 @@ class Mul(Op):
 
     def forward(self, a: Array, b: Array) -> Array:
         self.a, self.b = a, b
-        return number_is_weak(a * b, a, b)
+        return number_is_weak(arithmetic.mul(a, b), a, b)
 
     def backward(self, dy: Array) -> Any:
-        return (unbroadcast(dy * self.b, self.a) if self.needs[0] else None,
-                unbroadcast(dy * self.a, self.b) if self.needs[1] else None)
+        return (unbroadcast(arithmetic.mul(dy, self.b), self.a) if self.needs[0] else None,
+                unbroadcast(arithmetic.mul(dy, self.a), self.b) if self.needs[1] else None)
 
 
 class Div(Op):
     """y = a / b:  da = dy / b,  db = −dy ⊙ y / b"""
 
     def forward(self, a: Array, b: Array) -> Array:
-        self.a, self.b, self.y = _shape_only(a), b, number_is_weak(a / b, a, b)
+        self.a, self.b, self.y = _shape_only(a), b, number_is_weak(computed(operator.truediv, a, b), a, b)
         return self.y
 
     def backward(self, dy: Array) -> Any:
-        da = dy / self.b
+        da = computed(operator.truediv, dy, self.b)
+        db = arithmetic.mul(arithmetic.mul(da, self.y), -1.0) if self.needs[1] else None
         return (unbroadcast(da, self.a) if self.needs[0] else None,
-                unbroadcast(-da * self.y, self.b) if self.needs[1] else None)
+                unbroadcast(db, self.b) if self.needs[1] else None)
 
 
 class Power(Op):
@@ -102,11 +101,11 @@ class Exp(Op):
     """y = eˣ:  dx = dy ⊙ y"""
 
     def forward(self, x: Array) -> Array:
-        self.y = namespace(x).exp(x)
+        self.y = computed(namespace(x).exp, x)
         return self.y
 
     def backward(self, dy: Array) -> Array:
-        return dy * self.y
+        return arithmetic.mul(dy, self.y)
 
 
 class Log(Op):
@@ -114,17 +113,17 @@ class Log(Op):
 
     def forward(self, x: Array) -> Array:
         self.x = x
-        return namespace(x).log(x)
+        return computed(namespace(x).log, x)
 
     def backward(self, dy: Array) -> Array:
-        return dy / self.x
+        return computed(operator.truediv, dy, self.x)
 
 
 class Sqrt(Op):
     """y = √x:  dx = dy / 2y"""
 
     def forward(self, x: Array) -> Array:
-        self.y = namespace(x).sqrt(x)
+        self.y = computed(namespace(x).sqrt, x)
         return self.y
 
     def backward(self, dy: Array) -> Array:
@@ -135,7 +134,7 @@ class Tanh(Op):
     """y = tanh x:  dx = dy (1 − y²)"""
 
     def forward(self, x: Array) -> Array:
-        self.y = namespace(x).tanh(x)
+        self.y = computed(namespace(x).tanh, x)
         return self.y
 
     def backward(self, dy: Array) -> Array:
@@ -231,10 +230,10 @@ class Cast(Op):
 
     def forward(self, x: Array, *, dtype: Any) -> Array:
         self.dtype = x.dtype
-        return namespace(x).astype(x, dtype)
+        return _copied_to(x, dtype)
 
     def backward(self, dy: Array) -> Array:
-        return namespace(dy).astype(dy, self.dtype)
+        return narrow(dy, self.dtype)
 
 
 class SiLU(Op):
@@ -280,6 +279,12 @@ class SwiGLUPacked(Op):
 
     def backward(self, dy: Array) -> Array:
         return kernels.swiglu_packed_backward(dy, self.x)
+
+
+def _copied_to(x: Array, dtype: Any) -> Array:
+    """x in another type, a copy of it if it has that type already"""
+    same = x.dtype == dtype or not is_floating(x)
+    return namespace(x).astype(x, dtype) if same else narrow(x, dtype)
 
 
 class _ShapeOnly:

@@ -17,7 +17,7 @@ from nn.backends.protocol import KERNELS, Kernel
 from tests.conformance import naive
 from tests.conformance.cases import DTYPES, HALF, Case
 
-IN_PLACE = {"adamw": (0, 2, 3), "cache_append": (0, 1)}           # arguments that are the results
+IN_PLACE = {"accumulate": (0,), "adamw": (0, 2, 3), "cache_append": (0, 1)}   # arguments that are the results
 SYMBOLS = {"k": "K", "num_experts": "E", "choices": "K", "tokens": "N"}       # integers that stand for axes
 TERMS = {"gathered_swiglu": 4.0, "gathered_swiglu_backward": 4.0,      # of rounded sums of products
          "attention_backward": 8.0,       # dP and its row mean are sums of products; they may cancel
@@ -236,6 +236,8 @@ def check_type(match: re.Match[str], named: dict[str, Any], result: Any, case: C
         assert isinstance(result, float)
     elif kind == "int":
         assert result.dtype.kind == "i"
+    elif kind in DTYPES:
+        assert result.dtype == DTYPES[kind]
     else:
         source = named.get(kind, first)
         expected = np.dtype(np.float32) if kind == "float" and case.dtype in HALF else source.dtype

@@ -37,6 +37,47 @@ def logistic(x: Array) -> Array:
         return one / (one + np.exp(-x))
 
 
+# sums, products, casts
+
+def add(a: Array, b: Array) -> Array:
+    return a + b
+
+
+def mul(a: Array, b: Array) -> Array:
+    return a * b
+
+
+def add_row(x: Array, row: Array) -> Array:
+    return x + row
+
+
+def mul_row(x: Array, row: Array) -> Array:
+    return x * row
+
+
+def scale(x: Array, factor: float) -> Array:
+    return (x * x.dtype.type(factor)).astype(x.dtype)
+
+
+def accumulate(sum_: Array, x: Array) -> Array:
+    return sum_ + x
+
+
+def widen(x: Array) -> Array:
+    return x.copy()
+
+
+def to_bfloat16(x: Array) -> Array:
+    """By bits: half of what is cut off is added, or one less than half where the rest is even."""
+    bits = x.astype(np.float32).view(np.uint32).astype(np.uint64)
+    bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000
+    return np.where(np.isfinite(x), bits.astype(np.uint32).view(np.float32), x).astype(x.dtype)
+
+
+def column_sum(x: Array) -> Array:
+    return total(x, axis=0, keepdims=False)
+
+
 # matrix products
 
 def matmul(a: Array, b: Array) -> Array:

@@ -70,5 +70,5 @@ def test_the_text_is_the_protocols(kernel: str) -> None:
     assert name == kernel
     assert items(arguments, results=False) == items(KERNELS[kernel].arguments, results=False)
     results = results.removeprefix(" -> ")
-    expected = re.sub(r":(?!float|int|number)\w+", "", KERNELS[kernel].results)     # dlogits[R,V]:logits
+    expected = re.sub(r":(?!b?float|int|number)\w+", "", KERNELS[kernel].results)     # dlogits[R,V]:logits
     assert items(results, results=True) == items(expected, results=True)

@@ -44,6 +44,10 @@ def work(dtype: Any) -> dict[str, Callable[[], Any]]:
     held = np.array([600, 333], np.int32)
     ids = RANDOM.integers(0, 600, 701)
     return {
+        "add": lambda: kernels.add(x, dy),
+        "add_row": lambda: kernels.add_row(x, weight),
+        "column_sum": lambda: kernels.column_sum(x),
+        "widen": lambda: kernels.widen(x),
         "rms_norm": lambda: kernels.rms_norm(x, weight, 1e-6),
         "rms_norm_backward": lambda: kernels.rms_norm_backward(dy, x, weight, rstd),
         "softmax": lambda: kernels.softmax(x),

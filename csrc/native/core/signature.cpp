@@ -41,6 +41,7 @@ std::vector<Axis> parse_axes(const std::string& text) {
 
 Kind parse_kind(const std::string& word) {
     if (word == "float") return Kind::wide;
+    if (word == "bfloat16") return Kind::half;
     if (word == "int") return Kind::integer;
     if (word == "bool") return Kind::boolean;
     if (word == "bytes") return Kind::bytes;
@@ -269,6 +270,7 @@ bool result_shape(const Item& item, const Sizes& sizes, std::vector<int64_t>& sh
 DType dtype_of(Kind kind, DType same) {
     switch (kind) {
         case Kind::wide: return DType::f32;
+        case Kind::half: return DType::bf16;
         case Kind::integer: return DType::i64;
         case Kind::boolean: return DType::boolean;
         case Kind::bytes: return DType::u8;

@@ -6,6 +6,7 @@
 //   &name              changed in place
 //   :float :int :bool :bytes   float32, int64 or int32 (results: int64), bool, uint8; without a mark the
 //                      element type is the call's own, T: that of the first such array (float32 if none is)
+//   :bfloat16          of results
 //   outputs:O          a number that is the size of the axes of that letter
 //   name[axes]=None    an optional array
 //   y[...]?option      a result only where that option is not 0
@@ -23,8 +24,8 @@
 
 namespace nn {
 
-// T, float32, int64 or int32, bool, uint8, the type of a named argument (which is T's, here)
-enum class Kind { same, wide, integer, boolean, bytes, like };
+// T, float32, bfloat16, int64 or int32, bool, uint8, the type of a named argument (which is T's, here)
+enum class Kind { same, wide, half, integer, boolean, bytes, like };
 DType dtype_of(Kind kind, DType same);
 
 struct Axis {

@@ -18,6 +18,17 @@ from nn.backends.device.activation import (
 from nn.backends.device.attention import attention
 from nn.backends.device.attention_backward import attention_backward
 from nn.backends.device.decoding import cache_append, decode_attention, rope_at
+from nn.backends.device.elementwise import (
+    accumulate,
+    add,
+    add_row,
+    column_sum,
+    mul,
+    mul_row,
+    scale,
+    to_bfloat16,
+    widen,
+)
 from nn.backends.device.loss import cross_entropy, cross_entropy_backward, linear_cross_entropy
 from nn.backends.device.matmul import linear, linear_backward, matmul
 from nn.backends.device.moe import (
@@ -58,14 +69,16 @@ from nn.backends.device.sampling import sample, sampling_key
 from nn.backends.device.softmax import log_softmax, log_softmax_backward, softmax, softmax_backward
 
 __all__ = [
-    "adamw", "adamw_plan", "adamw_step", "attention", "attention_backward", "cache_append", "cross_entropy",
-    "cross_entropy_backward", "decode_attention", "embedding", "expert_order", "gathered_swiglu",
-    "gathered_swiglu_backward", "gelu", "gelu_backward", "gelu_tanh", "gelu_tanh_backward", "global_norm",
-    "grouped_linear", "grouped_linear_backward", "increment", "jitter", "layer_norm", "layer_norm_backward",
-    "linear", "linear_backward", "linear_cross_entropy", "log_softmax", "log_softmax_backward", "matmul",
-    "moe_balance_loss", "moe_balance_loss_backward", "moe_combine", "moe_combine_backward", "moe_dispatch",
-    "moe_dispatch_backward", "moe_z_loss", "moe_z_loss_backward", "rms_norm", "rms_norm_backward",
-    "rms_norm_residual", "rope", "rope_at", "router_topk", "router_topk_backward", "sample", "sampling_key",
-    "scatter_add", "silu", "silu_backward", "softmax", "softmax_backward", "sum_of_squares", "swiglu",
-    "swiglu_backward", "swiglu_packed", "swiglu_packed_backward",
+    "accumulate", "adamw", "adamw_plan", "adamw_step", "add", "add_row", "attention",
+    "attention_backward", "cache_append", "column_sum", "cross_entropy", "cross_entropy_backward",
+    "decode_attention", "embedding", "expert_order", "gathered_swiglu", "gathered_swiglu_backward",
+    "gelu", "gelu_backward", "gelu_tanh", "gelu_tanh_backward", "global_norm", "grouped_linear",
+    "grouped_linear_backward", "increment", "jitter", "layer_norm", "layer_norm_backward", "linear",
+    "linear_backward", "linear_cross_entropy", "log_softmax", "log_softmax_backward", "matmul",
+    "moe_balance_loss", "moe_balance_loss_backward", "moe_combine", "moe_combine_backward",
+    "moe_dispatch", "moe_dispatch_backward", "moe_z_loss", "moe_z_loss_backward", "mul", "mul_row",
+    "rms_norm", "rms_norm_backward", "rms_norm_residual", "rope", "rope_at", "router_topk",
+    "router_topk_backward", "sample", "sampling_key", "scale", "scatter_add", "silu", "silu_backward",
+    "softmax", "softmax_backward", "sum_of_squares", "swiglu", "swiglu_backward", "swiglu_packed",
+    "swiglu_packed_backward", "to_bfloat16", "widen",
 ]

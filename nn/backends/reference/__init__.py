@@ -16,6 +16,17 @@ from nn.backends.reference.activation import (
     swiglu_packed_backward,
 )
 from nn.backends.reference.attention import attention, attention_backward, cache_append, decode_attention
+from nn.backends.reference.elementwise import (
+    accumulate,
+    add,
+    add_row,
+    column_sum,
+    mul,
+    mul_row,
+    scale,
+    to_bfloat16,
+    widen,
+)
 from nn.backends.reference.loss import cross_entropy, cross_entropy_backward, linear_cross_entropy
 from nn.backends.reference.matmul import linear, linear_backward, matmul
 from nn.backends.reference.moe import (
@@ -48,14 +59,15 @@ from nn.backends.reference.rotary import rope, rope_at
 from nn.backends.reference.softmax import log_softmax, log_softmax_backward, softmax, softmax_backward
 
 __all__ = [
-    "adamw", "attention", "attention_backward", "cache_append", "cross_entropy", "cross_entropy_backward",
-    "decode_attention", "embedding", "expert_order", "gathered_swiglu", "gathered_swiglu_backward", "gelu",
-    "gelu_backward", "gelu_tanh", "gelu_tanh_backward", "grouped_linear", "grouped_linear_backward",
-    "jitter", "layer_norm", "layer_norm_backward", "linear", "linear_backward", "linear_cross_entropy",
-    "log_softmax", "log_softmax_backward", "matmul", "moe_balance_loss", "moe_balance_loss_backward",
-    "moe_combine", "moe_combine_backward", "moe_dispatch", "moe_dispatch_backward", "moe_z_loss",
-    "moe_z_loss_backward", "rms_norm", "rms_norm_backward", "rms_norm_residual", "rope", "rope_at",
-    "router_topk", "router_topk_backward", "scatter_add", "silu", "silu_backward", "softmax",
+    "accumulate", "adamw", "add", "add_row", "attention", "attention_backward", "cache_append",
+    "column_sum", "cross_entropy", "cross_entropy_backward", "decode_attention", "embedding",
+    "expert_order", "gathered_swiglu", "gathered_swiglu_backward", "gelu", "gelu_backward", "gelu_tanh",
+    "gelu_tanh_backward", "grouped_linear", "grouped_linear_backward", "jitter", "layer_norm",
+    "layer_norm_backward", "linear", "linear_backward", "linear_cross_entropy", "log_softmax",
+    "log_softmax_backward", "matmul", "moe_balance_loss", "moe_balance_loss_backward", "moe_combine",
+    "moe_combine_backward", "moe_dispatch", "moe_dispatch_backward", "moe_z_loss", "moe_z_loss_backward",
+    "mul", "mul_row", "rms_norm", "rms_norm_backward", "rms_norm_residual", "rope", "rope_at",
+    "router_topk", "router_topk_backward", "scale", "scatter_add", "silu", "silu_backward", "softmax",
     "softmax_backward", "sum_of_squares", "swiglu", "swiglu_backward", "swiglu_packed",
-    "swiglu_packed_backward",
+    "swiglu_packed_backward", "to_bfloat16", "widen",
 ]

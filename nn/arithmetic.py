@@ -1,0 +1,83 @@
+"""Sums and products of arrays, by kernels where those pay and by the arrays' own operators elsewhere.
+
+Half-precision arrays in NumPy (ml_dtypes) are added up one element at a time; here large ones are widened,
+computed in float32 and rounded once, which gives the same bits."""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from nn.backends import kernels
+from nn.backends.array_api import namespace
+from nn.backends.native.dense import small, takes
+from nn.dtypes import is_half, narrow, widen
+
+Array = Any
+Operand = Any      # array or Python number
+
+
+def add(a: Operand, b: Operand) -> Any:
+    """a + b with broadcasting"""
+    if small(a, b):
+        return a + b
+    return _combined(operator.add, kernels.add, kernels.add_row, a, b)
+
+
+def mul(a: Operand, b: Operand) -> Any:
+    """a ⊙ b with broadcasting"""
+    if small(a, b):
+        return a * b
+    for x, number in ((a, b), (b, a)):
+        if type(number) in (int, float) and takes(x):
+            return kernels.scale(x, number)
+    return _combined(operator.mul, kernels.mul, kernels.mul_row, a, b)
+
+
+def total(a: Array, b: Array) -> Array:
+    """The sum of two gradients of one shape, in the type that sums are formed in"""
+    wide = widen(a)
+    if wide is not a and takes(wide, b):           # nobody else has it
+        kernels.accumulate(wide, b)
+        return wide
+    return add(wide, widen(b))
+
+
+def computed(function: Callable[..., Any], *operands: Operand) -> Any:
+    """function of one or two operands, NumPy's or an operator; large half-precision ones in float32."""
+    if small(*operands):
+        return function(*operands)
+    halves = {x.dtype for x in operands if type(x) is np.ndarray and is_half(x.dtype)}
+    if len(halves) != 1:
+        return function(*operands)
+    if any(hasattr(x, "dtype") and x.dtype not in halves for x in operands):
+        return function(*operands)
+    y = function(*(widen(x) if hasattr(x, "dtype") else x for x in operands))
+    return narrow(y, halves.pop())
+
+
+def sum_to(gradient: Array, shape: tuple[int, ...]) -> Array:
+    """Σ over the axes along which `shape` was stretched to the gradient's; the sum is not rounded."""
+    if (matrix := _as_rows(gradient, shape)) is not None:
+        return kernels.column_sum(matrix).reshape(shape)
+    xp, extra = namespace(gradient), gradient.ndim - len(shape)
+    stretched = tuple(extra + i for i, n in enumerate(shape) if n == 1 and gradient.shape[extra + i] != 1)
+    wide = widen(gradient)
+    return xp.reshape(xp.sum(wide, axis=(*range(extra), *stretched), keepdims=True, dtype=wide.dtype), shape)
+
+
+def _combined(function: Callable[..., Any], alike: Any, with_row: Any, a: Operand, b: Operand) -> Any:
+    if takes(a, b) and a.dtype == b.dtype:
+        if a.shape == b.shape:
+            return alike(a, b)
+        for x, row in ((a, b), (b, a)):
+            if row.size and x.shape[-1:] == row.shape[-1:] == (row.size,) and row.ndim <= x.ndim:
+                return with_row(x, row.reshape(-1))
+    return computed(function, a, b)
+
+
+def _as_rows(gradient: Array, shape: tuple[int, ...]) -> Any:
+    """The gradient as [R,D], if all its axes but the last were stretched from a dense row; None otherwise."""
+    wide = shape and shape[-1] >= 16 and int(np.prod(shape)) == gradient.shape[-1]
+    return gradient.reshape(-1, gradient.shape[-1]) if wide and takes(gradient) else None
