@@ -68,6 +68,7 @@ def work(dtype: Any) -> dict[str, Callable[[], Any]]:
         "moe_combine": lambda: kernels.moe_combine(xs, gates, inverse),
         "moe_combine_backward": lambda: kernels.moe_combine_backward(x, xs, gates, order, inverse),
         "rope": lambda: kernels.rope(heads, np.cos(angles), np.sin(angles)),
+        "attention": lambda: kernels.attention(heads, heads[:, :2], heads[:, :2], scale=0.1),
         "decode_attention": lambda: kernels.decode_attention(new, cache, cache, held, scale=0.1),
         "sum_of_squares": lambda: kernels.sum_of_squares(x),
     }

@@ -53,6 +53,25 @@ static inline Vec power_of_two(Vec x) {
     return x < -125.0f ? Vec{} : (Vec)((Int)p + ((Int)shifted << 23));
 }
 
+// ln x for x >= 1; Cephes' polynomial (logf.c), ln 2 in two parts.
+static inline Vec natural_log(Vec x) {
+    const Bits bits = bits_of(x) - 0x3f3504f3u;  // the mantissa from sqrt(1/2) on
+    const Vec e = __builtin_convertvector((Int)bits >> 23, Vec);
+    const Vec f = (Vec)((bits & 0x7fffffu) + 0x3f3504f3u) - 1.0f, z = f * f;
+    Vec p = set(7.0376836292e-2f);
+    p = p * f - 1.1514610310e-1f;
+    p = p * f + 1.1676998740e-1f;
+    p = p * f - 1.2420140846e-1f;
+    p = p * f + 1.4249322787e-1f;
+    p = p * f - 1.6668057665e-1f;
+    p = p * f + 2.0000714765e-1f;
+    p = p * f - 2.4999993993e-1f;
+    p = p * f + 3.3333331174e-1f;
+    return f + (p * f * z - e * 2.12194440e-4f - z * 0.5f) + e * 0.693359375f;
+}
+
+static inline float smallest(Vec x) { return -largest(-x); }
+
 // Lane i: the sum of x[i]'s lanes.
 static inline Vec sums_of(Vec (&x)[width]) {
 #pragma GCC unroll 4
@@ -68,6 +87,7 @@ static inline Vec sums_of(Vec (&x)[width]) {
             }
 #else
             Int from_first, from_second;
+#pragma GCC unroll 16
             for (int j = 0; j < width; ++j) {
                 from_first[j] = j & step ? width + j - step : j;
                 from_second[j] = j & step ? width + j : j + step;

@@ -129,7 +129,9 @@ static inline Vec sqrt(Vec a) {
 
 // Rows to columns, in log2(width) rounds of exchanging blocks of 1, 2, 4, ... with the row so far away.
 static inline void transpose(Bits (&rows)[width]) {
+#pragma GCC unroll 4  // else the patterns of the shuffles are built each time
     for (int step = 1; step < width; step *= 2)
+#pragma GCC unroll 16
         for (int i = 0; i < width; ++i) {
             if (i & step) continue;
             const Bits a = rows[i], b = rows[i | step];
@@ -141,6 +143,7 @@ static inline void transpose(Bits (&rows)[width]) {
             }
 #else
             Bits from_first, from_second;
+#pragma GCC unroll 16
             for (uint32_t j = 0; j < (uint32_t)width; ++j) {
                 from_first[j] = j & step ? width + j - step : j;
                 from_second[j] = j & step ? width + j : j + step;
