@@ -6,16 +6,19 @@ Examples:
   cuda-nn generate --checkpoint runs/book/checkpoints/step_000200 --max-tokens 50 --seed 7
 """
 
+import sys
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+from nn.backends import native
 from nn.cli.aliases import ALIASES
 from nn.cli.parser import Parser
 from nn.cli.sources import Changes, open_model, untrained
 from nn.cli.terminal import stream
 from nn.errors import InputError
 from nn.generate import SamplingConfig, stream_text
+from nn.threads import computing_threads, described
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class Options:
     model: str | None = None           # instead, a ready-made model (gpt-small, ...) that has learned nothing
     prompt: str = ""                   # text to continue; empty: start as a document does
     truncate_prompt: bool = False      # keep only the end of a prompt longer than the model's context
+    threads: int = 0                   # to compute with; 0 = NN_THREADS, else all usable cores
 
 
 def run(argv: list[str]) -> int:
@@ -38,5 +42,11 @@ def run(argv: list[str]) -> int:
     model, tokenizer = (untrained(options.model, changes) if options.model
                         else open_model(options.checkpoint)[:2])
     pieces = stream_text(model, tokenizer, options.prompt, sampling, truncate_prompt=options.truncate_prompt)
-    stream(chain([options.prompt], pieces))
+    before = native.fallbacks()
+    with computing_threads(options.threads) as threads:
+        stream(chain([options.prompt], pieces))
+    if getattr(model, "device", None) is None and sys.stderr.isatty():
+        print(f"({described(threads)})", file=sys.stderr)
+    if fallen := native.fallen_back(before):
+        print(f"(the reference ran instead of a native kernel: {fallen})", file=sys.stderr)
     return 0

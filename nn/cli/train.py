@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from nn.backends import describe
+from nn.backends import describe, native
 from nn.cli.aliases import ALIASES
 from nn.cli.parser import Parser, flag
 from nn.cli.sources import model_preset, model_presets, run_settings
@@ -22,6 +22,7 @@ from nn.errors import InputError
 from nn.generate import SamplingConfig, stream_text
 from nn.models import LanguageModelConfig
 from nn.models.parts import blocks_of
+from nn.threads import described
 from nn.train import (
     Callback,
     TrainConfig,
@@ -106,6 +107,8 @@ def _end(result: TrainResult) -> int:
         stream([config.sample_prompt, *stream_text(model, tokenizer, config.sample_prompt, sampling)])
     if (result.run / "loss.png").exists():
         print(f"\nloss curve: {result.run / 'loss.png'}")
+    if fallen := native.fallen_back():
+        print(f"\nthe reference ran instead of a native kernel: {fallen}")
     print(result.final_line())
     return 0
 
@@ -128,13 +131,8 @@ class Announcement(Callback):
 def _backend(device: Any, threads: int) -> str:
     served = Counter(describe()["device kernels" if device else "kernels"].values())
     kernels = ", ".join(f"{name} runs {count} kernels" for name, count in served.items())
-    place = f"on the device {device.name}" if device else _threads(threads)
+    place = f"on the device {device.name}" if device else described(threads)
     return f"{kernels} (cuda-nn info lists them), {place}"
-
-
-def _threads(count: int) -> str:
-    more = "" if count > 1 else "; --threads 2 pays for wide models on an idle machine"
-    return f"{count} thread{'s' * (count > 1)} for matrix products{more}"
 
 
 def _text(data: str, info: dict[str, Any]) -> str:

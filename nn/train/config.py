@@ -56,8 +56,8 @@ class TrainConfig:
     seed: int = 0                        # of the initial weights, the data's order and the router's noise
     dtype: Literal["float32", "bfloat16"] = "float32"   # storage of the weights (masters are float32)
     device: Literal["auto", "cpu", "cuda", "emulated"] = "auto"   # auto: a GPU if there is one, or the CPU
-    threads: int = 1                     # of matrix products; another number sums in another order, so it
-                                         # belongs to the run.  More pays for wide models on idle machines
+    threads: int = 0                     # to compute with; 0 = NN_THREADS, else all usable cores.  Native
+                                         # kernels give the same bits with any number, NumPy's BLAS may not
     gradient_checkpointing: bool = False   # recompute blocks in the backward pass: less memory, more time
     # Evaluation, checkpoints, output
     eval_every: int = 100                # steps between evaluations on held-out text
@@ -72,11 +72,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "seq_len", "batch_size", "accumulate", "steps", "eval_every",
-                     "checkpoint_every", "keep_last", "log_every", "threads"):
+                     "checkpoint_every", "keep_last", "log_every"):
             _check(name, getattr(self, name), getattr(self, name) >= 1, "1 or more")
         for name in ("lr", "clip"):
             _check(name, getattr(self, name), getattr(self, name) > 0, "greater than 0")
-        for name in ("warmup", "weight_decay", "eval_tokens", "sample_tokens", "seed", "max_tokens"):
+        for name in ("warmup", "weight_decay", "eval_tokens", "sample_tokens", "seed", "max_tokens",
+                     "threads"):
             _check(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
         for name in ("beta1", "beta2"):
             _check(name, getattr(self, name), 0 <= getattr(self, name) < 1, "in [0, 1)")

@@ -14,6 +14,7 @@ from nn.backends import open_device
 from nn.errors import InputError
 from nn.models import from_config
 from nn.models.decoder import Decoder
+from nn.threads import computing_threads
 from nn.train.callbacks import Callback
 from nn.train.checkpoint import Checkpoint, find_checkpoint, latest_valid, load_checkpoint
 from nn.train.config import TrainConfig
@@ -29,7 +30,6 @@ def train(config: TrainConfig | None = None, *, resume: str | Path | None = None
           callbacks: Sequence[Callback] = ()) -> TrainResult:
     """Start the run that `config` describes, or continue the one in the folder `resume`, as its config.yaml
     says."""
-    from threadpoolctl import threadpool_limits
     with (RunFolder.open(resume) if resume else RunFolder.create(config or TrainConfig())) as run:
         try:
             trainer = _prepared(run, callbacks)
@@ -37,7 +37,7 @@ def train(config: TrainConfig | None = None, *, resume: str | Path | None = None
             if not resume:
                 run.discard()           # else the next --resume would find a run that cannot begin
             raise
-        with threadpool_limits(run.config.threads, user_api="blas"):
+        with computing_threads(run.config.threads):
             result = trainer.fit()
         _draw(run.path)
         return result

@@ -10,7 +10,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NN_BACKEND")
+VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NN_BACKEND", "NN_THREADS",
+             "NN_NATIVE_LEVEL")
 PACKAGES = ("cuda-nn", "numpy", "ml_dtypes", "safetensors", "tokenizers")
 
 

@@ -15,6 +15,7 @@ def test_continues_the_prompt_with_the_same_text_for_the_same_seed(cuda_nn, trai
     assert out.startswith("verse")
     assert out.endswith("\n")
     assert cuda_nn(*words)[1] == out
+    assert cuda_nn(*words, "--threads", 1)[1:] == (out, "")
     assert cuda_nn(*words, "--seed", 1)[1] != out
 
 

@@ -21,8 +21,8 @@ import numpy as np
 
 from nn.errors import InputError
 
-__all__ = ["DTYPES", "SERVED", "empty", "extension", "fallbacks", "level", "levels", "limit_threads",
-           "memory", "missing", "set_threads", "summary", "threads", "trim", "use_level"]
+__all__ = ["DTYPES", "SERVED", "empty", "extension", "fallbacks", "fallen_back", "level", "levels",
+           "limit_threads", "memory", "missing", "set_threads", "summary", "threads", "trim", "use_level"]
 
 DTYPES = (np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16))       # element types with kernels of their own
 SERVED = (*DTYPES, np.dtype(np.int64), np.dtype(np.int32), np.dtype(np.uint8))      # of a first argument
@@ -70,6 +70,14 @@ def _report(kernel: str, why: str) -> None:
 def fallbacks() -> dict[tuple[str, str], int]:
     """{(kernel, why): how often the reference ran instead} of this process."""
     return dict(_fallbacks)
+
+
+def fallen_back(before: dict[tuple[str, str], int] | None = None) -> str:
+    """What has been added to fallbacks() since it was `before`, for a person, the most frequent first:
+    "softmax 3 times (x: last axis not dense), ..."; empty if nothing."""
+    since = _fallbacks - Counter(before or {})
+    return ", ".join(f"{kernel} {count} time{'s' * (count > 1)} ({why})"
+                     for (kernel, why), count in since.most_common())
 
 
 def level() -> str:
