@@ -43,3 +43,69 @@ def test_wrong_indices_are_the_references_to_judge() -> None:
         on("native", "moe_dispatch", x, order, 2)
     with pytest.raises(IndexError):
         on("native", "moe_combine", x, np.ones((2, 1), np.float32), np.array([0, 2]))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
+def test_a_tokens_bits_do_not_depend_on_the_others(level: str, dtype: Any) -> None:
+    """Alone, among few and among many, in whatever place: the same bits, through both linear maps."""
+    random = np.random.default_rng(1)
+    tokens, width, hidden, experts = 150, 70, 50, 3
+    x = random.standard_normal((tokens, width)).astype(dtype)
+    up = (random.standard_normal((experts, 2 * hidden, width)) * 0.1).astype(dtype)
+    down = random.standard_normal((experts, width, hidden)).astype(dtype)
+    chosen = np.stack([random.permutation(experts)[:2] for _ in range(tokens)])
+
+    def run(which: np.ndarray) -> np.ndarray:
+        order, inverse, offsets = kernels.expert_order(chosen[which], experts)
+        y, kept = kernels.gathered_swiglu(x[which], up, offsets, order, 2)
+        bits = [kernels.grouped_linear(y, down, offsets), y, kept]
+        return np.concatenate([np.ascontiguousarray(part[inverse]) for part in bits], axis=1)
+
+    before = native.fallbacks()
+    with native.use_level(level), use_backend("native"):
+        whole = run(np.arange(tokens)).reshape(tokens, 2, -1)
+        for which in (np.array([7]), np.array([149, 3, 77]), random.permutation(tokens)[:101]):
+            part = run(which).reshape(len(which), 2, -1)
+            assert part.tobytes() == np.ascontiguousarray(whole[which]).tobytes()
+    assert native.fallbacks() == before
+
+
+@pytest.mark.parametrize("scale", [1e-32, 1e-25, 1e25, 3e38])
+def test_floats_near_the_ends_of_their_range(scale: float) -> None:
+    """Tiles multiply floats in parts of bfloat16, which flush to zero and overflow before floats do."""
+    random = np.random.default_rng(2)
+    x = (random.uniform(0.5, 1.0, (40, 64)) * scale).astype(np.float32)
+    weight = (random.uniform(0.5, 1.0, (1, 33, 64)) / 64).astype(np.float32)
+    exact = x.astype(np.float64) @ weight[0].astype(np.float64).T
+    for left, right in ((x, weight), (weight[0], x[None])):
+        y = on("native", "grouped_linear", left, right, np.array([0, len(left)]))
+        right_one = exact if left is x else exact.T
+        assert np.abs(y / right_one - 1.0).max() < 2e-6
+
+
+def test_infinities_reach_their_rows_alone() -> None:
+    x, weight = np.ones((40, 64), np.float32), np.ones((1, 33, 64), np.float32)
+    x[3, 5], x[7, 60], x[9, 1] = np.inf, np.nan, -np.inf
+    y = on("native", "grouped_linear", x, weight, np.array([0, 40]))
+    assert (y[3] == np.inf).all()
+    assert np.isnan(y[7]).all()
+    assert (y[9] == -np.inf).all()
+    assert (np.delete(y, [3, 7, 9], axis=0) == 64.0).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
+def test_few_rows_one_by_one(dtype: Any) -> None:
+    """Decoding: rows of their own weights, no equal bits asked for."""
+    random = np.random.default_rng(3)
+    x = random.standard_normal((3, 100)).astype(dtype)
+    up, chosen = (random.standard_normal((6, 38, 100)) * 0.1).astype(dtype), np.array([[0, 4], [4, 2], [5, 6]])
+    order, inverse, offsets = kernels.expert_order(chosen, 6)
+    y, kept = on("native", "gathered_swiglu", x, up, offsets, order, 2, batch_invariant=False)
+    z = np.einsum("nd,nkcd->nkc", x.astype(np.float64), up.astype(np.float64)[np.minimum(chosen, 5)])
+    z[2, 1] = 0.0                                                                       # a dropped pair
+    z = z.reshape(6, 38)
+    unit = 2.0**-22 if dtype is np.float32 else 2.0**-8
+    assert np.allclose(kept[inverse].astype(np.float64), z, rtol=unit, atol=unit)
+    gate, value = z[:, :19], z[:, 19:]
+    assert np.allclose(y[inverse].astype(np.float64), gate / (1 + np.exp(-gate)) * value, rtol=unit, atol=unit)

@@ -37,7 +37,8 @@ def work(dtype: Any) -> dict[str, Callable[[], Any]]:
     targets = RANDOM.integers(0, 530, 701)
     logits = draw(9001, 16, dtype=dtype)
     weights, experts, probs = kernels.router_topk(logits, 2)
-    order, inverse, _ = kernels.expert_order(RANDOM.integers(0, 5, (701, 2)), 4)
+    order, inverse, offsets = kernels.expert_order(RANDOM.integers(0, 5, (701, 2)), 4)
+    up, hidden = draw(4, 62, 530, dtype=dtype), draw(1402, 62, dtype=dtype)
     gates, xs, place = np.abs(draw(701, 2)), draw(1402, 530, dtype=dtype), np.array([7, 1, 2, 3])
     heads, angles = draw(2, 6, 160, 64, dtype=dtype), draw(160, 32)
     cache, new = draw(2, 2, 600, 64, dtype=dtype), draw(2, 6, 1, 64, dtype=dtype)
@@ -70,6 +71,11 @@ def work(dtype: Any) -> dict[str, Callable[[], Any]]:
         "rope": lambda: kernels.rope(heads, np.cos(angles), np.sin(angles)),
         "attention": lambda: kernels.attention(heads, heads[:, :2], heads[:, :2], scale=0.1),
         "decode_attention": lambda: kernels.decode_attention(new, cache, cache, held, scale=0.1),
+        "grouped_linear": lambda: kernels.grouped_linear(xs, up, offsets),
+        "grouped_linear_backward": lambda: kernels.grouped_linear_backward(hidden, xs, up, offsets),
+        "gathered_swiglu": lambda: kernels.gathered_swiglu(x, up, offsets, order, 2),
+        "gathered_swiglu_backward": lambda: kernels.gathered_swiglu_backward(
+            hidden[:, :31], hidden, x, up, offsets, order, inverse, 2),
         "sum_of_squares": lambda: kernels.sum_of_squares(x),
     }
 

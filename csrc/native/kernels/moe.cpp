@@ -117,8 +117,9 @@ static bool moe_combine_backward(const Call& call) {
     });
     return true;
 }
-NN_KERNEL("moe_combine_backward(dy[N,D], ys[M,D], weights[N,K]:float, order[M]:int, inverse[M]:int) "
-          "-> dys[M,D], dweights[N,K]:float",
-          moe_combine_backward, float, bf16)
+NN_KERNEL(
+    "moe_combine_backward(dy[N,D], ys[M,D], weights[N,K]:float, order[M]:int, inverse[M]:int) "
+    "-> dys[M,D], dweights[N,K]:float",
+    moe_combine_backward, float, bf16)
 
 }  // namespace nn::NN_LEVEL

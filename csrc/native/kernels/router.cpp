@@ -60,9 +60,10 @@ static bool router_topk(const Call& call) {
     });
     return true;
 }
-NN_KERNEL("router_topk(logits[N,E], k; renormalize=True) -> weights[N,K]:float, experts[N,K]:int, "
-          "probs[N,E]:float",
-          router_topk, float, bf16)
+NN_KERNEL(
+    "router_topk(logits[N,E], k; renormalize=True) -> weights[N,K]:float, experts[N,K]:int, "
+    "probs[N,E]:float",
+    router_topk, float, bf16)
 
 template <class T>
 static bool router_topk_backward(const Call& call) {
@@ -88,9 +89,10 @@ static bool router_topk_backward(const Call& call) {
     });
     return true;
 }
-NN_KERNEL("router_topk_backward(dweights[N,K], weights[N,K], experts[N,K]:int, probs[N,E]; renormalize=True) "
-          "-> dlogits[N,E]",
-          router_topk_backward, float)
+NN_KERNEL(
+    "router_topk_backward(dweights[N,K], weights[N,K], experts[N,K]:int, probs[N,E]; renormalize=True) "
+    "-> dlogits[N,E]",
+    router_topk_backward, float)
 
 template <class T>
 static bool moe_balance_loss(const Call& call) {
@@ -173,9 +175,8 @@ static bool moe_z_loss_backward(const Call& call) {
         for (int64_t r = begin; r < end; ++r) {
             softmax_row(dlogits[r], logits[r], logits.cols);
             const float slope = factor * lse[r];
-            registers(logits.cols, [&](int64_t i, auto n) {
-                put(dlogits[r] + i, n, get(dlogits[r] + i, n) * slope);
-            });
+            registers(logits.cols,
+                      [&](int64_t i, auto n) { put(dlogits[r] + i, n, get(dlogits[r] + i, n) * slope); });
         }
     });
     return true;
