@@ -3,6 +3,7 @@ token of a small model that lies on disk.
 
     for row in rows(Run(threads=2)): ..."""
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -46,7 +47,8 @@ def _python(source: str, *arguments: str) -> Callable[[], None]:
 
 
 def _run(command: list[str]) -> None:
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
+    bytecode = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT, env=bytecode)
 
 
 def _timed(name: str, library: str, action: Callable[[], None], run: Run) -> Result:

@@ -14,7 +14,7 @@ from nn.errors import InputError
 from nn.names import by_name, check_name
 
 PEERS = {"torch": "torch", "llama.cpp": "llama_cpp"}       # library -> the package that has it
-# What glibc and PyTorch are told in rows "torch +tuned": freed memory is kept, large tensors on huge pages.
+# What glibc and PyTorch are told in rows "torch eager +tuned": freed memory is kept, large tensors on huge pages.
 TUNED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(16 << 30), "MALLOC_TOP_PAD_": str(64 << 20),
          "THP_MEM_ALLOC_ENABLE": "1"}
 TORCH_TRAINING, TORCH_OPERATIONS = "nn.bench.peers.torch_training", "nn.bench.peers.torch_operations"
@@ -87,8 +87,8 @@ def operations(names: Sequence[str], run: Run, small: bool = False) -> Iterator[
     for name in names:
         check_name("op", name, NAMES)
     options = {"small": small}
-    others = [Contender("torch", TORCH_OPERATIONS, options),
-              Contender("torch +tuned", TORCH_OPERATIONS, options, TUNED),
+    others = [Contender("torch eager", TORCH_OPERATIONS, options),
+              Contender("torch eager +tuned", TORCH_OPERATIONS, options, TUNED),
               Contender("torch compile", TORCH_OPERATIONS, options | {"compiled": True})]
     contenders = [Contender(OURS, "nn.bench.operations", options), *run.others(others)]
     yield from _rows(contenders, {name: name for name in names or NAMES}, "f32", run)

@@ -2,16 +2,17 @@
 
     model = from_pretrained("folder")"""
 
+import importlib
 from pathlib import Path
 from typing import Any
 
 from nn.errors import InputError
 from nn.interop.folder import CONFIG, read_json
 from nn.models.decoder import Decoder
-from nn.models.moe_transformer import MoETransformer
-from nn.models.qwen3 import Qwen3
 
-ARCHITECTURES: dict[str, Any] = {"mixtral": MoETransformer, "qwen3": Qwen3, "qwen3_moe": Qwen3}
+# model_type -> module and class, imported when a folder is of that kind
+ARCHITECTURES = {"mixtral": ("nn.models.moe_transformer", "MoETransformer"),
+                 "qwen3": ("nn.models.qwen3", "Qwen3"), "qwen3_moe": ("nn.models.qwen3", "Qwen3")}
 
 
 def from_pretrained(folder: str | Path, dtype: Any = None) -> Decoder:
@@ -19,5 +20,6 @@ def from_pretrained(folder: str | Path, dtype: Any = None) -> Decoder:
     kind = read_json(Path(folder) / CONFIG).get("model_type")
     if kind not in ARCHITECTURES:
         raise InputError(f"{folder}: model_type is {kind!r}; {', '.join(ARCHITECTURES)} are read")
-    found: Decoder = ARCHITECTURES[kind].from_pretrained(folder, dtype=dtype)
+    module, name = ARCHITECTURES[kind]
+    found: Decoder = getattr(importlib.import_module(module), name).from_pretrained(folder, dtype=dtype)
     return found
