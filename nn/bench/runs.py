@@ -7,6 +7,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -63,9 +64,11 @@ class Worker:
         environment = (os.environ | dict.fromkeys(THREADS, str(threads)) | {"PYTHONPATH": path}
                        | contender.environment)
         self.contender = contender
+        # not a pipe: one that nobody empties would stop it
+        self._said = tempfile.TemporaryFile("w+")    # noqa: SIM115  (closed in end)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "nn.bench.worker", contender.module, json.dumps(contender.options)],
-            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, text=True)
         first = self._answer()
         self.tasks: list[str] = first.get("tasks", [])
         self.error: str = first.get("error", "")
@@ -87,6 +90,7 @@ class Worker:
     def end(self) -> None:
         self._process.kill()
         self._process.communicate()
+        self._said.close()
 
     def _send(self, wanted: dict[str, Any]) -> None:
         assert self._process.stdin
@@ -99,8 +103,9 @@ class Worker:
         if line:
             answer: dict[str, Any] = json.loads(line)
             return answer
-        _, said = self._process.communicate()
-        last = (said.strip().splitlines() or ["it said nothing"])[-1]
+        self._process.wait()
+        self._said.seek(0)
+        last = (self._said.read().strip().splitlines() or ["it said nothing"])[-1]
         return {"error": f"ended with status {self._process.returncode}: {last}"[:600]}
 
 

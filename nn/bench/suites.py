@@ -14,7 +14,7 @@ from nn.errors import InputError
 from nn.names import by_name, check_name
 
 PEERS = {"torch": "torch", "llama.cpp": "llama_cpp"}       # library -> the package that has it
-# What glibc and PyTorch are told in rows "torch eager +tuned": freed memory is kept, large tensors on huge pages.
+# Of rows "torch eager +tuned": glibc keeps freed memory, PyTorch asks for huge pages for large tensors.
 TUNED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(16 << 30), "MALLOC_TOP_PAD_": str(64 << 20),
          "THP_MEM_ALLOC_ENABLE": "1"}
 TORCH_TRAINING, TORCH_OPERATIONS = "nn.bench.peers.torch_training", "nn.bench.peers.torch_operations"
