@@ -17,7 +17,7 @@ CUDA_SOURCES = sorted((ROOT / "cuda").rglob("*.py"))
 
 # A module imports from its own line and from those above it.  All of cuda.nn stands above the first line.
 RANKS = (
-    ("errors", "names", "files", "config", "random", "dtypes", "backends"),
+    ("errors", "names", "files", "config", "random", "dtypes", "backends", "threads", "arithmetic"),
     ("tape", "tensor", "operators", "ops"),
     ("state", "cache", "layers"),
     ("flops", "interop", "models", "data", "optim", "generate"),
