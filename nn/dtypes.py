@@ -71,18 +71,20 @@ def narrow(array: Any, dtype: Any) -> Any:
     return array if array.dtype == dtype else _cast(array, dtype)
 
 
-def accumulated(leaf: Any, gradient: Any) -> Any:
+def accumulated(leaf: Any, gradient: Any, new: bool = False) -> Any:
     """A leaf's gradient with one more added to it, in float32 if the leaf is stored in half precision.
 
-    The first is copied, for it may be another leaf's too, and the next ones are added to that copy; a leaf
-    with `borrows_grad` has the first itself, and nothing is changed in place then."""
+    The first is taken if it is `new`, else copied, for it may be another leaf's too; the next ones are added
+    to it in place.  A leaf with `borrows_grad` has the first itself, and nothing is changed in place then."""
     borrows = getattr(leaf, "borrows_grad", False)
     if leaf.grad is None:
         if borrows:
             return widen(gradient)
-        dtype = np.float32 if is_half(leaf.dtype) else leaf.dtype
+        dtype = np.dtype(np.float32) if is_half(leaf.dtype) else leaf.dtype
         if gradient.dtype != dtype:
             return narrow(gradient, dtype)
+        if new and isinstance(gradient, np.ndarray):
+            return gradient
         return namespace(gradient).asarray(gradient, dtype=dtype, copy=True)
     if borrows:
         return leaf.grad + widen(gradient)

@@ -106,6 +106,7 @@ class Op:
     shapes: tuple[Shape, ...] = ()                                 # of the inputs and of their gradients
     where = ""                                                     # layer path, inside find_nonfinite() only
     integers = False                                               # whether it also works on integers
+    new_gradients = False                                          # what backward returns is nobody else's
 
     @property
     def name(self) -> str:
@@ -159,7 +160,7 @@ def run_backward(root: Op, gradients: dict[int, Array]) -> None:
         if incoming:                                    # else: all its gradients were None
             for edge, grad in _gradients(op, incoming):
                 if isinstance(edge, Tensor):
-                    edge.grad = accumulated(edge, grad)
+                    edge.grad = accumulated(edge, grad, new=op.new_gradients)
                 else:
                     slots = pending.setdefault(edge[0], {})
                     slots[edge[1]] = total(slots[edge[1]], grad) if edge[1] in slots else grad

@@ -41,7 +41,8 @@ LEVELS: dict[str, dict[str, tuple[int, tuple[str, ...]]]] = {
     "other": {"generic": (0, ())},
 }
 # Levels that few kernels gain from have only these; the table takes the others from the level below.
-ONLY = {"amx": ("attention", "attention_backward", "ceiling", "grouped", "grouped_backward", "matmul")}
+ONLY = {"amx": ("attention", "attention_backward", "ceiling", "grouped", "grouped_backward",
+                "linear_cross_entropy", "matmul")}
 SANITIZERS = {"": (), "thread": ("-fsanitize=thread",),
               "memory": ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")}
 

@@ -118,9 +118,10 @@ cross_entropy_backward(dloss[R], logits[R,V], targets[R], lse[R];
                        ignore_index=-100, label_smoothing=0, z_loss=0, softcap=0)
         -> dlogits[R,V]:logits
     softmax − one-hot, times dloss
-linear_cross_entropy(x[R,D], weight[V,D], targets[R]; gradient=True, ignore_index=-100)
+linear_cross_entropy(x[R,D], weight[V,D], targets[R]; gradient=True, ignore_index=-100, label_smoothing=0,
+                     z_loss=0, softcap=0, scale=1)
         -> loss[R]:float, dx[R,D], dweight[V,D]:float
-    cross_entropy(x weightᵀ) and gradients of Σ loss, never all logits
+    cross_entropy(x weightᵀ) and gradients of scale · Σ loss, never all logits
 
 router_topk(logits[N,E], k; renormalize=True) -> weights[N,K]:float, experts[N,K]:int, probs[N,E]:float
     softmax at the k largest logits (ties: lowest index), renormalised
@@ -163,8 +164,9 @@ embedding(weight[V,D], ids[N]) -> y[N,D]
     y[n] = weight[ids[n]]
 scatter_add(source[N,D], index[N], rows) -> out[rows,D]:float
     out[index[n]] += source[n], in order
-adamw(param[...], grad[...], m[...], v[...]; lr, beta1, beta2, eps, weight_decay, step, grad_scale=1)
-    in place: decoupled decay, then m̂/(√v̂ + eps)
+adamw(param[...], grad[...], m[...], v[...];
+      lr, beta1, beta2, eps, weight_decay, step, grad_scale=1, stored=None)
+    in place: decoupled decay, then m̂/(√v̂ + eps); stored[...] in half precision becomes param, rounded
 sum_of_squares(x[...]) -> total:number
     Σ x² in float64
 """

@@ -14,6 +14,8 @@ from nn.tensor import Array, Op, Tensor
 class Take(Op):
     """y[n] = x[index[n]]:  dx[v] = Σ_{n: index[n] = v} dy[n]"""
 
+    new_gradients = True
+
     integers = True
 
     def forward(self, x: Array, *, index: Array) -> Array:

@@ -28,14 +28,20 @@ class CrossEntropy(Op):
 class LinearCrossEntropy(Op):
     """y = c Σ_r CE(x_r Wᵀ, target_r).  The sum's gradient is formed with the logits at hand, chunk by chunk:
 
-    dz = c (softmax(z) − onehot),  dx = dz W,  dW = dzᵀ x;  backward only multiplies by dy."""
+    dz = c (softmax(z) − onehot),  dx = dz W,  dW = dzᵀ x;  backward only multiplies by dy, unless that is 1.
+    (On a device c is multiplied there, too: it may be an array.)"""
+
+    new_gradients = True
 
     def forward(self, x: Array, weight: Array, *, targets: Array, scale: float, **options: Any) -> Array:
         xp = namespace(x)
         rows = xp.reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
+        if not on_device(x):
+            options["scale"] = float(scale)
         loss, dx, dweight = kernels.linear_cross_entropy(rows, weight, targets,
                                                          gradient=any(self.needs), **options)
-        self.shape, self.scale, self.dx, self.dweight = tuple(x.shape), scale, dx, dweight
+        self.shape, self.dx, self.dweight = tuple(x.shape), dx, dweight
+        self.scale = scale if on_device(x) else 1.0             # what the gradients still lack
         return xp.sum(loss, dtype=loss.dtype) * xp.asarray(scale, dtype=loss.dtype)
 
     def flops(self, inputs: list[Array], results: tuple[Array, ...], options: dict[str, Any]) -> int:
@@ -43,8 +49,10 @@ class LinearCrossEntropy(Op):
         return 2 * math.prod(inputs[0].shape) * inputs[1].shape[0]
 
     def backward(self, dy: Array) -> Any:
-        factor = dy * self.scale
         dx = namespace(self.dx).reshape(self.dx, self.shape)
+        if not on_device(dy) and float(dy) == 1.0:
+            return dx, self.dweight
+        factor = dy * self.scale
         return widen(dx) * factor, self.dweight * factor
 
 

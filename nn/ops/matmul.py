@@ -25,6 +25,8 @@ def _one_type(a: Array, b: Array) -> tuple[Array, Array]:
 class MatMul(Op):
     """y = a b, batched over leading axes:  da = dy bᵀ,  db = aᵀ dy"""
 
+    new_gradients = True
+
     def forward(self, a: Array, b: Array) -> Array:
         self.a, self.b = a, b
         return kernels.matmul(*_one_type(a, b))
@@ -41,6 +43,8 @@ class MatMul(Op):
 
 class Linear(Op):
     """y = x Wᵀ + b, W [out, in]:  dx = dy W,  dW = dyᵀ x,  db = Σ dy  (sums over all leading axes)"""
+
+    new_gradients = True
 
     def forward(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
         self.x, self.weight = x, weight

@@ -149,6 +149,8 @@ class GatheredSwiGLU(Op):
     dz = (dy ⊙ u ⊙ SiLU'(g), dy ⊙ SiLU(g)),  dx[n] = Σ_k dz[r] W_e over the rows r of (n,k), in the order
     of the choices,  dW_e = Σ_r dz[r]ᵀ x[n].  Kept: x and z, but no rows of x: they are gathered again."""
 
+    new_gradients = True
+
     def forward(self, x: Array, weight: Array, *, plan: Plan, batch_invariant: bool) -> Array:
         self.x, self.weight, self.plan = x, weight, plan
         y, self.hidden = kernels.gathered_swiglu(x, weight, plan.offsets, plan.order, plan.choices,
@@ -166,6 +168,8 @@ class GatheredSwiGLU(Op):
 
 class GroupedLinear(Op):
     """y[r] = x[r] W_eᵀ for the rows r of expert e:  dx[r] = dy[r] W_e,  dW_e = Σ_r dy[r]ᵀ x[r]"""
+
+    new_gradients = True
 
     def forward(self, x: Array, weight: Array, *, offsets: Array, batch_invariant: bool) -> Array:
         self.x, self.weight, self.offsets = x, weight, offsets

@@ -17,6 +17,8 @@ class RMSNorm(Op):
 
     With a = dy ⊙ w:  dr = Σ a x,  ∂r/∂x = −r³ x / D,  so  dx = r (a − x̂ mean(a ⊙ x̂)),  dw = Σ_rows dy ⊙ x̂."""
 
+    new_gradients = True
+
     def forward(self, x: Array, weight: Array, *, eps: float) -> Array:
         self.x, self.weight = x, weight
         y, self.rstd = kernels.rms_norm(_rows(x), weight, eps)
@@ -55,6 +57,8 @@ class LayerNorm(Op):
     """y = w ⊙ x̂ + b,  x̂ = (x − μ) s,  s = (var(x) + ε)^−½   (Ba, Kiros & Hinton 2016)
 
     With a = dy ⊙ w:  dx = s (a − mean(a) − x̂ mean(a ⊙ x̂)),  dw = Σ_rows dy ⊙ x̂,  db = Σ_rows dy."""
+
+    new_gradients = True
 
     def forward(self, x: Array, weight: Array, bias: Array, *, eps: float) -> Array:
         self.x, self.weight = x, weight

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from nn.backends import kernels
-from nn.dtypes import is_half, narrow, widen
+from nn.dtypes import is_half, widen
 from nn.errors import InputError
 
 Array = Any
@@ -93,14 +93,14 @@ class AdamW:
         slot.steps += 1
         data = slot.param.data
         wide = widen(data) if slot.master is None else slot.master
-        self._move(slot, wide, lr, grad_scale)
-        if wide is not data:
-            data[...] = narrow(wide, data.dtype)
+        self._move(slot, wide, None if wide is data else data, lr, grad_scale)
 
-    def _move(self, slot: Slot, wide: Array, lr: float, grad_scale: float) -> None:
-        """The step, in place, on the values in the type that sums are formed in."""
+    def _move(self, slot: Slot, wide: Array, stored: Array | None, lr: float, grad_scale: float) -> None:
+        """The step, in place, on the values in the type that sums are formed in, and on what is stored of
+        them if that is another type."""
         kernels.adamw(wide, slot.param.grad, slot.m, slot.v, lr=lr, beta1=self.betas[0], beta2=self.betas[1],
-                      eps=self.eps, weight_decay=slot.weight_decay, step=slot.steps, grad_scale=grad_scale)
+                      eps=self.eps, weight_decay=slot.weight_decay, step=slot.steps, grad_scale=grad_scale,
+                      stored=stored)
 
     def zero_grad(self) -> None:
         """Forget every gradient."""

@@ -18,7 +18,7 @@ from typing import Any
 
 from nn.backends import kernels
 from nn.backends.array_api import namespace
-from nn.dtypes import widen
+from nn.dtypes import narrow, widen
 from nn.errors import InputError
 from nn.names import by_name, check_name
 from nn.optim.adamw import AdamW, Array, ParamGroup, Slot
@@ -133,15 +133,17 @@ class Muon(AdamW):
     def _slot(self, name: str, param: Any) -> type[Slot]:
         return MatrixSlot if self.rule.is_matrix(name, param) else Slot
 
-    def _move(self, slot: Slot, wide: Array, lr: float, grad_scale: float) -> None:
+    def _move(self, slot: Slot, wide: Array, stored: Array | None, lr: float, grad_scale: float) -> None:
         if not isinstance(slot, MatrixSlot):
-            super()._move(slot, wide, lr * self.adamw_lr_scale, grad_scale)
+            super()._move(slot, wide, stored, lr * self.adamw_lr_scale, grad_scale)
             return
         gradient = widen(slot.param.grad).astype(wide.dtype, copy=False) * wide.dtype.type(grad_scale)
         slot.m *= self.rule.momentum
         slot.m += gradient
         wide *= 1.0 - lr * slot.weight_decay
         wide -= lr * self.rule.direction(gradient, slot.m, slot.parts)
+        if stored is not None:
+            stored[...] = narrow(wide, stored.dtype)
 
 
 def checked_scale(adamw_lr_scale: float) -> float:

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from nn.dtypes import widen
+from nn.backends import kernels
+from nn.dtypes import is_half
 from nn.errors import NonFiniteError
 
 Batch = tuple[np.ndarray, np.ndarray]      # inputs [B,T], targets [B,T]; target -100 is not scored
@@ -22,8 +23,13 @@ Batch = tuple[np.ndarray, np.ndarray]      # inputs [B,T], targets [B,T]; target
 @np.errstate(all="ignore")
 def broken_weights(model: Any) -> list[str]:
     """Names of the parameters that hold a NaN, an infinity, or numbers near it (their squares overflow)."""
-    wide = ((name, widen(parameter.data).reshape(-1)) for name, parameter in model.named_parameters().items())
-    return [name for name, flat in wide if not np.isfinite(np.dot(flat, flat))]
+    return [name for name, parameter in model.named_parameters().items()
+            if not kernels.sum_of_squares(parameter.data) <= _largest(parameter.dtype)]
+
+
+def _largest(dtype: Any) -> float:
+    """Of the type that sums over this one are formed in"""
+    return float(np.finfo(np.float32 if is_half(dtype) else dtype).max)
 
 
 def scored_tokens(batches: Sequence[Batch]) -> int:

@@ -425,6 +425,8 @@ def linear_cross_entropy(kernel: str) -> Table:
         yield f"ignored-{name}", lambda draw, o=options: build(draw, 7, 5, 11, 2, {"gradient": True} | o)
     yield "all-ignored", lambda draw: build(draw, 3, 2, 4, 3, {"gradient": True})
     yield "loss-only", lambda draw: build(draw, 7, 5, 11, 1, {"gradient": False})
+    yield "loss-only-capped", lambda draw: build(draw, 7, 5, 11, 1, {"gradient": False, "softcap": 2.0})
+    yield "scaled", lambda draw: build(draw, 7, 33, 130, 1, {"gradient": True, "scale": 0.125})
 
 
 ROUTING = ((0, 4, 2), (1, 1, 1), (5, 4, 1), (13, 5, 2), (9, 16, 4), (6, 3, 3))

@@ -345,12 +345,12 @@ def cross_entropy_backward(dloss: Array, logits: Array, targets: Array, lse: Arr
 
 
 def linear_cross_entropy(x: Array, weight: Array, targets: Array, *, gradient: bool = True,
-                         **options: Any) -> Any:
+                         scale: float = 1.0, **options: Any) -> Any:
     logits = product(x, weight.T)
     loss, lse = cross_entropy(logits, targets, **options)
     if not gradient:
         return loss, None, None
-    dlogits = cross_entropy_backward(np.ones_like(loss), logits, targets, lse, **options)
+    dlogits = cross_entropy_backward(np.full_like(loss, scale), logits, targets, lse, **options)
     return loss, product(dlogits, weight), product(dlogits.T, x)
 
 

@@ -53,12 +53,12 @@ def test_integers_of_either_size() -> None:
 
 
 def items(text: str, *, results: bool) -> list[str]:
-    """The parts of a text, without native's own marks: & :float :int :bool :bytes :O [axes]= ?"""
+    """The parts of a text, without native's own marks: & :float :bfloat16 :int :bool :bytes :O [axes]= ?"""
     parts = re.findall(r"[^\s,;\[\]]+(?:\[[^\]]*\])?[^\s,;]*", text)
     parts = [part.split("?")[0].removeprefix("&") for part in parts]
     if results:
         return parts
-    parts = [re.sub(r":(float|int|bool|bytes|[A-Z#])(?!\w)", "", part) for part in parts]
+    parts = [re.sub(r":(float|bfloat16|int|bool|bytes|[A-Z#])(?!\w)", "", part) for part in parts]
     return [re.sub(r"\[.*\]=", "=", part) for part in parts]
 
 

@@ -55,6 +55,7 @@ def work(dtype: Any) -> dict[str, Callable[[], Any]]:
         "swiglu": lambda: kernels.swiglu(x, dy),
         "embedding": lambda: kernels.embedding(wide, ids),
         "scatter_add": lambda: kernels.scatter_add(x, ids, 600),
+        "linear_cross_entropy": lambda: kernels.linear_cross_entropy(x, wide, ids),
         "cross_entropy": lambda: kernels.cross_entropy(x, targets),
         "linear": lambda: kernels.linear(x, wide),
         "linear_backward": lambda: kernels.linear_backward(short, x, wide),

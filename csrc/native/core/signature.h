@@ -6,7 +6,7 @@
 //   &name              changed in place
 //   :float :int :bool :bytes   float32, int64 or int32 (results: int64), bool, uint8; without a mark the
 //                      element type is the call's own, T: that of the first such array (float32 if none is)
-//   :bfloat16          of results
+//   :bfloat16          that type, whatever the call's
 //   outputs:O          a number that is the size of the axes of that letter
 //   name[axes]=None    an optional array
 //   y[...]?option      a result only where that option is not 0

@@ -4,34 +4,9 @@
 //     dz' = softmax(z')(1 + 2 q L) - (1-e) 1[j = y] - e/V,   dz = dz' (1 - (z'/c)^2)
 // Rows whose target is ignore_index have loss 0 and gradient 0; a target outside 0 ... V-1 is for the
 // reference to refuse.
-#include "kernels/row_math.h"
+#include "kernels/loss_math.h"
 
 namespace nn::NN_LEVEL {
-
-constexpr double exp_bytes = 6;
-
-struct LossOptions {
-    int64_t ignore_index;
-    float smoothing, z_loss, softcap;
-};
-
-static inline LossOptions loss_options(const Call& call) {
-    return {(int64_t)number(call, 0), (float)number(call, 1), (float)number(call, 2), (float)number(call, 3)};
-}
-
-static inline Vec capped(Vec z, float softcap) { return softcap != 0.0f ? softcap * tanh(z / softcap) : z; }
-
-static inline bool targets_fit(const Ints& targets, int64_t vocabulary, int64_t ignored) {
-    for (int64_t r = 0; r < targets.size; ++r)
-        if (targets[r] != ignored && (targets[r] < 0 || targets[r] >= vocabulary)) return false;
-    return true;
-}
-
-// One logit as the reference sees it
-template <class T>
-static inline float one(const T* row, int64_t i, float softcap) {
-    return sum(first_lanes(capped(load(row + i, 1), softcap), 1, Vec{}));
-}
 
 template <class T>
 static bool cross_entropy(const Call& call) {
@@ -51,10 +26,8 @@ static bool cross_entropy(const Call& call) {
                 loss[r] = 0.0f;
                 continue;
             }
-            float here = l - (1.0f - o.smoothing) * one(row, targets[r], o.softcap);
-            if (o.smoothing != 0.0f) here -= o.smoothing / (float)cols * row_sum(cols, value);
-            if (o.z_loss != 0.0f) here += o.z_loss * l * l;
-            loss[r] = here;
+            const float sum = o.smoothing != 0.0f ? row_sum(cols, value) : 0.0f;
+            loss[r] = row_loss(l, one(row, targets[r], o.softcap), sum, cols, o);
         }
     });
     return true;
@@ -64,16 +37,6 @@ NN_KERNEL(
     "-> "
     "loss[R]:float, lse[R]:float",
     cross_entropy, float, bf16)
-
-// dz' at registers [i, i + n), without the target's own term
-static inline Vec slope(Vec z, float lse, float upstream, const LossOptions& o, float share) {
-    return (exp(z - lse) * (1.0f + 2.0f * o.z_loss * lse) - share) * upstream;
-}
-
-static inline Vec through_cap(Vec d, Vec z, float softcap) {
-    const Vec t = z / softcap;
-    return softcap != 0.0f ? d * (1.0f - t * t) : d;
-}
 
 template <class T>
 static inline void row_backward(T* d, const T* row, int64_t cols, int64_t target, float lse, float upstream,

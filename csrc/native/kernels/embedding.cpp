@@ -52,7 +52,8 @@ static bool scatter_add(const Call& call) {
     const auto index = ints(call, 2);
     if (!all_within(index, out.rows)) return false;
     const ByRow by(index, out.rows);
-    const double bytes = (double)out.cols * sizeof(float) * (1.0 + (double)index.size / (double)(out.rows + 1));
+    const double per_row = 1.0 + (double)index.size / (double)(out.rows + 1);
+    const double bytes = (double)out.cols * sizeof(float) * per_row;
     parallel_for(out.rows, bytes, [&](int64_t begin, int64_t end) {
         memset(out[begin], 0, (size_t)((end - begin) * out.cols) * sizeof(float));
         for (int64_t r = begin; r < end; ++r)

@@ -179,7 +179,7 @@ static inline void pack(uint32_t* to, const Operand& from, int64_t count, int64_
 
 template <class Out>
 static inline void write_tile(Out* c, int64_t ldc, const Vec (&sums)[mr][nv], int64_t rows_here,
-                              int64_t cols_here, const bf16* bias) {
+                              int64_t cols_here, const bf16* bias, bool add) {
     for (int64_t i = 0; i < rows_here; ++i)
         for (int v = 0; v < nv; ++v) {
             const int64_t left = cols_here - v * width;
@@ -187,19 +187,21 @@ static inline void write_tile(Out* c, int64_t ldc, const Vec (&sums)[mr][nv], in
             Vec y = sums[i][v];
             Out* const to = c + i * ldc + v * width;
             if (left >= width) {
+                if (add) y += load(to);
                 if (bias) y += load(bias + v * width);
                 store(to, y);
             } else {
+                if (add) y += load(to, left);
                 if (bias) y += load(bias + v * width, left);
                 store(to, y, left);
             }
         }
 }
 
-// c[m,n] = a bT (+ bias[n]) with a[m,k], b[n,k] as Operand has them.
+// c[m,n] = a bT (+ bias[n]) (+ c) with a[m,k], b[n,k] as Operand has them.
 template <class Out>
 static inline void gemm_bf16(Out* c, int64_t ldc, const Operand& a, const Operand& b, int64_t m, int64_t n,
-                             int64_t k, const bf16* bias = nullptr) {
+                             int64_t k, const bf16* bias = nullptr, bool add = false) {
     const int64_t pairs = padded_pairs(k), row_panels = panels(m, mr), col_panels = panels(n, nr);
     if (m == 0 || n == 0) return;
     const Scratch<uint32_t> packed_a(row_panels * mr * pairs), packed_b(col_panels * nr * pairs);
@@ -218,7 +220,7 @@ static inline void gemm_bf16(Out* c, int64_t ldc, const Operand& a, const Operan
                     micro_kernel(sums, packed_a + p * mr * pairs, packed_b + q * nr * pairs, pairs);
                     const int64_t rows_here = m - p * mr < mr ? m - p * mr : mr;
                     write_tile(c + p * mr * ldc + q * nr, ldc, sums, rows_here, n - q * nr,
-                               bias ? bias + q * nr : bias);
+                               bias ? bias + q * nr : bias, add);
                 }
         }
     });

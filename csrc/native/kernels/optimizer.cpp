@@ -1,4 +1,5 @@
-// AdamW (Loshchilov & Hutter 2019) in one pass over its four arrays, and the sum of squares for clipping.
+// AdamW (Loshchilov & Hutter 2019) in one pass over its four arrays, and over the copy in bfloat16 that a
+// model computes with; the sum of squares for clipping.
 //     m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2
 //     p = p (1 - lr wd) - lr m/(1-b1^t) / (sqrt(v/(1-b2^t)) + eps)
 #include "kernels/kernel.h"
@@ -17,21 +18,29 @@ static bool adamw(const Call& call) {
     const float rest1 = (float)(1.0 - beta1), rest2 = (float)(1.0 - beta2), small = (float)eps;
     const float keep = (float)(1.0 - lr * decay), root = (float)(1.0 / ::sqrt(1.0 - pow(beta2, step)));
     const float rate = (float)(lr / (1.0 - pow(beta1, step)));
-    elements(param.size, 7 * sizeof(float), [&](int64_t i, auto n) {
+    const auto stored = flat<bf16>(call, 4);
+    const auto update = [&](int64_t i, auto n) {
         const Vec g = get(grad + i, n) * scale;
         const Vec first = get(m + i, n) * b1 + g * rest1;
         const Vec second = get(v + i, n) * b2 + g * g * rest2;
         put(m + i, n, first);
         put(v + i, n, second);
         const Vec p = get(param + i, n) * keep;
-        put(param + i, n, p - first / (sqrt(second) * root + small) * rate);
+        const Vec next = p - first / (sqrt(second) * root + small) * rate;
+        put(param + i, n, next);
+        if (stored.data) put(stored + i, n, next);
+    };
+    constexpr int64_t block = 4096;  // elements: whole registers, so that loads stay aligned
+    const double bytes = (double)block * (7 * sizeof(float) + sizeof(bf16));
+    parallel_for((param.size + block - 1) / block, bytes, [&](int64_t begin, int64_t end) {
+        const int64_t first = begin * block, last = end * block < param.size ? end * block : param.size;
+        registers(last - first, [&](int64_t i, auto n) { update(first + i, n); });
     });
     return true;
 }
 NN_KERNEL(
     "adamw(&param[...]:float, grad[...], &m[...]:float, &v[...]:float; lr, beta1, beta2, eps, weight_decay, "
-    "step, "
-    "grad_scale=1)",
+    "step, grad_scale=1, &stored[...]:bfloat16=None)",
     adamw, float, bf16)
 
 // In float64, per fixed block, the blocks in order.

@@ -46,10 +46,12 @@ def cross_entropy_backward_in_place(dloss: Any, logits: DeviceArray, targets: An
 
 
 def linear_cross_entropy(x: DeviceArray, weight: Any, targets: Any, *, gradient: bool = True,
+                         scale: float = 1.0,
                          **options: Any) -> tuple[DeviceArray, DeviceArray | None, DeviceArray | None]:
-    """(loss[R], dx[R,D], dweight[V,D]): cross-entropy of x weightᵀ and the gradients of Σ loss; options are
-    those of cross_entropy."""
-    return linear_cross_entropy_scaled(x, weight, targets, None, gradient=gradient, **options)
+    """(loss[R], dx[R,D], dweight[V,D]): cross-entropy of x weightᵀ and the gradients of scale · Σ loss;
+    options are those of cross_entropy."""
+    dloss = None if scale == 1.0 else x.device.full((x.shape[0],), scale, np.float32)
+    return linear_cross_entropy_scaled(x, weight, targets, dloss, gradient=gradient, **options)
 
 
 def linear_cross_entropy_scaled(

@@ -130,8 +130,10 @@ def increment(counter: DeviceArray, *, skip: DeviceArray | None = None) -> None:
 # ---- the protocol ----
 
 def adamw(param: DeviceArray, grad: DeviceArray, m: DeviceArray, v: DeviceArray, *, lr: float, beta1: float,
-          beta2: float, eps: float, weight_decay: float, step: int, grad_scale: float = 1.0) -> None:
-    """One AdamW step in place on param, m and v; `step` counts from 1."""
+          beta2: float, eps: float, weight_decay: float, step: int, grad_scale: float = 1.0,
+          stored: DeviceArray | None = None) -> None:
+    """One AdamW step in place on param, m and v, and on `stored`, param in half precision; `step` counts
+    from 1."""
     device, dense_now = param.device, [x.contiguous() for x in (param, grad, m, v)]
     plan = adamw_plan(*([x] for x in dense_now), weight_decay=weight_decay)
     adamw_step(plan, device.asarray(np.array([lr], np.float64)), device.asarray(np.array([step], np.int64)),
@@ -139,6 +141,8 @@ def adamw(param: DeviceArray, grad: DeviceArray, m: DeviceArray, v: DeviceArray,
     for given, changed in zip((param, m, v), (dense_now[0], *dense_now[2:]), strict=True):
         if changed is not given:
             given[...] = changed
+    if stored is not None:
+        stored[...] = device.namespace.astype(param, stored.dtype)
 
 
 def sum_of_squares(x: DeviceArray) -> float:

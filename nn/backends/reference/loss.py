@@ -59,8 +59,9 @@ def cross_entropy_backward(dloss: Array, logits: Array, targets: Array, lse: Arr
 
 
 def linear_cross_entropy(x: Array, weight: Array, targets: Array, *, gradient: bool = True,
+                         scale: float = 1.0,
                          **options: Any) -> tuple[Array, Array | None, Array | None]:
-    """(loss[R], dx[R,D], dweight[V,D]): cross-entropy of x weightᵀ, and the gradients of Σ loss.
+    """(loss[R], dx[R,D], dweight[V,D]): cross-entropy of x weightᵀ, and the gradients of scale · Σ loss.
 
     Chunk by chunk of rows; gradient=False leaves dx and dweight out (None)."""
     xp = namespace(x)
@@ -74,7 +75,7 @@ def linear_cross_entropy(x: Array, weight: Array, targets: Array, *, gradient: b
         loss, lse = cross_entropy(logits, label, **options)
         losses.append(loss)
         if gradient:
-            dlogits = cross_entropy_backward(xp.ones_like(loss), logits, label, lse, **options)
+            dlogits = cross_entropy_backward(xp.full_like(loss, scale), logits, label, lse, **options)
             dxs.append(xp.matmul(dlogits, w))
             dweight += xp.matmul(dlogits.T, part)
     loss = xp.concat(losses) if losses else xp.zeros((0,), dtype=w.dtype)

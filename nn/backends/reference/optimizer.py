@@ -5,16 +5,17 @@ from typing import Any
 
 from nn.backends import array_api
 from nn.backends.array_api import namespace
-from nn.dtypes import widen
+from nn.dtypes import narrow, widen
 
 Array = Any
 
 
 def adamw(param: Array, grad: Array, m: Array, v: Array, *, lr: float, beta1: float, beta2: float, eps: float,
-          weight_decay: float, step: int, grad_scale: float = 1.0) -> None:
+          weight_decay: float, step: int, grad_scale: float = 1.0, stored: Array | None = None) -> None:
     """One AdamW step (Loshchilov & Hutter 2019) in place on param, m and v; `step` counts from 1.
 
-    m ← β₁m + (1−β₁)g;  v ← β₂v + (1−β₂)g²;  θ ← θ(1 − lr·wd) − lr · m/(1−β₁ᵗ) / (√(v/(1−β₂ᵗ)) + ε)"""
+    m ← β₁m + (1−β₁)g;  v ← β₂v + (1−β₂)g²;  θ ← θ(1 − lr·wd) − lr · m/(1−β₁ᵗ) / (√(v/(1−β₂ᵗ)) + ε);
+    stored ← θ, rounded"""
     xp = namespace(param)
     g = widen(grad) * grad_scale
     m *= beta1
@@ -30,6 +31,8 @@ def adamw(param: Array, grad: Array, m: Array, v: Array, *, lr: float, beta1: fl
     update = m / denominator
     update *= lr / (1.0 - beta1**step)
     param -= update
+    if stored is not None:
+        stored[...] = narrow(param, stored.dtype)
 
 
 def sum_of_squares(x: Array) -> float:
