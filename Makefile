@@ -39,7 +39,7 @@ bench: setup      ## measure training and generation against the machine's ceili
 	@env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(BIN)/cuda-nn bench $(ARGS)
 
 mutants: setup $(NVCC)      ## plant every bug of tests/mutants/device in a kernel, one at a time: each must be found
-	@CUDA_NN_MUTANTS=all $(BIN)/python -m pytest -n 2 tests/mutants/device $(ARGS)
+	@CUDA_NN_MUTANTS=all $(BIN)/python -m pytest -n 2 tests/mutants $(ARGS)
 
 gpu-check: setup $(NVCC)      ## on a GPU: all tests, compute-sanitizer and benchmarks, in one report; ARGS="--device emulated" without
 	@$(BIN)/python bench/gpu_check.py $(ARGS)

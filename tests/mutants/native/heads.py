@@ -1,0 +1,22 @@
+"""Rotary embedding and caches."""
+
+from tests.mutants.native.workshop import Mutant
+
+ROPE, CACHE = "kernels/rope.cpp", "kernels/cache.cpp"
+
+MUTANTS = [
+    Mutant(ROPE, "the halves are turned the other way", "put(y + i, n, a * c - b * s);", "put(y + i, n, a * c + b * s);",
+           "rope"),
+    Mutant(ROPE, "interleaved pairs take the angle of the next", "i % 2 ? sign : -sign", "i % 2 ? -sign : sign", "rope"),
+    Mutant(ROPE, "the turn back is the turn", "turn.inverse ? -1.0f : 1.0f", "1.0f", "rope"),
+    Mutant(ROPE, "channels beyond the turned ones stay unset", "if (turned < size) memcpy", "if (turned > size) memcpy",
+           "rope"),
+    Mutant(ROPE, "all rows of a batch have the first one's tables", "const int64_t of = own ? b : 0;",
+           "const int64_t of = 0;", "rope"),
+    Mutant(ROPE, "all of a row's tokens stand at its first position", "const int64_t row = positions[b] + t;",
+           "const int64_t row = positions[b];", "rope_at"),
+    Mutant(CACHE, "a full cache is written beyond its end", "held + t < cache.length", "held + t <= cache.length",
+           "cache_append"),
+    Mutant(CACHE, "every row of the batch holds as many as the first", "held = lengths[b];", "held = lengths[0];",
+           "cache_append"),
+]

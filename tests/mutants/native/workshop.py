@@ -1,0 +1,109 @@
+"""Bugs planted in the native kernels, one at a time, in a private copy of their sources; tests/native must find
+each of them.
+
+    python -m tests.mutants.native [FAMILY ...] [--only TEXT]       # all families by default
+
+A family is a module beside this one with MUTANTS.  The copy is built by its own build.py at the levels that a
+mutant names, then once more with the bug in it, which compiles the files that the bug is in; the tests of the
+mutant run in a process of their own, with that module in nn_native's place (in_its_place.py)."""
+
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve()
+ROOT = HERE.parents[3]
+SOURCES = ROOT / "csrc" / "native"
+TIMEOUT = 60                                 # seconds for the tests; a mutant may never end
+FAILED = 1                                   # pytest: tests were run, and some failed
+
+
+@dataclass(frozen=True)
+class Mutant:
+    file: str                                # below csrc/native
+    story: str                               # what a person got wrong
+    line: str                                # text that stands once in the file
+    instead: str
+    found_by: str                            # a kernel, or "test_FILE.py::NAME" of tests/native, or pytest's -k
+    level: str = "avx2"                      # of instructions, at which it is compiled and run
+
+
+def families() -> list[str]:
+    """The modules beside this one that hold bugs."""
+    others = {"workshop", "in_its_place", "__main__"}
+    return sorted(path.stem for path in HERE.parent.glob("*.py")
+                  if path.stem not in others and not path.stem.startswith("test_"))
+
+
+def mutants(name: str) -> list[Mutant]:
+    family: Any = importlib.import_module(f"tests.mutants.native.{name}")
+    return list(family.MUTANTS)
+
+
+class Workshop:
+    """A private copy of csrc/native, where bugs are planted and compiled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.sources = folder, folder / "csrc" / "native"
+        shutil.copytree(SOURCES, self.sources, ignore=shutil.ignore_patterns("__pycache__"))
+        (folder / "nn" / "backends" / "native").mkdir(parents=True)
+        self.healthy: set[tuple[str, str]] = set()
+
+    def found(self, mutant: Mutant) -> str:
+        """What the tests say of the mutant; "" if they pass.  RuntimeError if they fail without it."""
+        if (mutant.level, mutant.found_by) not in self.healthy:
+            said = self._said(self._built(mutant.level), mutant)
+            if said:
+                raise RuntimeError(f"{mutant.found_by} fails on healthy kernels: {said}")
+            self.healthy.add((mutant.level, mutant.found_by))
+        path = self.sources / mutant.file
+        healthy = path.read_text()
+        assert healthy.count(mutant.line) == 1, f"{mutant.file}: {mutant.line!r} does not stand there once"
+        path.write_text(healthy.replace(mutant.line, mutant.instead))
+        try:
+            return self._said(self._built(mutant.level), mutant)
+        finally:
+            path.write_text(healthy)
+
+    def _built(self, level: str) -> Path:
+        """The module of the sources as they are now."""
+        done = subprocess.run([sys.executable, str(self.sources / "build.py"), "--levels", level],
+                              capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(done.stdout[-4000:] + done.stderr[-4000:])
+        return Path(done.stdout.splitlines()[-1])
+
+    def _said(self, module: Path, mutant: Mutant) -> str:
+        """The last line of a failing run of the mutant's tests; "" if they pass."""
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "tests.mutants.native.in_its_place",
+                   "-p", "no:cacheprovider", *chosen(mutant)]
+        variables = os.environ | {"NN_MUTANT": str(module), "NN_THREADS": "2"}
+        variables.pop("PYTEST_ADDOPTS", None)
+        try:
+            done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True,
+                                  timeout=TIMEOUT, check=False)
+        except subprocess.TimeoutExpired:
+            return f"no end within {TIMEOUT} s"
+        if done.returncode == 0:
+            return ""
+        if done.returncode < 0:
+            return f"the process ended by signal {-done.returncode}"
+        if done.returncode != FAILED:
+            raise RuntimeError(f"{' '.join(command)}:\n{done.stdout[-4000:]}{done.stderr[-2000:]}")
+        return next(line for line in done.stdout.splitlines() if line.startswith("E ")).strip()[:200]
+
+
+def chosen(mutant: Mutant) -> list[str]:
+    """The tests of a mutant, as pytest takes them."""
+    if mutant.found_by.startswith("test_"):
+        return [f"tests/native/{mutant.found_by}"]
+    kernel, suite = mutant.found_by, "tests/native/test_conformance.py"
+    if " " in kernel:
+        return [suite, "-k", kernel]
+    return [f"{suite}::test_every_level[{kernel}-{mutant.level}]",
+            f"{suite}::test_every_level_with_strides[{kernel}-{mutant.level}]"]
