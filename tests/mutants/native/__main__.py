@@ -26,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                     continue
                 began = time.perf_counter()
                 said = shop.found(mutant) or "NOT FOUND"
-                print(f"{name:10s} {time.perf_counter() - began:5.1f} s  {mutant.story:62s} {said}", flush=True)
+                took = time.perf_counter() - began
+                print(f"{name:10s} {took:5.1f} s  {mutant.story:62s} {said}", flush=True)
                 if said == "NOT FOUND":
                     missed.append(f"{name}: {mutant.story}")
     for story in missed:

@@ -1,8 +1,9 @@
-"""Rotary embedding and caches."""
+"""Attention, rotary embedding, caches."""
 
 from tests.mutants.native.workshop import Mutant
 
-ROPE, CACHE = "kernels/rope.cpp", "kernels/cache.cpp"
+ROPE, CACHE, ATTENTION, ROWS = ("kernels/rope.cpp", "kernels/cache.cpp", "kernels/attention.cpp",
+                                "kernels/attention_rows.h")
 
 MUTANTS = [
     Mutant(ROPE, "the halves are turned the other way", "put(y + i, n, a * c - b * s);", "put(y + i, n, a * c + b * s);",
@@ -19,4 +20,12 @@ MUTANTS = [
            "cache_append"),
     Mutant(CACHE, "every row of the batch holds as many as the first", "held = lengths[b];", "held = lengths[0];",
            "cache_append"),
+    Mutant(ATTENTION, "a new maximum does not scale the sum so far", "run.l[v] * factor + (total + rest)",
+           "run.l[v] + (total + rest)", "attention"),
+    Mutant(ATTENTION, "a new maximum does not scale the result so far", "if (smallest(factor) < 1.0f)",
+           "if (smallest(factor) < 0.0f)", "attention"),
+    Mutant(ATTENTION, "the log of the sum leaves out the maximum", "run.m[v] * p.scale + natural_log(run.l[v])",
+           "natural_log(run.l[v])", "attention"),
+    Mutant(ATTENTION, "queries that see nothing are divided by nothing", "empty > 0.0f ? Vec{} : 1.0f / run.l[v]",
+           "1.0f / run.l[v]", "attention"),
 ]

@@ -4,8 +4,8 @@
     CUDA_NN_MUTANTS=all python -m pytest -n 0 tests/mutants/native   # all of them; make mutants
 
 Which one of a family is planted follows from its sources: another one whenever they change, the same one
-until then, so that a failure can be repeated.  Bugs in what every kernel includes are planted by `make mutants`
-alone: each of them compiles everything anew."""
+until then, so that a failure can be repeated.  Bugs in what every kernel includes are planted by
+`make mutants` alone: each of them compiles everything anew."""
 
 import hashlib
 import os

@@ -1,5 +1,5 @@
-"""Bugs planted in the native kernels, one at a time, in a private copy of their sources; tests/native must find
-each of them.
+"""Bugs planted in the native kernels, one at a time, in a private copy of their sources; tests/native must
+find each of them.
 
     python -m tests.mutants.native [FAMILY ...] [--only TEXT]       # all families by default
 
@@ -29,7 +29,7 @@ class Mutant:
     story: str                               # what a person got wrong
     line: str                                # text that stands once in the file
     instead: str
-    found_by: str                            # a kernel, or "test_FILE.py::NAME" of tests/native, or pytest's -k
+    found_by: str                            # a kernel, or "test_FILE.py::NAME" of tests/native
     level: str = "avx2"                      # of instructions, at which it is compiled and run
 
 
@@ -80,8 +80,8 @@ class Workshop:
 
     def _said(self, module: Path, mutant: Mutant) -> str:
         """The last line of a failing run of the mutant's tests; "" if they pass."""
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "tests.mutants.native.in_its_place",
-                   "-p", "no:cacheprovider", *chosen(mutant)]
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider",
+                   "-p", "tests.mutants.native.in_its_place", *chosen(mutant)]
         variables = os.environ | {"NN_MUTANT": str(module), "NN_THREADS": "2"}
         variables.pop("PYTEST_ADDOPTS", None)
         try:
@@ -103,7 +103,5 @@ def chosen(mutant: Mutant) -> list[str]:
     if mutant.found_by.startswith("test_"):
         return [f"tests/native/{mutant.found_by}"]
     kernel, suite = mutant.found_by, "tests/native/test_conformance.py"
-    if " " in kernel:
-        return [suite, "-k", kernel]
     return [f"{suite}::test_every_level[{kernel}-{mutant.level}]",
             f"{suite}::test_every_level_with_strides[{kernel}-{mutant.level}]"]

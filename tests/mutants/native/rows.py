@@ -1,0 +1,34 @@
+"""Norms, softmax, losses, activations, sums and casts: kernels that go over rows."""
+
+from tests.mutants.native.workshop import Mutant
+
+NORM, SOFTMAX, LOSS, ACTIVATION, ELEMENTWISE, CAST, REDUCE = (
+    f"kernels/{name}.cpp"
+    for name in ("rms_norm", "softmax", "cross_entropy", "activation", "elementwise", "cast", "reduce"))
+
+MUTANTS = [
+    Mutant(NORM, "the gradient of the residual is dropped", "if (dresidual) d += get(dresidual + i, n);", "",
+           "rms_norm_backward"),
+    Mutant(NORM, "epsilon is added to the root", "(float)(cols ? cols : 1) + (float)eps)",
+           "(float)(cols ? cols : 1)) + (float)eps", "rms_norm"),
+    Mutant(SOFTMAX, "a row's maximum is not subtracted", "Vec e = exp(get(x + i, n) - most);", "Vec e = exp(get(x + i, n));",
+           "softmax"),
+    Mutant(SOFTMAX, "log-softmax's gradient is softmax's", "get(dy[r] + i, n) - exp(get(y[r] + i, n)) * total",
+           "exp(get(y[r] + i, n)) * (get(dy[r] + i, n) - total)", "log_softmax_backward"),
+    Mutant(LOSS, "the z-loss has no slope", "(1.0f + 2.0f * o.z_loss * lse)", "1.0f", "cross_entropy_backward"),
+    Mutant(LOSS, "smoothing takes nothing from the target", "l - (1.0f - o.smoothing) * one", "l - one", "cross_entropy"),
+    Mutant(LOSS, "an ignored row keeps its loss", "loss[r] = 0.0f;", "loss[r] = l;", "cross_entropy"),
+    Mutant(LOSS, "the gradient ignores the soft cap", "softcap != 0.0f ? d * (1.0f - t * t) : d", "d",
+           "cross_entropy_backward"),
+    Mutant(ACTIVATION, "SiLU's slope is the sigmoid's", "return s * (1.0f + x * (1.0f - s));", "return s * (1.0f - s);",
+           "silu_backward"),
+    Mutant(ACTIVATION, "gate and up change places", "swiglu_row(y[r], x[r], x[r] + half, half)",
+           "swiglu_row(y[r], x[r] + half, x[r], half)", "swiglu_packed"),
+    Mutant(ELEMENTWISE, "a product is a sum", "return a * b;", "return a + b;", "mul"),
+    Mutant(ELEMENTWISE, "accumulate overwrites", "put(total + i, n, get(total + i, n) + get(x + i, n));",
+           "put(total + i, n, get(x + i, n));", "accumulate"),
+    Mutant(REDUCE, "the rows left over from fours are not summed", "for (; r < end; ++r)", "for (; r + 1 < end; ++r)",
+           "column_sum"),
+    Mutant(REDUCE, "the first block of rows counts twice", "for (int64_t b = 0; b < blocks; ++b) total",
+           "total = get(partial + i, n);\n        for (int64_t b = 0; b < blocks; ++b) total", "column_sum"),
+]
