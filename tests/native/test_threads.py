@@ -71,6 +71,8 @@ def work(dtype: Any) -> dict[str, Callable[[], Any]]:
         "moe_combine_backward": lambda: kernels.moe_combine_backward(x, xs, gates, order, inverse),
         "rope": lambda: kernels.rope(heads, np.cos(angles), np.sin(angles)),
         "attention": lambda: kernels.attention(heads, heads[:, :2], heads[:, :2], scale=0.1),
+        "attention_backward": lambda: kernels.attention_backward(
+            heads, heads, heads[:, :2], heads[:, :2], heads, np.ones((2, 6, 160), np.float32), scale=0.1),
         "decode_attention": lambda: kernels.decode_attention(new, cache, cache, held, scale=0.1),
         "grouped_linear": lambda: kernels.grouped_linear(xs, up, offsets),
         "grouped_linear_backward": lambda: kernels.grouped_linear_backward(hidden, xs, up, offsets),

@@ -40,8 +40,9 @@ static inline QueryBlock query_block(const Problem<T>& p, int64_t b, int64_t h, 
     constexpr int64_t most = Shape<E>::vecs * width;
     const int64_t t = index * most, left = p.q.length - t, count = left < most ? left : most;
     const int64_t low = p.sight.low(p.position(t)), high = p.sight.high(p.position(t + count - 1));
+    constexpr int64_t even = Shape<E>::whole > 1 ? 2 * width : width;  // tiles want pairs of registers
     return {
-        b,   h, h / p.repeat(), t, count, (count + width - 1) / width, low / Shape<E>::keys * Shape<E>::keys,
+        b,   h, h / p.repeat(), t, count, round_up(count, even) / width, low / Shape<E>::keys * Shape<E>::keys,
         high};
 }
 
