@@ -11,7 +11,7 @@ import numpy as np
 
 from nn.backends import kernels
 from nn.backends.array_api import namespace
-from nn.backends.native.dense import small, takes
+from nn.backends.native.dense import served, small, takes
 from nn.dtypes import is_half, narrow, widen
 
 Array = Any
@@ -81,3 +81,13 @@ def _as_rows(gradient: Array, shape: tuple[int, ...]) -> Any:
     """The gradient as [R,D], if all its axes but the last were stretched from a dense row; None otherwise."""
     wide = shape and shape[-1] >= 16 and int(np.prod(shape)) == gradient.shape[-1]
     return gradient.reshape(-1, gradient.shape[-1]) if wide and takes(gradient) else None
+
+
+def reshaped(x: Array, shape: tuple[int, ...]) -> Array:
+    """x in another shape: a view where its strides allow that, else a copy, by a kernel where one pays"""
+    if type(x) is not np.ndarray or x.flags.c_contiguous or x.ndim > 4 or not served(x):
+        return namespace(x).reshape(x, shape)
+    try:
+        return np.reshape(x, shape, copy=False)
+    except ValueError:
+        return kernels.contiguous(x[(None,) * (4 - x.ndim)]).reshape(shape)

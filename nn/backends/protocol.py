@@ -44,6 +44,8 @@ widen(x[...]) -> y[...]:float
     y = x in the type that sums are formed in
 to_bfloat16(x[...]) -> y[...]:bfloat16
     y = x rounded to nearest, ties to even
+contiguous(x[B,H,T,D]) -> y[B,H,T,D]
+    y = x, laid out densely in memory, whatever strides x has
 column_sum(x[R,D]) -> s[D]:float
     s = Σ_r x[r]
 

@@ -20,6 +20,7 @@ from nn.names import check_name
 Array = Any
 
 KINDS = ("none", "linear", "ntk", "dynamic", "yarn")
+KEPT = 8         # lengths of whole texts
 FAR = 2**20      # positions that tables are kept of; later ones, of states without end, are formed anew
 
 
@@ -86,10 +87,15 @@ class Rotary:
         self.inv, self.factor = inverse_frequencies(dim, theta, scaling or RopeScaling(), length)
         self.interleaved = interleaved
         self._tables = (np.zeros((0, dim // 2)), np.zeros((0, dim // 2)))    # cos and sin, replaced together
+        self._whole: dict[tuple[int, Any], tuple[np.ndarray, np.ndarray]] = {}   # see __call__
         self._placed: dict[Any, list[tuple[Array, Array]]] = {}      # on each device, the largest last
 
     def __call__(self, start: int, count: int, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
-        """cos, sin [count, dim/2] of positions start ... start + count − 1, float64 rounded to `dtype`."""
+        """cos, sin [count, dim/2] of positions start ... start + count − 1, float64 rounded to `dtype`.
+
+        Those of whole texts, from 0 on, are kept, so that each step of a training finds the same arrays."""
+        if start == 0 and (count, dtype) in self._whole:
+            return self._whole[count, dtype]
         if start + count > FAR:
             cos, sin = self._angles(np.arange(start, start + count))
             return cos.astype(dtype), sin.astype(dtype)
@@ -97,7 +103,12 @@ class Rotary:
         if start + count > len(cos):
             cos, sin = self._tables = self._angles(np.arange(min(FAR, max(start + count, 2 * len(cos), 256))))
         rows = slice(start, start + count)
-        return cos[rows].astype(dtype), sin[rows].astype(dtype)
+        made = cos[rows].astype(dtype), sin[rows].astype(dtype)
+        if start == 0:
+            if len(self._whole) >= KEPT:
+                self._whole.clear()
+            self._whole[count, dtype] = made
+        return made
 
     def placed(self, device: Any, count: int) -> tuple[Array, Array]:
         """cos, sin [P, dim/2] in float32 in a device's memory, of positions 0 ... P − 1, P at least `count`.

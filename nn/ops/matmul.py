@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from nn.arithmetic import reshaped
 from nn.backends import kernels
 from nn.backends.array_api import namespace
 from nn.dtypes import narrow, widen
@@ -71,7 +72,7 @@ class Linear(Op):
 
 def _as_rows(x: Array) -> Array:
     """[..., D] -> [R, D]; R is given, as −1 is undefined for empty arrays."""
-    return namespace(x).reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
+    return reshaped(x, (math.prod(x.shape[:-1]), x.shape[-1]))
 
 
 def matmul(a: Operand, b: Operand) -> Tensor:

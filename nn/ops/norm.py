@@ -3,13 +3,14 @@
 import math
 from typing import Any
 
+from nn.arithmetic import reshaped
 from nn.backends import kernels
 from nn.backends.array_api import namespace
 from nn.tensor import Array, Op, Tensor
 
 
 def _rows(x: Array) -> Array:
-    return namespace(x).reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
+    return reshaped(x, (math.prod(x.shape[:-1]), x.shape[-1]))
 
 
 class RMSNorm(Op):

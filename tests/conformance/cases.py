@@ -139,6 +139,14 @@ def casts(kernel: str) -> Table:
     yield "ties", lambda draw: ((draw.like(special),), {})
 
 
+@table("contiguous")
+def copies(kernel: str) -> Table:
+    for shape in ((1, 1, 1, 1), (2, 3, 5, 7), (0, 2, 3, 4), (2, 1, 3, 0), (3, 17, 2, 64)):
+        yield label(*shape), lambda draw, s=shape: ((draw(*s),), {})
+        yield f"{label(*shape)}-permuted", lambda draw, s=shape: (
+            (np.transpose(draw(s[0], s[2], s[1], s[3]), (0, 2, 1, 3)),), {})
+
+
 @table("column_sum")
 def sums_of_columns(kernel: str) -> Table:
     for shape in ((0, 4), (1, 1), (3, 5), (7, 33), (130, 65), (1025, 19), (5, 0), (20000, 2)):

@@ -74,6 +74,10 @@ def to_bfloat16(x: Array) -> Array:
     return np.where(np.isfinite(x), bits.astype(np.uint32).view(np.float32), x).astype(x.dtype)
 
 
+def contiguous(x: Array) -> Array:
+    return np.array([[[list(row) for row in head] for head in text] for text in x], x.dtype).reshape(x.shape)
+
+
 def column_sum(x: Array) -> Array:
     return total(x, axis=0, keepdims=False)
 

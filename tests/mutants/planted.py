@@ -68,6 +68,9 @@ MUTANTS = [
            "astype(x, np.dtype(ml_dtypes.bfloat16))",
            "astype((x.astype(np.float32).view(np.uint32) & 0xffff0000).view(np.float32),\n"
            "        ml_dtypes.bfloat16)"),
+    Mutant("backends.reference.elementwise", "kernel contiguous",
+           "as it lies in memory", "xp.reshape(x, (-1,)), copy=True), x.shape)",
+           "xp.reshape(x, (-1,))[::-1], copy=True), x.shape)"),
     Mutant("backends.reference.elementwise", "kernel column_sum",
            "the mean", "namespace(x).sum(z, axis=0, dtype=z.dtype)", "z.sum(axis=0) / max(1, x.shape[0])"),
     Mutant("backends.reference.softmax", "kernel softmax_backward op softmax",

@@ -47,6 +47,7 @@ def work(dtype: Any) -> dict[str, Callable[[], Any]]:
     return {
         "add": lambda: kernels.add(x, dy),
         "add_row": lambda: kernels.add_row(x, weight),
+        "contiguous": lambda: kernels.contiguous(hidden.reshape(1, 2, 701, 62).transpose(0, 2, 1, 3)),
         "column_sum": lambda: kernels.column_sum(x),
         "widen": lambda: kernels.widen(x),
         "rms_norm": lambda: kernels.rms_norm(x, weight, 1e-6),

@@ -23,5 +23,11 @@ def takes(a: Any, b: Any = None) -> bool:
     return forced() in (None, "native") and not native.missing()
 
 
+def served(x: np.ndarray) -> bool:
+    """Whether native kernels take a NumPy array that need not be dense but in its last axis, and pay"""
+    return (not small(x) and x.dtype in native.DTYPES and x.strides[-1] == x.itemsize
+            and forced() in (None, "native") and not native.missing())
+
+
 def _dense(array: Any) -> bool:
     return type(array) is np.ndarray and array.dtype in native.DTYPES and array.flags.c_contiguous

@@ -21,6 +21,7 @@ from nn.backends.reference.elementwise import (
     add,
     add_row,
     column_sum,
+    contiguous,
     mul,
     mul_row,
     scale,
@@ -60,7 +61,7 @@ from nn.backends.reference.softmax import log_softmax, log_softmax_backward, sof
 
 __all__ = [
     "accumulate", "adamw", "add", "add_row", "attention", "attention_backward", "cache_append",
-    "column_sum", "cross_entropy", "cross_entropy_backward", "decode_attention", "embedding",
+    "column_sum", "contiguous", "cross_entropy", "cross_entropy_backward", "decode_attention", "embedding",
     "expert_order", "gathered_swiglu", "gathered_swiglu_backward", "gelu", "gelu_backward", "gelu_tanh",
     "gelu_tanh_backward", "grouped_linear", "grouped_linear_backward", "jitter", "layer_norm",
     "layer_norm_backward", "linear", "linear_backward", "linear_cross_entropy", "log_softmax",

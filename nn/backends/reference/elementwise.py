@@ -52,6 +52,12 @@ def to_bfloat16(x: Array) -> Array:
     return namespace(x).astype(x, np.dtype(ml_dtypes.bfloat16))
 
 
+def contiguous(x: Array) -> Array:
+    """A copy, laid out densely"""
+    xp = namespace(x)
+    return xp.reshape(xp.asarray(xp.reshape(x, (-1,)), copy=True), x.shape)
+
+
 def column_sum(x: Array) -> Array:
     """s = Σ_r x[r] of x[R,D]"""
     z = _wide(x)

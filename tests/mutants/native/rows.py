@@ -2,9 +2,10 @@
 
 from tests.mutants.native.workshop import Mutant
 
-NORM, SOFTMAX, LOSS, ACTIVATION, ELEMENTWISE, CAST, REDUCE = (
+NORM, SOFTMAX, LOSS, ACTIVATION, ELEMENTWISE, CAST, REDUCE, COPY = (
     f"kernels/{name}.cpp"
-    for name in ("rms_norm", "softmax", "cross_entropy", "activation", "elementwise", "cast", "reduce"))
+    for name in ("rms_norm", "softmax", "cross_entropy", "activation", "elementwise", "cast", "reduce",
+                 "copy"))
 
 MUTANTS = [
     Mutant(NORM, "the gradient of the residual is dropped", "if (dresidual) d += get(dresidual + i, n);",
@@ -32,6 +33,9 @@ MUTANTS = [
            "return a + b;", "mul"),
     Mutant(ELEMENTWISE, "accumulate overwrites", "put(total + i, n, get(total + i, n) + get(x + i, n));",
            "put(total + i, n, get(x + i, n));", "accumulate"),
+    Mutant(COPY, "heads and positions change places", "r / length % heads, r % length",
+           "r % heads, r / heads % length", "contiguous"),
+    Mutant(COPY, "every text is the first", "x(r / (heads * length),", "x(0,", "contiguous"),
     Mutant(REDUCE, "the rows left over from fours are not summed", "for (; r < end; ++r)",
            "for (; r + 1 < end; ++r)", "column_sum"),
     Mutant(REDUCE, "the first block of rows counts twice", "for (int64_t b = 0; b < blocks; ++b) total",
