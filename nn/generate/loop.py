@@ -198,7 +198,7 @@ def _recordable(model: LanguageModel, prompt: int, more: int) -> bool:
     serve it, and a cache of fixed size does, which drops half of what it holds when it is full; windows need
     all of theirs."""
     problem: str = getattr(model, "static_problem", "")
-    if problem or not (getattr(model, "device", None) is not None or servable(model)):
+    if problem or not (getattr(model, "device", None) is not None or servable(model, prompt + more)):
         return False
     limit, span = model.config.max_seq_len, getattr(model, "span", 0)
     return not span or prompt + more <= limit or (prompt <= limit and span <= limit // 2)

@@ -16,11 +16,15 @@ from nn.generate.config import SamplingConfig
 from nn.generate.sampling import sample
 
 log = logging.getLogger("nn.generate")
+MOST_POSITIONS = 1 << 16
 _said: set[str] = set()
 
 
-def servable(model: Any) -> bool:
-    """Whether the model's weights are arrays that the native kernels serve, and these may be used."""
+def servable(model: Any, positions: int = 0) -> bool:
+    """Whether the model's weights are arrays that the native kernels serve, and these may be used; not for a
+    text of more positions than tables of angles are made for in advance."""
+    if positions > MOST_POSITIONS:
+        return False
     weight = getattr(getattr(model, "embed_tokens", None), "weight", None)
     return (weight is not None and isinstance(weight.data, np.ndarray) and weight.data.dtype in native.DTYPES
             and native.missing() is None and forced() in (None, "native"))
@@ -42,7 +46,7 @@ class RecordedTexts:
         self._held, self._drawn = length, 0
         self._ids = prompts                                # those that the model has not seen
         self.step: Any = None                              # the recorded step, once there is one
-        self._logits: np.ndarray | None = None             # where it leaves its result
+        self._logits: Any = None                           # where it leaves its result
         self._eager = False                                # it cannot be recorded
 
     def next(self) -> np.ndarray:
@@ -60,22 +64,22 @@ class RecordedTexts:
         """[B,V] behind the history, all of which the cache then holds."""
         if self._drawn:
             self._make_room()
-        if self._drawn and self.step is None and not self._eager:
-            self._record()
-        if self.step is None:
+        if self._drawn and self.step is None and not self._eager and self._record():
+            self.cache.advance(1)
+        elif self.step is None:
             return self._forward()
-        if self._logits is None:
-            raise RuntimeError("a recorded step has a result")
-        self.cache.expect(1)
-        self.step.replay()
-        self.cache.advance(1)
+        else:
+            self.cache.expect(1)
+            self.step.replay()
+            self.cache.advance(1)
         return self._logits
 
     def _forward(self) -> np.ndarray:
         return self.model(self._ids, cache=self.cache, last_only=True).data[:, -1, : self.vocab_size]
 
-    def _record(self) -> None:
-        """Records the step without taking it: the cache holds what it held."""
+    def _record(self) -> bool:
+        """Whether the step is recorded now, and has been run; it does not count yet: the cache holds what it
+        held."""
         from nn.backends.native.recording import AlreadyRecording, record
         held = self.cache.length
         try:
@@ -83,14 +87,15 @@ class RecordedTexts:
                 self._logits = step.result(self._forward(), "logits")
                 self.cache.advance(held - self.cache.length)     # before the recording checks itself
             self.step = step
-        except AlreadyRecording:
-            pass                                                 # another thread is: at the next token, then
+        except AlreadyRecording:                                 # another thread is: at the next token, then
+            pass
         except InputError as problem:
             self._eager = True
             if str(problem) not in _said:
                 _said.add(str(problem))
                 log.info("decoding goes on kernel by kernel, its step cannot be recorded (%s)", problem)
         self.cache.advance(held - self.cache.length)
+        return self.step is not None
 
     def _make_room(self) -> None:
         """A full cache drops its older half; positions go on."""
