@@ -42,7 +42,7 @@ LEVELS: dict[str, dict[str, tuple[int, tuple[str, ...]]]] = {
 }
 # Levels that few kernels gain from have only these; the table takes the others from the level below.
 ONLY = {"amx": ("attention", "attention_backward", "ceiling", "grouped", "grouped_backward",
-                "linear_cross_entropy", "matmul")}
+                "linear_cross_entropy", "matmul", "packed", "packed_experts")}
 SANITIZERS = {"": (), "thread": ("-fsanitize=thread",),
               "memory": ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")}
 

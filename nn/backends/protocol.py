@@ -162,6 +162,14 @@ gathered_swiglu_backward(dy[M,F], hidden[M,C], x[N,I], weight[E,C,I], offsets[E+
                          choices) -> dx[N,I], dweight[E,C,I]:float
     through swiglu_packed, grouped_linear and moe_dispatch
 
+packed_linear(x[R,I], weight[W], format, outputs; bias=None, residual=None) -> y[R,O]
+    y = x weightᵀ + bias + residual[R,O]; weight: the bytes of a packed [O,I] (nn/packed), as format says
+packed_swiglu(x[R,I], weight[W], format, features) -> y[R,F]
+    swiglu_packed of x weightᵀ; weight: the bytes of a packed and gated [2F,I]
+packed_experts(x[N,D], gate_up[U], down[W], weights[N,K]:float, experts[N,K], num_experts, features, format)
+        -> y[N,D]
+    y[n] = Σ_k weights[n,k] down packed_swiglu(x[n]) of expert experts[n,k]; nothing for num_experts
+
 embedding(weight[V,D], ids[N]) -> y[N,D]
     y[n] = weight[ids[n]]
 scatter_add(source[N,D], index[N], rows) -> out[rows,D]:float

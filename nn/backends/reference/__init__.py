@@ -56,6 +56,7 @@ from nn.backends.reference.norm import (
     rms_norm_residual,
 )
 from nn.backends.reference.optimizer import adamw, embedding, scatter_add, sum_of_squares
+from nn.backends.reference.packed import packed_experts, packed_linear, packed_swiglu
 from nn.backends.reference.rotary import rope, rope_at
 from nn.backends.reference.softmax import log_softmax, log_softmax_backward, softmax, softmax_backward
 
@@ -67,8 +68,8 @@ __all__ = [
     "layer_norm_backward", "linear", "linear_backward", "linear_cross_entropy", "log_softmax",
     "log_softmax_backward", "matmul", "moe_balance_loss", "moe_balance_loss_backward", "moe_combine",
     "moe_combine_backward", "moe_dispatch", "moe_dispatch_backward", "moe_z_loss", "moe_z_loss_backward",
-    "mul", "mul_row", "rms_norm", "rms_norm_backward", "rms_norm_residual", "rope", "rope_at",
-    "router_topk", "router_topk_backward", "scale", "scatter_add", "silu", "silu_backward", "softmax",
-    "softmax_backward", "sum_of_squares", "swiglu", "swiglu_backward", "swiglu_packed",
-    "swiglu_packed_backward", "to_bfloat16", "widen",
+    "mul", "mul_row", "packed_experts", "packed_linear", "packed_swiglu", "rms_norm", "rms_norm_backward",
+    "rms_norm_residual", "rope", "rope_at", "router_topk", "router_topk_backward", "scale", "scatter_add",
+    "silu", "silu_backward", "softmax", "softmax_backward", "sum_of_squares", "swiglu", "swiglu_backward",
+    "swiglu_packed", "swiglu_packed_backward", "to_bfloat16", "widen",
 ]

@@ -1,0 +1,90 @@
+// A product with a packed weight, in any number of rows, on all threads: what is to be done with the sums is
+// the caller's.
+#pragma once
+#include "kernels/packed_rows.h"
+#include "kernels/packed_tiles.h"
+
+namespace nn::NN_LEVEL {
+
+// body(begin, end) over units that move `bytes` each: small enough that no thread waits long for the last.
+template <class F>
+static inline void spread(int64_t units, double bytes, const F& body) {
+    if (units <= 1 || units * bytes < bytes_alone / 2) {
+        if (units > 0) body((int64_t)0, units);
+        return;
+    }
+    const int64_t shares = units / (4 * threads()), by_size = (int64_t)(bytes_per_chunk / bytes);
+    const int64_t chunk = shares < by_size ? shares : by_size;
+    parallel_chunks(
+        units, chunk < 1 ? 1 : chunk,
+        [](void* f, int64_t begin, int64_t end) { (*static_cast<const F*>(f))(begin, end); },
+        const_cast<void*>(static_cast<const void*>(&body)));
+}
+
+constexpr int64_t rows_together = 512;  // that stay in the second cache while panels pass by
+
+// write(row, pair of panels, sums of its 32 outputs) for every row of x and every pair
+template <class T, class Write>
+static inline void by_rows(const Packed& weight, const Rows<const T>& x, const Write& write) {
+    const Activations<T> activations(x, weight.format);
+    const int64_t panels = weight.panels(), pairs = (panels + 1) / 2;
+    const int64_t parts = (x.rows + rows_together - 1) / rows_together;
+    const double bytes_here = (double)(pair * weight.panel_bytes());
+    const double work = x.rows > most_rows ? bytes_here * (double)x.rows / 4 : bytes_here;
+    spread(pairs * parts, work, [&](int64_t begin, int64_t end) {
+        for (int64_t unit = begin; unit < end; ++unit) {
+            const int64_t at = unit % pairs, first = unit / pairs * rows_together;
+            const int64_t last = first + rows_together < x.rows ? first + rows_together : x.rows;
+            const int count = panels - at * pair < pair ? 1 : pair;
+            for (int64_t r = first; r < last; r += most_rows) {
+                alignas(64) float sums[most_rows * pair_rows];
+                const int64_t here = last - r < most_rows ? last - r : most_rows;
+                row_products(sums, activations.inputs.from(r), here, weight, at * pair, count);
+                for (int64_t i = 0; i < here; ++i) write(r + i, at, sums + i * pair_rows);
+            }
+        }
+    });
+}
+
+#if defined(__AMX_BF16__)
+constexpr int64_t few_rows = 4;  // up to which registers are as fast
+
+template <class T, class Write>
+static inline void by_tiles(const Packed& weight, const Rows<const T>& x, const Write& write) {
+    const TileRows rows_here(x, weight.format == Format::bf16 ? 3 : 1);
+    const int64_t panels = weight.panels(), pairs = (panels + 1) / 2, bytes_here = weight.panel_bytes();
+    const int64_t parts = (x.rows + rows_together - 1) / rows_together, written = rows_here.steps * 1024;
+    spread(pairs * parts, (double)(pair * bytes_here) * (double)x.rows / 16, [&](int64_t begin, int64_t end) {
+        const PackedTiles tiles_of_this_thread;
+        const Scratch<uint8_t> out(is_quantized(weight.format) ? pair * written : 1);
+        for (int64_t unit = begin; unit < end; ++unit) {
+            const int64_t at = unit % pairs, first = unit / pairs * rows_together;
+            const int64_t last = first + rows_together < x.rows ? first + rows_together : x.rows;
+            const bool alone = panels - at * pair < pair;
+            const uint8_t* one = weight.data + at * pair * bytes_here;
+            const uint8_t* two = alone ? one : one + bytes_here;
+            if (is_quantized(weight.format)) {
+                write_out(out.data, weight, one);
+                if (!alone) write_out(out + written, weight, two);
+                one = out.data, two = alone ? one : out + written;
+            }
+            for (int64_t r = first; r < last; r += tile_pair) {
+                alignas(64) float sums[tile_pair * pair_rows];
+                tile_products(sums, rows_here, r, one, two);
+                for (int64_t i = 0; i < tile_pair && r + i < last; ++i)
+                    write(r + i, at, sums + i * pair_rows);
+            }
+        }
+    });
+}
+#endif
+
+template <class T, class Write>
+static inline void packed_product(const Packed& weight, const Rows<const T>& x, const Write& write) {
+#if defined(__AMX_BF16__)
+    if (x.rows > few_rows && weight.format != Format::f32) return by_tiles(weight, x, write);
+#endif
+    by_rows(weight, x, write);
+}
+
+}  // namespace nn::NN_LEVEL

@@ -1,0 +1,124 @@
+// Dot products of blocks of 32 quantized weights with int8 activations, exact in integers on every level:
+// 16 outputs side by side, four elements of the sum in each 32 bits.
+#pragma once
+#include "kernels/packed.h"
+
+namespace nn::NN_LEVEL {
+
+// Sums of a block: integers, or floats that hold integers below 2^24.
+#if defined(__AVX2__)
+typedef Int Whole;
+static inline Vec as_floats(Whole x) { return __builtin_convertvector(x, Vec); }
+static inline Whole whole(int32_t x) { return Whole{} + x; }
+#else
+typedef Vec Whole;
+static inline Vec as_floats(Whole x) { return x; }
+static inline Whole whole(int32_t x) { return set((float)x); }
+#endif
+
+#if defined(__AVX512VNNI__)
+// vpdpbusd takes unsigned weights: q + 128 (and q + 8 for 4 bits); what is too much is in the start.
+static inline Whole start_signed(int32_t sum_of_x) { return whole(-128 * sum_of_x); }
+static inline Whole dot_unsigned(Whole acc, Bits w, const int8_t* x) {
+    int32_t four;
+    memcpy(&four, x, sizeof four);
+    return (Int)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w, _mm512_set1_epi32(four));
+}
+static inline Whole dot_signed(Whole acc, Bits w, const int8_t* x) {
+    return dot_unsigned(acc, w ^ 0x80808080u, x);
+}
+#elif defined(__AVX512BW__)
+// vpmaddubsw would saturate for q + 128: |q| and the activation with q's sign instead.
+static inline Whole start_signed(int32_t) { return Whole{}; }
+static inline Whole sum_pairs(Whole acc, __m512i products) {
+    return acc + (Int)_mm512_madd_epi16(products, _mm512_set1_epi16(1));
+}
+static inline Whole dot_unsigned(Whole acc, Bits w, const int8_t* x) {
+    int32_t four;
+    memcpy(&four, x, sizeof four);
+    return sum_pairs(acc, _mm512_maddubs_epi16((__m512i)w, _mm512_set1_epi32(four)));
+}
+static inline Whole dot_signed(Whole acc, Bits w, const int8_t* x) {
+    int32_t four;
+    memcpy(&four, x, sizeof four);
+    const __m512i all = _mm512_set1_epi32(four), q = (__m512i)w;
+    const __m512i turned = _mm512_mask_sub_epi8(all, _mm512_movepi8_mask(q), _mm512_setzero_si512(), all);
+    return sum_pairs(acc, _mm512_maddubs_epi16(_mm512_abs_epi8(q), turned));
+}
+#elif defined(__AVX2__)
+static inline Whole start_signed(int32_t) { return Whole{}; }
+static inline Whole sum_pairs(Whole acc, __m256i products) {
+    return acc + (Int)_mm256_madd_epi16(products, _mm256_set1_epi16(1));
+}
+static inline Whole dot_unsigned(Whole acc, Bits w, const int8_t* x) {
+    int32_t four;
+    memcpy(&four, x, sizeof four);
+    return sum_pairs(acc, _mm256_maddubs_epi16((__m256i)w, _mm256_set1_epi32(four)));
+}
+static inline Whole dot_signed(Whole acc, Bits w, const int8_t* x) {
+    int32_t four;
+    memcpy(&four, x, sizeof four);
+    const __m256i q = (__m256i)w;
+    return sum_pairs(acc, _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(_mm256_set1_epi32(four), q)));
+}
+#else
+static inline Whole start_signed(int32_t) { return Whole{}; }
+static inline Whole dot_signed(Whole acc, Bits w, const int8_t* x) {
+    for (int j = 0; j < 4; ++j)
+        acc += __builtin_convertvector((Int)(w << (24 - 8 * j)) >> 24, Vec) * (float)x[j];
+    return acc;
+}
+static inline Whole dot_unsigned(Whole acc, Bits w, const int8_t* x) { return dot_signed(acc, w, x); }
+#endif
+
+// dots[r] of block b of R rows; the weight's registers lie 64 bytes apart from `quants` on
+template <Format format, int R>
+static inline void block_dots(Whole (&dots)[R], const Inputs& x, int64_t b, const uint8_t* quants) {
+    const int8_t* const from = x.quants + b * block;
+    const int64_t row = x.blocks * block;
+    constexpr bool wide = format == Format::q8_0;
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+        const int32_t total = x.sums[r * x.blocks + b];
+        dots[r] = wide ? start_signed(total) : whole(-8 * total);
+    }
+#pragma GCC unroll 8
+    for (int g = 0; g < (wide ? 8 : 4); ++g) {
+        Bits w;
+        memcpy(&w, quants + g * 64, sizeof w);
+        if constexpr (wide) {
+#pragma GCC unroll 8
+            for (int r = 0; r < R; ++r) dots[r] = dot_signed(dots[r], w, from + r * row + 4 * g);
+        } else {
+            const Bits low = w & 0x0f0f0f0fu, high = (w >> 4) & 0x0f0f0f0fu;
+#pragma GCC unroll 8
+            for (int r = 0; r < R; ++r) {
+                dots[r] = dot_unsigned(dots[r], low, from + r * row + 4 * g);
+                dots[r] = dot_unsigned(dots[r], high, from + r * row + 16 + 4 * g);
+            }
+        }
+    }
+}
+
+// `width` float16
+#if defined(__AVX512F__)
+static inline Vec load_half(const uint8_t* p) {
+    return (Vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+}
+#elif defined(__F16C__)
+static inline Vec load_half(const uint8_t* p) {
+    return (Vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+}
+#else
+static inline Vec load_half(const uint8_t* p) {
+    Short half;
+    memcpy(&half, p, sizeof half);
+    const Bits h = __builtin_convertvector(half, Bits), exponent = h & 0x7c00u;
+    const Vec scaled = float_of((h & 0x7fffu) << 13) * 0x1p112f;  // makes denormals right, too
+    const Bits special = bits_of(scaled) | 0x7f800000u;
+    const Bits magnitude = exponent == 0x7c00u ? special : bits_of(scaled);
+    return float_of(magnitude | (h & 0x8000u) << 16);
+}
+#endif
+
+}  // namespace nn::NN_LEVEL
