@@ -35,6 +35,8 @@ class Decoder(Module):
     config: Any
     inputs: tuple[str, ...] = ()             # what forward takes besides ids, by keyword
     mtp: Any = None                          # what predicts further ahead in training (nn/models/mtp.py)
+    packed_format: Any = None                # of a model that pack() made
+    packed_head: Any = None                  # and its head
     logit_softcap = 0.0                      # logits are c·tanh(logits / c)   (Gemma 2); 0 = not
 
     def __init__(self, embed_tokens: Embedding, parts: Mapping[str, Any], norm: Module | None,
@@ -81,6 +83,24 @@ class Decoder(Module):
         for module, place in noise_counters(self, seed, step, micro):
             module.noise = place
 
+    # ---- packed weights ----
+
+    def pack(self, format: str) -> "Decoder":
+        """A model for inference whose large weights are packed: f32, bf16, q8_0 or q4_0 (nn/packed).  It
+        generates as this one does, on the CPU at the speed of memory; it shares embedding and norms with
+        this one, and has no gradients.  nn.layers.packed.file saves and maps such models."""
+        from nn.layers.packed.convert import packed
+        if self.packed_format is not None:
+            raise InputError(f"pack: packed already, as {self.packed_format.name}; pack the model it was "
+                             "made of")
+        return packed(self, format)
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        if self.packed_format is not None:
+            raise InputError("state_dict: weights are packed; keep the model that was packed, or write them "
+                             "with nn.layers.packed.file.save")
+        return super().state_dict()
+
     # ---- from ids to logits ----
 
     def forward(self, ids: Any, *, cache: Any = None, mask: Any = None, last_only: bool = False,
@@ -108,6 +128,8 @@ class Decoder(Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., D] -> [..., V]"""
+        if self.packed_head is not None:
+            return self._shaped(self.packed_head(hidden))
         return self._shaped(ops.linear(hidden, self._head()))
 
     def _hidden(self, ids: Array, cache: Any, mask: Array | None, mode: str | None,
@@ -185,7 +207,7 @@ class Decoder(Module):
 
     def cross_entropy(self, hidden: Tensor, labels: Array, scale: Any, ignore_index: int) -> Tensor:
         """scale · Σ cross-entropy of hidden[B,T,D] and labels[B·T]"""
-        if overriding(self.hooks, "on_logits"):
+        if overriding(self.hooks, "on_logits") or self.packed_head is not None:
             logits = self.logits(hidden)
             flat = logits.reshape(labels.shape[0], logits.shape[-1])
             return ops.cross_entropy(flat, labels, ignore_index=ignore_index).sum() * scale

@@ -171,13 +171,12 @@ def packed_swiglu(x: Array, weight: Array, format: int, features: int) -> Array:
 
 def packed_experts(x: Array, gate_up: Array, down: Array, weights: Array, experts: Array, num_experts: int,
                    features: int, format: int) -> Array:
-    wide = x.astype(accumulator(x.dtype))
-    y, width = np.zeros(wide.shape, wide.dtype), x.shape[1]
+    y, width = np.zeros(x.shape, accumulator(x.dtype)), x.shape[1]
     for n, chosen in enumerate(experts):
         for k, e in enumerate(chosen):
             if e < num_experts:
                 one = np.split(gate_up, num_experts)[e], np.split(down, num_experts)[e]
-                hidden = packed_swiglu(wide[n : n + 1], one[0], format, features)
+                hidden = packed_swiglu(x[n : n + 1], one[0], format, features)
                 y[n] += weights[n, k] * packed_linear(hidden, one[1], format, width)[0]
     return y.astype(x.dtype)
 

@@ -24,6 +24,22 @@ class Mutant:
 
 
 MUTANTS = [
+    Mutant("backends.reference.packed", "kernel packed_linear",
+           "residual subtracted",
+           "y + widen(residual)",
+           "y - widen(residual)"),
+    Mutant("backends.reference.packed", "kernel packed_swiglu",
+           "gate's and up's panels taken one after the other",
+           "(2 * features, x.shape[1]), gated=True)",
+           "(2 * features, x.shape[1]), gated=False)"),
+    Mutant("backends.reference.packed", "kernel packed_experts",
+           "pairs combined where they were sorted to",
+           "narrow(moe_combine(ys, weights, inverse), x.dtype)",
+           "narrow(moe_combine(ys, weights, order), x.dtype)"),
+    Mutant("packed.layout", "kernel packed_linear",
+           "a quantized panel's elements one place further",
+           "quants[...] = words.reshape(",
+           "quants[...] = words[:, ::-1].reshape("),
     Mutant("backends.reference.activation", "kernel silu op silu",
            "forgot the factor x",
            "return narrow(z * sigmoid(z), x.dtype)",

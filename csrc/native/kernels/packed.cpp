@@ -1,9 +1,11 @@
-// Linear maps whose weights are packed (packed.h): y = x weight^T + bias + residual, and SwiGLU of one.
+// Linear maps whose weights are packed (packed.h): y = x weight^T + bias +
+// residual, and SwiGLU of one.
 #include "kernels/packed_product.h"
 
 namespace nn::NN_LEVEL {
 
-// [row][first output on] of an optional bias and residual, added to n <= 32 sums
+// [row][first output on] of an optional bias and residual, added to n <= 32
+// sums
 template <class T>
 struct Written {
     Rows<T> y;
@@ -34,7 +36,8 @@ static bool packed_linear(const Call& call) {
     return true;
 }
 NN_KERNEL(
-    "packed_linear(x[R,I], weight[W]:bytes, format, outputs:O; bias[O]=None, residual[R,O]=None) -> y[R,O]",
+    "packed_linear(x[R,I], weight[W]:bytes, format, outputs:O; "
+    "bias[O]=None, residual[R,O]=None) -> y[R,O]",
     packed_linear, float, bf16)
 
 template <class T>

@@ -1,12 +1,17 @@
-// Weights packed once, for inference: the layout of nn/packed/layout.py, which is the same on every level.
+// Weights packed once, for inference: the layout of nn/packed/layout.py, which
+// is the same on every level.
 //
-// A panel holds 16 rows of the weight, that is 16 outputs, interleaved so that one register's worth of
-// outputs lies together for every element of the sum; 16 float32, or pairs of bfloat16, or fours of int8, or
-// eights of 4 bits, fill 64 bytes.  Rows beyond the last are zeros, as are bfloat16 elements behind the end.
+// A panel holds 16 rows of the weight, that is 16 outputs, interleaved so that
+// one register's worth of outputs lies together for every element of the sum;
+// 16 float32, or pairs of bfloat16, or fours of int8, or eights of 4 bits, fill
+// 64 bytes.  Rows beyond the last are zeros, as are bfloat16 elements behind
+// the end.
 //     f32   [k][16]                          bf16  [k/2][16][2], k padded to 32
 //     q8_0  [k/32][8][16][4] int8,   then [k/32][16] float16 scales
-//     q4_0  [k/32][4][16][4] uint8,  then [k/32][16]: elements i and i + 16 of a block in one byte, low first
-// A panel's bytes are rounded up to 64.  Blocks of 32 and their scales are GGUF's, bit by bit.
+//     q4_0  [k/32][4][16][4] uint8,  then [k/32][16]: elements i and i + 16 of
+//     a block in one byte, low first
+// A panel's bytes are rounded up to 64.  Blocks of 32 and their scales are
+// GGUF's, bit by bit.
 #pragma once
 #include "kernels/kernel.h"
 
@@ -47,8 +52,8 @@ struct Packed {
 
 // ---- activations, as the products want them ----
 
-// float32 rows for f32 and bf16; for q8_0 and q4_0 int8 in blocks of 32 with float32 scales (amax / 127), as
-// llama.cpp has them, and the blocks' sums.
+// float32 rows for f32 and bf16; for q8_0 and q4_0 int8 in blocks of 32 with
+// float32 scales (amax / 127), as llama.cpp has them, and the blocks' sums.
 struct Inputs {
     const float* floats;
     int64_t stride;
@@ -59,7 +64,8 @@ struct Inputs {
 
     Inputs from(int64_t row) const {
         if (floats) return {floats + row * stride, stride, nullptr, nullptr, nullptr, 0};
-        return {nullptr, 0, quants + row * blocks * block, scales + row * blocks, sums + row * blocks, blocks};
+        return {nullptr, 0, quants + row * blocks * block, scales + row * blocks, sums + row * blocks,
+                blocks};
     }
 };
 
@@ -90,7 +96,8 @@ static inline void quantize_block(const T* x, int8_t* quants, float* scale, int3
     for (int i = 0; i < width; ++i) *total += sum_of_all[i];
 }
 
-// Room for the rows of a call, filled by `set`; kept as long as the products run.
+// Room for the rows of a call, filled by `set`; kept as long as the products
+// run.
 template <class T>
 struct Activations {
     Scratch<float> floats, scales;
@@ -125,7 +132,8 @@ struct Activations {
             parallel_for(x.rows, work, [&](int64_t begin, int64_t end) {
                 for (int64_t r = begin; r < end; ++r) {
                     if (x.cols % 2) floats[r * to + x.cols] = 0.0f;
-                    registers(x.cols, [&](int64_t i, auto n) { put(floats + r * to + i, n, get(x[r] + i, n)); });
+                    registers(x.cols,
+                              [&](int64_t i, auto n) { put(floats + r * to + i, n, get(x[r] + i, n)); });
                 }
             });
         }

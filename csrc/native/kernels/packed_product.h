@@ -1,12 +1,13 @@
-// A product with a packed weight, in any number of rows, on all threads: what is to be done with the sums is
-// the caller's.
+// A product with a packed weight, in any number of rows, on all threads: what
+// is to be done with the sums is the caller's.
 #pragma once
 #include "kernels/packed_rows.h"
 #include "kernels/packed_tiles.h"
 
 namespace nn::NN_LEVEL {
 
-// body(begin, end) over units that move `bytes` each: small enough that no thread waits long for the last.
+// body(begin, end) over units that move `bytes` each: small enough that no
+// thread waits long for the last.
 template <class F>
 static inline void spread(int64_t units, double bytes, const F& body) {
     if (units <= 1 || units * bytes < bytes_alone / 2) {
@@ -23,7 +24,8 @@ static inline void spread(int64_t units, double bytes, const F& body) {
 
 constexpr int64_t rows_together = 512;  // that stay in the second cache while panels pass by
 
-// write(row, pair of panels, sums of its 32 outputs) for every row of x and every pair
+// write(row, pair of panels, sums of its 32 outputs) for every row of x and
+// every pair
 template <class T, class Write>
 static inline void by_rows(const Packed& weight, const Rows<const T>& x, const Write& write) {
     const Activations<T> activations(x, weight.format);

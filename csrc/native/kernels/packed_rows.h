@@ -1,16 +1,18 @@
-// Products of a few rows with panels of a packed weight, in registers: what decoding is made of, and prefill
-// where there is no AMX.  Bound by reading the weight: lines of the panels that come next are asked for while
-// these are worked on.
+// Products of a few rows with panels of a packed weight, in registers: what
+// decoding is made of, and prefill where there is no AMX.  Bound by reading the
+// weight: lines of the panels that come next are asked for while these are
+// worked on.
 //
-// Every sum is formed in the order of k, whatever the number of rows and panels at once: a row alone and among
-// others has the same bits.
+// Every sum is formed in the order of k, whatever the number of rows and panels
+// at once: a row alone and among others has the same bits.
 #pragma once
 #include "kernels/packed.h"
 #include "kernels/quantized.h"
 
 namespace nn::NN_LEVEL {
 
-constexpr int pair = 2, pair_rows = pair * panel_rows;  // panels, and outputs, that are worked on together
+constexpr int pair = 2,
+              pair_rows = pair * panel_rows;  // panels, and outputs, that are worked on together
 #if defined(__AVX512F__)
 constexpr int most_rows = 8;  // 16 sums in 32 registers
 #elif defined(__AVX__) || defined(__aarch64__)
@@ -103,10 +105,17 @@ template <int R, int P>
 static inline void products(float* to, int64_t ld, const Inputs& x, const Packed& weight, const Panels& w) {
     Sums<R, P> sums = {};
     switch (weight.format) {
-        case Format::f32: products_f32<R, P>(sums, x, w, weight.inputs); break;
-        case Format::bf16: products_bf16<R, P>(sums, x, w, weight.inputs); break;
-        case Format::q8_0: products_quantized<Format::q8_0, R, P>(sums, x, w); break;
-        default: products_quantized<Format::q4_0, R, P>(sums, x, w);
+        case Format::f32:
+            products_f32<R, P>(sums, x, w, weight.inputs);
+            break;
+        case Format::bf16:
+            products_bf16<R, P>(sums, x, w, weight.inputs);
+            break;
+        case Format::q8_0:
+            products_quantized<Format::q8_0, R, P>(sums, x, w);
+            break;
+        default:
+            products_quantized<Format::q4_0, R, P>(sums, x, w);
     }
     for (int r = 0; r < R; ++r)
         for (int i = 0; i < P * lanes; ++i) store(to + r * ld + i * width, sums[r][i]);
@@ -121,7 +130,8 @@ static inline void products_of(float* to, int64_t ld, const Inputs& x, const Pac
         products<R, 1>(to, ld, x, weight, w);
 }
 
-// to[rows][pair_rows]: any rows <= most_rows with panels [first, first + count) of the weight
+// to[rows][pair_rows]: any rows <= most_rows with panels [first, first + count)
+// of the weight
 static inline void row_products(float* to, const Inputs& x, int64_t rows_here, const Packed& weight,
                                 int64_t first, int count) {
     const int64_t bytes_of_one = weight.panel_bytes();

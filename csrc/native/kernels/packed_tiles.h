@@ -1,6 +1,7 @@
-// Products of many rows with a packed weight by AMX, in bfloat16 with float32 sums.  Panels of bf16 are tiles
-// as they lie; those of q8_0 and q4_0 are first written out as bfloat16, once for all rows: faster than int8
-// tiles, whose sums would have to leave their tile after every block of 32.
+// Products of many rows with a packed weight by AMX, in bfloat16 with float32
+// sums.  Panels of bf16 are tiles as they lie; those of q8_0 and q4_0 are first
+// written out as bfloat16, once for all rows: faster than int8 tiles, whose
+// sums would have to leave their tile after every block of 32.
 #pragma once
 #include "kernels/quantized.h"
 
@@ -13,16 +14,20 @@ struct PackedTiles {  // once per thread and loop
     PackedTiles() {
         alignas(64) uint8_t shape[64] = {1};  // palette 1: 8 tiles of 16 rows of 64 bytes
         for (int t = 0; t < 8; ++t) shape[16 + 2 * t] = 64, shape[48 + t] = 16;
-        asm volatile("" ::: "memory");  // GCC 12 says that the next reads 8 bytes: it would drop the others
+        asm volatile("" ::
+                         : "memory");  // GCC 12 says that the next reads 8 bytes: it
+                                       // would drop the others
         _tile_loadconfig(shape);
     }
     ~PackedTiles() { _tile_release(); }
 };
 
-// Rows as bfloat16, 32 by 32 padded with zeros; rows 64 bytes further apart, so that they do not all fall
-// into the same places of the first cache.  `parts` 3: float32 as the exact sum of three, of 8 bits each.
+// Rows as bfloat16, 32 by 32 padded with zeros; rows 64 bytes further apart, so
+// that they do not all fall into the same places of the first cache.  `parts`
+// 3: float32 as the exact sum of three, of 8 bits each.
 struct TileRows {
-    int64_t steps, stride, size;  // of 32 elements; elements from row to row, and from part to part
+    int64_t steps, stride,
+        size;  // of 32 elements; elements from row to row, and from part to part
     int parts;
     Scratch<uint16_t> data;
 
@@ -36,7 +41,8 @@ struct TileRows {
         parallel_for(size / stride, (double)x.cols * 8 * parts, [&](int64_t begin, int64_t end) {
             for (int64_t r = begin; r < end; ++r) {
                 const int64_t cols = r < x.rows ? x.cols : 0;
-                if (cols) registers(cols, [&](int64_t i, auto n) { write(r * stride + i, n, get(x[r] + i, n)); });
+                if (cols)
+                    registers(cols, [&](int64_t i, auto n) { write(r * stride + i, n, get(x[r] + i, n)); });
                 for (int part = 0; part < parts; ++part)
                     for (int64_t i = cols; i < stride; ++i) data[part * size + r * stride + i] = 0;
             }
@@ -54,7 +60,8 @@ struct TileRows {
     }
 };
 
-// to[32][32]: 32 rows from `row` on times two panels of pairs, tiles of 1 KiB each
+// to[32][32]: 32 rows from `row` on times two panels of pairs, tiles of 1 KiB
+// each
 static inline void tile_products(float* to, const TileRows& x, int64_t row, const uint8_t* first,
                                  const uint8_t* second) {
     const uint16_t* const from = x.data + row * x.stride;
@@ -81,11 +88,12 @@ static inline void tile_products(float* to, const TileRows& x, int64_t row, cons
     _tile_stored(3, to + 16 * 32 + 16, 128);
 }
 
-// int32 lanes that hold the weights 4 g + j of 16 outputs; a[j] and a[j + 1] are a pair along k
+// int32 lanes that hold the weights 4 g + j of 16 outputs; a[j] and a[j + 1]
+// are a pair along k
 static inline Bits bf16_pair(Vec even, Vec odd) {
     const __m512bh both = _mm512_cvtne2ps_pbh((__m512)odd, (__m512)even);
-    alignas(64) constexpr static uint16_t interleave[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,
-                                                            21, 6, 22, 7, 23, 8,  24, 9,  25, 10, 26,
+    alignas(64) constexpr static uint16_t interleave[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                            21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
                                                             11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
     return (Bits)_mm512_permutexvar_epi16(_mm512_load_si512(interleave), (__m512i)both);
 }

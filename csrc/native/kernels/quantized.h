@@ -1,5 +1,6 @@
-// Dot products of blocks of 32 quantized weights with int8 activations, exact in integers on every level:
-// 16 outputs side by side, four elements of the sum in each 32 bits.
+// Dot products of blocks of 32 quantized weights with int8 activations, exact
+// in integers on every level: 16 outputs side by side, four elements of the sum
+// in each 32 bits.
 #pragma once
 #include "kernels/packed.h"
 
@@ -17,7 +18,8 @@ static inline Whole whole(int32_t x) { return set((float)x); }
 #endif
 
 #if defined(__AVX512VNNI__)
-// vpdpbusd takes unsigned weights: q + 128 (and q + 8 for 4 bits); what is too much is in the start.
+// vpdpbusd takes unsigned weights: q + 128 (and q + 8 for 4 bits); what is too
+// much is in the start.
 static inline Whole start_signed(int32_t sum_of_x) { return whole(-128 * sum_of_x); }
 static inline Whole dot_unsigned(Whole acc, Bits w, const int8_t* x) {
     int32_t four;
@@ -28,7 +30,8 @@ static inline Whole dot_signed(Whole acc, Bits w, const int8_t* x) {
     return dot_unsigned(acc, w ^ 0x80808080u, x);
 }
 #elif defined(__AVX512BW__)
-// vpmaddubsw would saturate for q + 128: |q| and the activation with q's sign instead.
+// vpmaddubsw would saturate for q + 128: |q| and the activation with q's sign
+// instead.
 static inline Whole start_signed(int32_t) { return Whole{}; }
 static inline Whole sum_pairs(Whole acc, __m512i products) {
     return acc + (Int)_mm512_madd_epi16(products, _mm512_set1_epi16(1));
@@ -59,7 +62,8 @@ static inline Whole dot_signed(Whole acc, Bits w, const int8_t* x) {
     int32_t four;
     memcpy(&four, x, sizeof four);
     const __m256i q = (__m256i)w;
-    return sum_pairs(acc, _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(_mm256_set1_epi32(four), q)));
+    return sum_pairs(acc,
+                     _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(_mm256_set1_epi32(four), q)));
 }
 #else
 static inline Whole start_signed(int32_t) { return Whole{}; }
@@ -71,7 +75,8 @@ static inline Whole dot_signed(Whole acc, Bits w, const int8_t* x) {
 static inline Whole dot_unsigned(Whole acc, Bits w, const int8_t* x) { return dot_signed(acc, w, x); }
 #endif
 
-// dots[r] of block b of R rows; the weight's registers lie 64 bytes apart from `quants` on
+// dots[r] of block b of R rows; the weight's registers lie 64 bytes apart from
+// `quants` on
 template <Format format, int R>
 static inline void block_dots(Whole (&dots)[R], const Inputs& x, int64_t b, const uint8_t* quants) {
     const int8_t* const from = x.quants + b * block;

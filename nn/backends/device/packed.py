@@ -1,5 +1,5 @@
-"""Products with packed weights on a device: unpacked by the host for every call, then array operations.  Packed
-weights are for the CPU; this is for the sake of completeness."""
+"""Products with packed weights on a device: unpacked by the host for every call, then array operations.  They
+are made for the CPU; a device gets the same results, slowly."""
 
 from nn.backends.reference.packed import packed_experts, packed_linear, packed_swiglu
 

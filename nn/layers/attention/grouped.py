@@ -46,6 +46,7 @@ class GroupedAttention(Module):
     backend = "auto"
     sink_tokens = 0            # first tokens that a window leaves visible
     noise_name = "attn_dropout"
+    qkv_proj: Any = None       # all three in one product (nn/packed)
 
     def __init__(self, hidden_size: int, num_heads: int, num_kv_heads: int, head_dim: int,
                  rotary: Rotary | None, *, qk_norm: str | bool = False, eps: float = 1e-6, bias: bool = False,
@@ -94,8 +95,17 @@ class GroupedAttention(Module):
 
     def projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q[B,H,T,Dh], k[B,G,T,Dh], v[B,G,T,Dh], not yet turned"""
-        return (self.heads(self.q_proj(x), self.q_norm, self.qk_norm == "l2"),
-                self.heads(self.k_proj(x), self.k_norm, self.qk_norm == "l2"), self.heads(self.v_proj(x)))
+        q, k, v = self.projections(x)
+        return (self.heads(q, self.q_norm, self.qk_norm == "l2"),
+                self.heads(k, self.k_norm, self.qk_norm == "l2"), self.heads(v))
+
+    def projections(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[B,T,H*Dh], [B,T,G*Dh], [B,T,G*Dh]"""
+        if self.qkv_proj is None:
+            return self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        qkv, a, b = self.qkv_proj(x), self.num_heads, self.num_heads + self.num_kv_heads
+        return (qkv[:, :, : a * self.head_dim], qkv[:, :, a * self.head_dim : b * self.head_dim],
+                qkv[:, :, b * self.head_dim :])
 
     def attended(self, q: Tensor, k: Tensor, v: Tensor, state: Any, mask: Array | None,
                  mode: str | None) -> Tensor:
