@@ -17,11 +17,7 @@ CUDA_SOURCES = sorted((ROOT / "cuda").rglob("*.py"))
 
 # A module imports from its own line and from those above it.  All of cuda.nn stands above the first line.
 RANKS = (
-<<<<<<< HEAD
-    ("errors", "names", "files", "config", "random", "dtypes", "backends", "threads", "arithmetic"),
-=======
-    ("errors", "names", "files", "config", "random", "dtypes", "backends", "packed"),
->>>>>>> 9191d5e (Packed models: model.pack(format), experts in one kernel, files that are mapped)
+    ("errors", "names", "files", "config", "random", "dtypes", "backends", "packed", "threads", "arithmetic"),
     ("tape", "tensor", "operators", "ops"),
     ("state", "cache", "layers"),
     ("flops", "interop", "models", "data", "optim", "generate"),
