@@ -13,10 +13,10 @@ struct Mixture {
     Packed gate_up, down;  // of the first expert
     Rows<const float> weights;
     Ints experts;
-    int64_t count, features;
+    int64_t experts_stride, count, features;
 
     int64_t choices() const { return weights.cols; }
-    int64_t expert(int64_t m) const { return experts[m]; }
+    int64_t expert(int64_t m) const { return experts[token(m) * experts_stride + m % choices()]; }
     int64_t token(int64_t m) const { return m / choices(); }
     static Packed of(Packed weight, int64_t e) {
         weight.data += e * weight.bytes();
@@ -140,11 +140,11 @@ static bool packed_experts(const Call& call) {
     const Packed back = {down.data, format, x.cols, features};
     if (count < 1 || gate_up.size % count || down.size % count) return false;
     if (!up.is(gate_up.size / count) || !back.is(down.size / count)) return false;
-    for (int64_t m = 0; m < experts.size; ++m)
-        if (experts[m] < 0 || experts[m] > count) return false;
     if (x.rows == 0 || x.cols == 0) return true;
-    const Mixture<T> mix = {y, x, up, back, weights, experts, count, features};
-    if (x.rows <= most_rows && x.rows <= 4)
+    const Mixture<T> mix = {y, x, up, back, weights, experts, call.array[5].stride[0], count, features};
+    for (int64_t m = 0; m < experts.size; ++m)
+        if (mix.expert(m) < 0 || mix.expert(m) > count) return false;
+    if (x.rows <= 4)
         few_tokens(mix);
     else
         many_tokens(mix);
