@@ -67,6 +67,7 @@ static inline bool linear_by_panels(const Rows<T>& y, const Rows<const T>& x, co
     const Groups groups(offsets, chunk_rows<P>);
     const int64_t k = weight.inputs;
     const PackedRows<P> a(groups, k);
+    const Target<T> target(y);
     Extent left, right;
     for_chunks(groups, chunk_rows<P>, (double)(chunk_rows<P> * k) * 2 * sizeof(T),
                [&](const Group& group, int64_t first, int64_t here) {
@@ -74,9 +75,8 @@ static inline bool linear_by_panels(const Rows<T>& y, const Rows<const T>& x, co
                });
     multiply_groups<P, 1>(
         groups, a, weight.outputs, k, [&](int64_t e) { return Operand<T>{weight[e], weight.row, 1}; }, right,
-        [&](const Group& group, int64_t row, int64_t here, int64_t column, const Sums<P>* sums) {
-            write<P>(y, group.first + row, here, column, sums[0]);
-        });
+        [&](const Group& group, int64_t row, int64_t here, int64_t column, int64_t count,
+            const Sums<P>* sums) { write<P>(target, group.first + row, here, column, count, sums); });
     return left.fits() && right.fits();
 }
 
@@ -104,7 +104,7 @@ NN_KERNEL("grouped_linear(x[M,I], weight[E,O,I], offsets[E+1]:int; batch_invaria
 
 template <class T>
 struct Gathered {
-    Rows<T> y, hidden;  // hidden.data is null where it is not kept
+    Target<T> y, hidden;  // hidden's data is null where it is not kept
     Rows<const T> x;
     Experts<T> weight;
     Ints offsets, order;
@@ -113,11 +113,11 @@ struct Gathered {
     // gate and up of some columns of row r
     template <class N>
     void put_both(int64_t r, int64_t column, N n, Vec gate, Vec up) const {
-        if (hidden.data) {
-            put(hidden[r] + column, n, gate);
-            put(hidden[r] + half + column, n, up);
+        if (hidden.to.data) {
+            put_to(hidden, hidden.to[r] + column, n, gate);
+            put_to(hidden, hidden.to[r] + half + column, n, up);
         }
-        put(y[r] + column, n, gate * sigmoid(gate) * up);
+        put_to(y, y.to[r] + column, n, gate * sigmoid(gate) * up);
     }
 };
 
@@ -154,30 +154,33 @@ static inline bool swiglu_by_panels(const Gathered<T>& all) {
     multiply_groups<P, 2>(
         groups, a, all.half, k, [&](int64_t e) { return Operand<T>{all.weight[e], all.weight.row, 1}; },
         right,
-        [&](const Group& group, int64_t row, int64_t here, int64_t column, const Sums<P>* sums) {
-            for_tile(here, all.half - column, [&](int64_t i, int v, auto n) {
-                all.put_both(group.first + row + i, column + v * width, n, sums[0][i][v], sums[1][i][v]);
-            });
+        [&](const Group& group, int64_t row, int64_t here, int64_t column, int64_t count,
+            const Sums<P>* sums) {
+            for_registers<P>(here, count, all.half - column,
+                             [&](int64_t i, int64_t panel, int v, int64_t at, auto n) {
+                                 all.put_both(group.first + row + i, column + at, n, sums[2 * panel][i][v],
+                                              sums[2 * panel + 1][i][v]);
+                             });
         });
     return left.fits() && right.fits();
 }
 
 template <class T>
 static bool gathered_swiglu(const Call& call) {
-    const Gathered<T> all = {rows<T>(call, 0),
-                             call.array[1].data ? rows<T>(call, 1) : Rows<T>{},
+    const Gathered<T> all = {Target<T>(rows<T>(call, 0)),
+                             Target<T>(call.array[1].data ? rows<T>(call, 1) : Rows<T>{}),
                              rows<const T>(call, 2),
                              Experts<T>(call.array[3]),
                              ints(call, 4),
                              ints(call, 5),
                              (int64_t)number(call, 0),
                              call.array[3].shape[1] / 2};
-    if (all.choices < 1 || all.weight.outputs != 2 * all.y.cols ||
+    if (all.choices < 1 || all.weight.outputs != 2 * all.y.to.cols ||
         !are_offsets(all.offsets, all.order.size) || !all_below(all.order, all.x.rows * all.choices))
         return false;
-    clear_rows(all.y, all.offsets[all.weight.count]);
-    clear_rows(all.hidden, all.offsets[all.weight.count]);
-    if (all.y.rows == 0 || all.half == 0) return true;
+    clear_rows(all.y.to, all.offsets[all.weight.count]);
+    clear_rows(all.hidden.to, all.offsets[all.weight.count]);
+    if (all.y.to.rows == 0 || all.half == 0) return true;
     if (one_by_one(all.offsets, number(call, 1) != 0.0)) {
         swiglu_by_rows(all);
         return true;

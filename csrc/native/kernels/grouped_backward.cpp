@@ -1,194 +1,102 @@
-// Gradients of the experts' linear maps, with the gather and SwiGLU around them in the same passes.
-//     g[r]    = dy[r], or swiglu's gradient of it at hidden[r]
-//     dx[r]   = g[r] W_e;   dx[n] = sum_k of it over the rows of token n, in the order of the choices
-//     dW_e    = sum_r g[r]T x[r]
-// 1. chunks of rows: g is formed once, and packed both ways; x is gathered and packed.  2. all products.  3.
-// sums.
-#include "kernels/grouped/groups.h"
+// Gradients of the experts' linear maps: for the rows r of expert e
+//     dx[r] = dy[r] W_e,   dW_e = sum_r dy[r]T x[r]
+// and, around them, of the gather before and SwiGLU behind (see swiglu_gradients).
+#include "kernels/grouped/columns.h"
 
 namespace nn::NN_LEVEL {
 
-// Operands whose rows are the axis of the sum: panels of columns, every chunk of rows a slice of each.
-template <class P, bool is_a>
-struct PackedColumns {
-    static constexpr int64_t size = is_a ? P::rows : P::cols;
-    int64_t count, columns;  // panels
-    Scratch<typename P::Unit> data;
-    PackedColumns(const Groups& groups, int64_t width_of_rows)
-        : count(panels(width_of_rows, size)),
-          columns(width_of_rows),
-          data(groups.chunks * P::units(chunk_rows<P>) * count * size) {}
-    int64_t stride(const Group& group) const {
-        return panels(group.rows, chunk_rows<P>) * P::units(chunk_rows<P>) * size;
-    }
-    typename P::Unit* panel(const Group& group, int64_t i) const {
-        return data + group.chunk * P::units(chunk_rows<P>) * count * size + i * stride(group);
-    }
-    // rows [first, first + here) of the group
-    template <class T>
-    void pack(const Group& group, int64_t first, int64_t here, const T* from, int64_t row,
-              Extent& extent) const {
-        const int64_t slice = P::units(first) * size;
-        for (int64_t i = 0; i < count; ++i)
-            extent.add(P::template pack<is_a>(panel(group, i) + slice, Operand<T>{from, 1, row}, i * size,
-                                              columns, here));
-    }
-};
-
-// ---- one call's operands, whichever kernel it is ----
-
-template <class T>
-struct Plain {  // grouped_linear
-    Rows<const T> dy, x;
-    static constexpr int64_t choices = 1;
-    static constexpr bool in_scratch = false;
-    int64_t width_of_gradient() const { return dy.cols; }
-    int64_t gradient(int64_t r, int64_t, T*, const T*& from) const {
-        from = dy[r];
-        return dy.stride;
-    }
-    int64_t inputs(int64_t r, int64_t, T*, const T*& from) const {
-        from = x[r];
-        return x.stride;
-    }
-};
-
-template <class T>
-struct Swiglu {  // gathered_swiglu
-    Rows<const T> dy, hidden, x;
-    Ints order;
-    int64_t choices;
-    static constexpr bool in_scratch = true;
-    int64_t width_of_gradient() const { return hidden.cols; }
-
-    // dgate = dy up silu'(gate), dup = dy silu(gate), of `count` rows into `to`, whose rows it is dense in
-    int64_t gradient(int64_t first, int64_t count, T* to, const T*& from) const {
-        const int64_t half = dy.cols;
-        for (int64_t r = 0; r < count; ++r) {
-            const T *const d = dy[first + r], *const gate = hidden[first + r];
-            T* const out = to + r * 2 * half;
-            registers(half, [&](int64_t i, auto n) {
-                const Vec z = get(gate + i, n), u = get(gate + half + i, n), g = get(d + i, n),
-                          s = sigmoid(z);
-                put(out + i, n, g * u * (s * (1.0f + z * (1.0f - s))));
-                put(out + half + i, n, g * (z * s));
-            });
-        }
-        from = to;
-        return 2 * half;
-    }
-    int64_t inputs(int64_t first, int64_t count, T* to, const T*& from) const {
-        for (int64_t r = 0; r < count; ++r)
-            memcpy(to + r * x.cols, x[order[first + r] / choices], (size_t)x.cols * sizeof(T));
-        from = to;
-        return x.cols;
-    }
-};
-
-template <class P, class T>
-struct Packed {
-    PackedRows<P> gradient;
-    PackedColumns<P, true> gradient_columns;
-    PackedColumns<P, false> inputs;
-    Extent left, right, across;
-    Packed(const Groups& groups, int64_t outputs, int64_t width_of_x)
-        : gradient(groups, outputs), gradient_columns(groups, outputs), inputs(groups, width_of_x) {}
-    bool fits() const { return left.fits() && right.fits() && across.fits(); }
-};
-
-template <class P, class T, class Source>
-static inline void pack_all(const Groups& groups, const Source& source, Packed<P, T>& packed) {
-    const int64_t outputs = source.width_of_gradient(), width_of_x = source.x.cols;
-    const double bytes = (double)(chunk_rows<P> * outputs) * (Source::in_scratch ? 16 : 6) * sizeof(T) / 2;
-    for_chunks(groups, chunk_rows<P>, bytes, [&](const Group& group, int64_t first, int64_t here) {
-        const Scratch<T> scratch(Source::in_scratch ? chunk_rows<P> * (outputs + width_of_x) : 1);
-        const T* from;
-        int64_t row = source.gradient(group.first + first, here, scratch.data, from);
-        packed.gradient.pack(group, first, here, Operand<T>{from, row, 1}, 0, outputs, packed.left);
-        packed.gradient_columns.pack(group, first, here, from, row, packed.left);
-        row = source.inputs(group.first + first, here,
-                            scratch.data + outputs * chunk_rows<P> * Source::in_scratch, from);
-        packed.inputs.pack(group, first, here, from, row, packed.right);
-    });
+static inline Rows<float> matrix(const Experts<float>& weight, int64_t e) {
+    return {const_cast<float*>(weight[e]), weight.outputs, weight.inputs, weight.row};
 }
 
-// dweight_e = gT x: panels of columns against panels of columns, summed over the group's rows
-template <class P, class T>
-static inline void weight_gradients(const Groups& groups, const Packed<P, T>& packed,
-                                    const Experts<float>& dweight) {
-    const auto& a = packed.gradient_columns;
-    const auto& b = packed.inputs;
-    const int64_t blocks = panels(a.count, most_panels);
-    const double rows_each = (double)groups.rows / (double)(groups.count > 0 ? groups.count : 1);
-    parallel_for(groups.count * blocks,
-                 rows_each * (double)(most_panels * P::rows) * (double)dweight.inputs / 8,
-                 [&](int64_t begin, int64_t end) {
-                     const typename P::Loop loop;
-                     alignas(64) Sums<P> sums[most_panels];
-                     for (int64_t task = begin; task < end; ++task) {
-                         const Group& group = groups[task / blocks];
-                         const int64_t top = task % blocks * most_panels;
-                         const Rows<float> to = {const_cast<float*>(dweight[group.expert]), dweight.outputs,
-                                                 dweight.inputs, dweight.row};
-                         for (int64_t left = 0; left < b.count; left += most_panels) {
-                             const int64_t here = b.count - left < most_panels ? b.count - left : most_panels;
-                             for (int64_t p = top; p < top + most_panels && p < a.count; ++p) {
-                                 multiply_panels<P>(sums, a.panel(group, p), b.panel(group, left),
-                                                    b.stride(group), here, group.rows);
-                                 const int64_t row = p * P::rows, rows_left = to.rows - row;
-                                 for (int64_t i = 0; i < here; ++i)
-                                     write<P>(to, row, rows_left < P::rows ? rows_left : P::rows,
-                                              (left + i) * P::cols, sums[i]);
-                             }
-                         }
-                     }
-                 });
+template <class T>
+static inline int64_t bytes_of(const Experts<T>& weight) {
+    return weight.count * weight.outputs * weight.inputs * (int64_t)sizeof(T);
 }
 
 static inline void clear_idle(const Experts<float>& dweight, const Ints& offsets) {
     for (int64_t e = 0; e < dweight.count; ++e)
-        if (offsets[e] == offsets[e + 1])
-            for (int64_t o = 0; o < dweight.outputs; ++o)
-                memset((void*)(dweight[e] + o * dweight.row), 0, (size_t)dweight.inputs * sizeof(float));
+        if (offsets[e] == offsets[e + 1]) clear_rows(matrix(dweight, e), 0);
 }
 
-// dx of every row into `to`, and dweight
-template <class P, class Out, class T, class Source>
-static inline bool products(const Source& source, const Ints& offsets, const Experts<T>& weight,
-                            const Rows<Out>& to, const Experts<float>& dweight) {
+// ---- grouped_linear ----
+
+// dweight: dy, packed by columns, against panels of x that a task packs for itself
+template <class P, class T>
+static inline void weight_gradients(const Groups& groups, const PackedColumns<P, true>& dy,
+                                    const Rows<const T>& x, const Experts<float>& dweight, Extent& extent) {
+    constexpr int64_t at_once = 4, step = row_block<P>;
+    const int64_t across = panels(x.cols, P::cols), blocks = panels(across, at_once);
+    const double rows_each = (double)groups.rows / (double)groups.count;
+    parallel_for(groups.count * blocks, rows_each * (double)(at_once * P::cols) * (double)dweight.outputs / 8,
+                 [&](int64_t begin, int64_t end) {
+                     const typename P::Loop loop;
+                     const int64_t stride = P::units(step) * P::cols;
+                     const Scratch<typename P::Unit> packed(at_once * stride);
+                     const Scratch<Sums<P>> sums(dy.count * at_once);
+                     for (int64_t task = begin; task < end; ++task) {
+                         const Group& group = groups[task / blocks];
+                         const int64_t left = task % blocks * at_once,
+                                       here = across - left < at_once ? across - left : at_once;
+                         for (int64_t r = 0; r < group.rows; r += step) {
+                             const int64_t rows_here = group.rows - r < step ? group.rows - r : step;
+                             const Operand<T> from = {x[group.first + r], 1, x.stride};
+                             for (int64_t i = 0; i < here; ++i)
+                                 extent.add(P::template pack<false>(packed + i * stride, from,
+                                                                    (left + i) * P::cols, x.cols, rows_here));
+                             for (int64_t p = 0; p < dy.count; ++p)
+                                 multiply_panels<P>(sums + p * at_once, dy.slice(group, p, r), packed.data,
+                                                    stride, here, rows_here, r > 0);
+                         }
+                         const Target<float> target(matrix(dweight, group.expert), bytes_of(dweight));
+                         for (int64_t p = 0; p < dy.count; ++p) {
+                             const int64_t row = p * P::rows, rows_left = dweight.outputs - row;
+                             write<P>(target, row, rows_left < P::rows ? rows_left : P::rows, left * P::cols,
+                                      here, sums + p * at_once);
+                         }
+                     }
+                     fence();
+                 });
+}
+
+template <class P, class T>
+static inline bool linear_gradients(const Rows<T>& dx, const Experts<float>& dweight, const Rows<const T>& dy,
+                                    const Rows<const T>& x, const Experts<T>& weight, const Ints& offsets) {
     const Groups groups(offsets, chunk_rows<P>);
-    Packed<P, T> packed(groups, weight.outputs, weight.inputs);
-    pack_all<P, T>(groups, source, packed);
+    const int64_t outputs = weight.outputs;
+    const PackedRows<P> by_rows(groups, outputs);
+    const PackedColumns<P, true> by_columns(groups, outputs);
+    const Target<T> target(dx);
+    Extent of_dy, of_weight, of_x;
+    for_chunks(groups, chunk_rows<P>, (double)(chunk_rows<P> * outputs) * 4 * sizeof(T),
+               [&](const Group& group, int64_t first, int64_t here) {
+                   const Operand<T> from = {dy[group.first + first], dy.stride, 1};
+                   by_rows.pack(group, first, here, from, 0, outputs, of_dy);
+                   by_columns.pack(group, first, here, from.data, dy.stride, of_dy);
+               });
     multiply_groups<P, 1>(
-        groups, packed.gradient, weight.inputs, weight.outputs,
-        [&](int64_t e) { return Operand<T>{weight[e], 1, weight.row}; }, packed.across,
-        [&](const Group& group, int64_t row, int64_t here, int64_t column, const Sums<P>* sums) {
-            write<P>(to, group.first + row, here, column, sums[0]);
-        });
-    weight_gradients<P, T>(groups, packed, dweight);
-    return packed.fits();
-}
-
-template <class Out, class T, class Source>
-static inline void all_products(const Source& source, const Ints& offsets, const Experts<T>& weight,
-                                const Rows<Out>& to, const Experts<float>& dweight) {
-    clear_idle(dweight, offsets);
-    if (offsets[weight.count] == 0) return;
-    if (products<typename Choice<T>::Panels>(source, offsets, weight, to, dweight) || Choice<T>::exact)
-        return;
-    if constexpr (!Choice<T>::exact) products<FloatPanels>(source, offsets, weight, to, dweight);
+        groups, by_rows, weight.inputs, outputs,
+        [&](int64_t e) { return Operand<T>{weight[e], 1, weight.row}; }, of_weight,
+        [&](const Group& group, int64_t row, int64_t here, int64_t column, int64_t count,
+            const Sums<P>* sums) { write<P>(target, group.first + row, here, column, count, sums); });
+    weight_gradients<P, T>(groups, by_columns, x, dweight, of_x);
+    return of_dy.fits() && of_weight.fits() && of_x.fits();
 }
 
 template <class T>
 static bool grouped_linear_backward(const Call& call) {
     const auto dx = rows<T>(call, 0);
     const Experts<float> dweight(call.array[1]);
-    const Plain<T> source = {rows<const T>(call, 2), rows<const T>(call, 3)};
+    const auto dy = rows<const T>(call, 2), x = rows<const T>(call, 3);
     const Experts<T> weight(call.array[4]);
     const Ints offsets = ints(call, 5);
     if (!are_offsets(offsets, dx.rows)) return false;
     clear_rows(dx, offsets[weight.count]);
-    all_products(source, offsets, weight, dx, dweight);
+    clear_idle(dweight, offsets);
+    if (offsets[weight.count] == 0) return true;
+    using Panels = typename Choice<T>::Panels;
+    if (linear_gradients<Panels>(dx, dweight, dy, x, weight, offsets) || Choice<T>::exact) return true;
+    if constexpr (!Choice<T>::exact) linear_gradients<FloatPanels>(dx, dweight, dy, x, weight, offsets);
     return true;
 }
 NN_KERNEL(
@@ -196,32 +104,194 @@ NN_KERNEL(
     "dweight[E,O,I]:float",
     grouped_linear_backward, float, bf16)
 
+// ---- gathered_swiglu ----
+
+template <class T>
+struct Swiglu {
+    Rows<const T> dy, hidden, x;
+    Experts<T> weight;
+    Ints offsets, order;
+    int64_t choices;
+
+    // dgate = dy up silu'(gate), dup = dy silu(gate): `count` columns of some rows, each half padded with
+    // zeros
+    void gradient(T* to, int64_t first, int64_t rows_here, int64_t column, int64_t count,
+                  int64_t padded) const {
+        const int64_t half = dy.cols;
+        for (int64_t r = 0; r < rows_here; ++r, to += 2 * padded) {
+            const T *const d = dy[first + r] + column, *const gate = hidden[first + r] + column;
+            registers(count, [&](int64_t i, auto n) {
+                const Vec z = get(gate + i, n), u = get(gate + half + i, n), g = get(d + i, n),
+                          s = sigmoid(z);
+                put(to + i, n, g * u * (s * (1.0f + z * (1.0f - s))));
+                put(to + padded + i, n, g * (z * s));
+            });
+            for (int64_t i = count; i < padded; ++i) to[i] = to[padded + i] = T{};
+        }
+    }
+};
+
+template <class P>
+constexpr int64_t half_block = row_block<P> == 512 ? 128 : 64;  // columns of each half at a time
+constexpr int64_t splits = 2;  // of all columns: partial sums of dx, for twice as many tasks as experts
+
+// One expert and a part of its columns, block by block: the gradient behind SwiGLU is formed for some
+// columns, in the second cache; it gives these columns' dW at once, and is added up to dx of the part.
+template <class P, class T>
+struct Columns {
+    using Unit = typename P::Unit;
+    const Swiglu<T>& all;
+    const Groups& groups;
+    const PackedColumns<P, false>& x;
+    const Experts<float>& dweight;
+    Extent &of_gradient, &of_weight;
+    int64_t stride_w = P::cols * P::units(2 * half_block<P>), stride_x = 0;
+    Scratch<T> gradient{row_block<P> * 2 * half_block<P>};
+    Scratch<Unit> packed_w{x.count * stride_w};
+    Scratch<Unit> by_row{P::rows * P::units(2 * half_block<P>)};
+    Scratch<Unit> by_column{P::rows * P::units(row_block<P>)};
+    Scratch<Sums<P>> sums{panels(2 * half_block<P>, P::rows) * x.count};
+
+    void pack_weight(int64_t e, int64_t column, int64_t count, int64_t padded) {
+        const T* const gate = all.weight[e] + column * all.weight.row;
+        const T* const up = gate + all.dy.cols * all.weight.row;
+        for (int64_t i = 0; i < x.count; ++i) {
+            Unit* const to = packed_w + i * stride_w;
+            const Operand<T> first = {gate, 1, all.weight.row}, second = {up, 1, all.weight.row};
+            of_weight.add(P::template pack<false>(to, first, i * P::cols, x.columns, count));
+            of_weight.add(P::template pack<false>(to + P::units(padded) * P::cols, second, i * P::cols,
+                                                  x.columns, count));
+        }
+    }
+
+    void some_rows(const Group& group, Sums<P>* dx, int64_t r, int64_t rows_here, int64_t k, bool add) {
+        for (int64_t p = 0; p < rows_here; p += P::rows) {
+            of_gradient.add(P::template pack<true>(by_row.data, {gradient.data, k, 1}, p, rows_here, k));
+            multiply_panels<P>(dx + (r + p) / P::rows * x.count, by_row.data, packed_w.data, stride_w,
+                               x.count, k, add);
+        }
+        for (int64_t p = 0; p * P::rows < k; ++p) {
+            P::template pack<true>(by_column.data, {gradient.data, 1, k}, p * P::rows, k, rows_here);
+            multiply_panels<P>(sums + p * x.count, by_column.data, x.slice(group, 0, r), x.stride(group),
+                               x.count, rows_here, r > 0);
+        }
+    }
+
+    void write_weight(int64_t e, int64_t column, int64_t count, int64_t padded) {
+        const Target<float> target(matrix(dweight, e), bytes_of(dweight));
+        for (int64_t c = 0; c < 2 * padded; ++c) {
+            const int64_t within = c < padded ? c : c - padded;
+            if (within >= count) continue;
+            float* const to = target.to[(c < padded ? 0 : all.dy.cols) + column + within];
+            const Sums<P>* const row = sums + c / P::rows * x.count;
+            for_registers<P>(1, x.count, x.columns, [&](int64_t, int64_t panel, int v, int64_t at, auto n) {
+                put_to(target, to + at, n, row[panel][c % P::rows][v]);
+            });
+        }
+    }
+
+    void run(const Group& group, Sums<P>* dx, int64_t begin, int64_t end) {
+        for (int64_t column = begin; column < end; column += half_block<P>) {
+            const int64_t count = end - column < half_block<P> ? end - column : half_block<P>;
+            const int64_t padded = panels(count, P::step) * P::step;
+            pack_weight(group.expert, column, count, padded);
+            for (int64_t r = 0; r < group.rows; r += row_block<P>) {
+                const int64_t here = group.rows - r < row_block<P> ? group.rows - r : row_block<P>;
+                all.gradient(gradient.data, group.first + r, here, column, count, padded);
+                some_rows(group, dx, r, here, 2 * padded, column > begin);
+            }
+            write_weight(group.expert, column, count, padded);
+        }
+    }
+};
+
+// dx[n] = the sum of the parts of the rows of n's choices, in their order
+template <class P, class T>
+static inline void sum_choices(const Rows<T>& dx, const Groups& groups, const Sums<P>* parts_of_dx,
+                               int64_t all_panels, const Ints& inverse, int64_t choices) {
+    const int64_t across = panels(dx.cols, P::cols);
+    parallel_for(dx.rows, (double)(dx.cols * choices) * 10, [&](int64_t begin, int64_t end) {
+        const Scratch<const Sums<P>*> tile(choices);
+        const Scratch<int64_t> lane(choices);
+        for (int64_t n = begin; n < end; ++n) {
+            int64_t used = 0;
+            for (int64_t k = 0; k < choices; ++k) {
+                const int64_t r = inverse[n * choices + k];
+                if (r >= groups.rows) continue;  // a dropped pair
+                const Group& group = groups.of_row(r);
+                tile[used] = parts_of_dx + (first_panel<P>(group) + (r - group.first) / P::rows) * across;
+                lane[used++] = (r - group.first) % P::rows;
+            }
+            for_registers<P>(1, across, dx.cols, [&](int64_t, int64_t panel, int v, int64_t at, auto lanes) {
+                Vec sum = {};
+                for (int64_t k = 0; k < used; ++k)
+                    for (int64_t s = 0; s < splits; ++s)
+                        sum += tile[k][s * all_panels * across + panel][lane[k]][v];
+                put(dx[n] + at, lanes, sum);
+            });
+        }
+    });
+}
+
+template <class P, class T>
+static inline bool swiglu_gradients(const Rows<T>& dx, const Experts<float>& dweight, const Swiglu<T>& all,
+                                    const Ints& inverse) {
+    const Groups groups(all.offsets, chunk_rows<P>);
+    const int64_t width_of_x = all.x.cols, half = all.dy.cols;
+    const PackedColumns<P, false> x(groups, width_of_x);
+    Extent of_x, of_gradient, of_weight;
+    for_chunks(groups, chunk_rows<P>, (double)(chunk_rows<P> * width_of_x) * 4 * sizeof(T),
+               [&](const Group& group, int64_t first, int64_t here) {
+                   const Scratch<T> gathered(here * width_of_x);
+                   for (int64_t r = 0; r < here; ++r)
+                       memcpy(gathered + r * width_of_x,
+                              all.x[all.order[group.first + first + r] / all.choices],
+                              (size_t)width_of_x * sizeof(T));
+                   x.pack(group, first, here, gathered.data, width_of_x, of_x);
+               });
+    const int64_t all_panels = groups.chunks * (chunk_rows<P> / P::rows);
+    const int64_t part = panels(panels(half, splits), half_block<P>) * half_block<P>;
+    const Scratch<Sums<P>> parts_of_dx(splits * all_panels * x.count);
+    const double rows_each = (double)groups.rows / (double)groups.count;
+    parallel_for(groups.count * splits, rows_each * (double)(width_of_x * part),
+                 [&](int64_t begin, int64_t end) {
+                     const typename P::Loop loop;
+                     Columns<P, T> columns = {all, groups, x, dweight, of_gradient, of_weight};
+                     for (int64_t task = begin; task < end; ++task) {
+                         const Group& group = groups[task / splits];
+                         const int64_t s = task % splits, first = s * part,
+                                       end_of_part = first + part < half ? first + part : half;
+                         Sums<P>* const to = parts_of_dx + (s * all_panels + first_panel<P>(group)) * x.count;
+                         const int64_t tiles = panels(group.rows, P::rows) * x.count;
+                         if (first >= half) memset((void*)to, 0, (size_t)tiles * sizeof(Sums<P>));
+                         columns.run(group, to, first, end_of_part);
+                     }
+                     fence();
+                 });
+    sum_choices<P>(dx, groups, parts_of_dx.data, all_panels, inverse, all.choices);
+    return of_x.fits() && of_gradient.fits() && of_weight.fits();
+}
+
 template <class T>
 static bool gathered_swiglu_backward(const Call& call) {
     const auto dx = rows<T>(call, 0);
     const Experts<float> dweight(call.array[1]);
-    const Swiglu<T> source = {rows<const T>(call, 2), rows<const T>(call, 3), rows<const T>(call, 4),
-                              ints(call, 7), (int64_t)number(call, 0)};
-    const Experts<T> weight(call.array[5]);
-    const Ints offsets = ints(call, 6), inverse = ints(call, 8);
-    const int64_t choices = source.choices, pairs = source.order.size;
-    if (choices < 1 || weight.outputs != 2 * source.dy.cols || dx.rows * choices != pairs ||
-        !are_offsets(offsets, pairs) || !inverse_of_each_other(source.order, inverse))
+    const Swiglu<T> all = {rows<const T>(call, 2),    rows<const T>(call, 3), rows<const T>(call, 4),
+                           Experts<T>(call.array[5]), ints(call, 6),          ints(call, 7),
+                           (int64_t)number(call, 0)};
+    const Ints inverse = ints(call, 8);
+    const int64_t pairs = all.order.size;
+    if (all.choices < 1 || all.weight.outputs != 2 * all.dy.cols || dx.rows * all.choices != pairs ||
+        !are_offsets(all.offsets, pairs) || !inverse_of_each_other(all.order, inverse))
         return false;
-    const int64_t used = offsets[weight.count];  // rows beyond are those of dropped pairs
-    const Scratch<float> by_row(used * dx.cols);
-    all_products(source, offsets, weight, Rows<float>{by_row.data, used, dx.cols, dx.cols}, dweight);
-    parallel_for(dx.rows, (double)(dx.cols * choices) * 6, [&](int64_t begin, int64_t end) {
-        for (int64_t n = begin; n < end; ++n)
-            registers(dx.cols, [&](int64_t i, auto lanes) {
-                Vec sum = {};
-                for (int64_t k = 0; k < choices; ++k) {
-                    const int64_t r = inverse[n * choices + k];
-                    if (r < used) sum += get(by_row + r * dx.cols + i, lanes);
-                }
-                put(dx[n] + i, lanes, sum);
-            });
-    });
+    clear_idle(dweight, all.offsets);
+    if (all.offsets[all.weight.count] == 0) {
+        clear_rows(dx, 0);
+        return true;
+    }
+    using Panels = typename Choice<T>::Panels;
+    if (swiglu_gradients<Panels>(dx, dweight, all, inverse) || Choice<T>::exact) return true;
+    if constexpr (!Choice<T>::exact) swiglu_gradients<FloatPanels>(dx, dweight, all, inverse);
     return true;
 }
 NN_KERNEL(

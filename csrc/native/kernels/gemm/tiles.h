@@ -27,6 +27,7 @@ struct Tiles {
     Tiles() {
         alignas(64) uint8_t shape[64] = {1};  // palette 1: 8 tiles of 16 rows of 64 bytes
         for (int t = 0; t < 8; ++t) shape[16 + 2 * t] = 64, shape[48 + t] = 16;
+        asm volatile("" ::: "memory");  // GCC 12 believes that only 8 bytes of it are read
         _tile_loadconfig(shape);
     }
     ~Tiles() { _tile_release(); }

@@ -2,7 +2,7 @@
 //     c[r, :] = a[r, :] b_eT   for the rows r of expert e
 // a has been packed, chunk by chunk; b is packed by the task that needs it, for all rows of its group.
 #pragma once
-#include "kernels/grouped/panels.h"
+#include "kernels/grouped/write.h"
 #include "kernels/indices.h"
 
 namespace nn::NN_LEVEL {
@@ -36,6 +36,11 @@ struct Groups {
         while (i + 1 < count && group[i + 1].chunk <= chunk) ++i;
         return group[i];
     }
+    const Group& of_row(int64_t row) const {
+        int64_t i = 0;
+        while (i + 1 < count && group[i + 1].first <= row) ++i;
+        return group[i];
+    }
 };
 
 // body(group, first, here): every chunk of every group, `first` rows into it, on all threads
@@ -61,12 +66,17 @@ static inline int64_t panels_at_once(int64_t all, int64_t panel_bytes) {
 // cache
 template <class P>
 static inline void multiply_panels(Sums<P>* sums, const typename P::Unit* a, const typename P::Unit* b,
-                                   int64_t b_stride, int64_t count, int64_t k) {
+                                   int64_t b_stride, int64_t count, int64_t k, bool add = false) {
     for (int64_t start = 0; start < k || start == 0; start += k_block) {
         const int64_t here = k - start < k_block ? k - start : k_block, at = P::units(start);
         for (int64_t i = 0; i < count; ++i)
-            P::multiply(sums[i], a + at * P::rows, b + i * b_stride + at * P::cols, here, start > 0);
+            P::multiply(sums[i], a + at * P::rows, b + i * b_stride + at * P::cols, here, add || start > 0);
     }
+}
+
+template <class P>
+static inline int64_t first_panel(const Group& group) {  // of its rows
+    return group.chunk * (chunk_rows<P> / P::rows);
 }
 
 // Packed rows of all groups: a group's panels lie one after the other, from its first chunk on.
@@ -77,7 +87,7 @@ struct PackedRows {
     PackedRows(const Groups& groups, int64_t k)
         : stride(P::rows * P::units(k)), data(groups.chunks * (chunk_rows<P> / P::rows) * stride) {}
     typename P::Unit* panel(const Group& group, int64_t row) const {
-        return data + (group.chunk * (chunk_rows<P> / P::rows) + row / P::rows) * stride;
+        return data + (first_panel<P>(group) + row / P::rows) * stride;
     }
     // rows [first, first + here) of the group; they are rows `from_row`, ... of the operand
     void pack(const Group& group, int64_t first, int64_t here, const Operand<typename P::Element>& from,
@@ -88,8 +98,8 @@ struct PackedRows {
     }
 };
 
-// store(group, row, rows_here, column, sums): every panel of rows against every panel of columns; `streams`
-// columns, `cols` apart, side by side (gate and up).  b(expert) is the operand, with streams * cols rows.
+// store(group, row, rows_here, column, count, sums): a panel of rows against `count` panels of columns, each
+// of them `streams` panels, whose columns are `cols` apart (gate and up).  b(expert) has streams * cols rows.
 template <class P, int streams, class B, class F>
 static inline void multiply_groups(const Groups& groups, const PackedRows<P>& a, int64_t cols, int64_t k,
                                    const B& b, Extent& extent, const F& store) {
@@ -117,31 +127,11 @@ static inline void multiply_groups(const Groups& groups, const PackedRows<P>& a,
                              multiply_panels<P>(sums, a.panel(group, r), packed.data, b_stride,
                                                 here * streams, k);
                              const int64_t rows_here = group.rows - r < P::rows ? group.rows - r : P::rows;
-                             for (int64_t i = 0; i < here; ++i)
-                                 store(group, r, rows_here, (left + i) * P::cols, sums + i * streams);
+                             store(group, r, rows_here, left * P::cols, here, sums);
                          }
                      }
+                     fence();
                  });
-}
-
-// body(i, v, at, n): the registers of a tile; n lanes of them lie in it, `at` columns into it
-template <class F>
-static inline void for_tile(int64_t rows_here, int64_t cols_here, const F& body) {
-    for (int64_t i = 0; i < rows_here; ++i)
-        for (int v = 0; v < 2; ++v) {
-            const int64_t left = cols_here - v * width;
-            if (left >= width)
-                body(i, v, All{});
-            else if (left > 0)
-                body(i, v, left);
-        }
-}
-
-template <class P, class T>
-static inline void write(const Rows<T>& to, int64_t row, int64_t rows_here, int64_t column,
-                         const Sums<P>& sums) {
-    for_tile(rows_here, to.cols - column,
-             [&](int64_t i, int v, auto n) { put(to[row + i] + column + v * width, n, sums[i][v]); });
 }
 
 template <class T>

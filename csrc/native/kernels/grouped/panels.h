@@ -22,6 +22,7 @@ struct GemmPanels {
     using Loop = Tiles;
     static_assert(nv == 2);
     static constexpr int rows = mr, cols = nr;
+    static constexpr int64_t step = 2 * pair_step;  // of k: what packing pads to
     static int64_t pairs(int64_t k) { return ((k + 1) / 2 + pair_step - 1) / pair_step * pair_step; }
     static int64_t units(int64_t k) { return pairs(k) * parts<T>; }  // per row or column of a panel
     template <bool is_a>
@@ -49,6 +50,7 @@ struct FloatPanels {
     static constexpr int rows = 4;
 #endif
     static constexpr int cols = 2 * width;
+    static constexpr int64_t step = 1;
     static int64_t units(int64_t k) { return k; }
 
     // [k][rows or cols], padded with zeros
