@@ -107,7 +107,8 @@ static inline void attend(const Forward<T>& a, const QueryBlock& block, const So
         inverse[v] = empty > 0.0f ? Vec{} : 1.0f / run.l[v];
         const Vec sum = run.m[v] * p.scale + natural_log(run.l[v]);
         const int64_t n = block.count - v * width;
-        store(lse + v * width, empty > 0.0f ? set(minus_infinity) : sum, n < width ? n : width);
+        if (n > 0)  // tiles come in pairs of registers: the last may hold no query
+            store(lse + v * width, empty > 0.0f ? set(minus_infinity) : sum, n < width ? n : width);
     }
     lanes_to_rows(a.o.row(block.b, block.h, block.t), a.o.stride, own.o.data, vecs, block.count, channels,
                   inverse);
