@@ -3,10 +3,10 @@
 import math
 from typing import Any
 
-from nn.arithmetic import reshaped
+from nn.arithmetic import reshaped, sum_to
 from nn.backends import kernels
 from nn.backends.array_api import namespace
-from nn.dtypes import narrow, widen
+from nn.dtypes import narrow
 from nn.ops.elementwise import Operand, unbroadcast
 from nn.tensor import Array, Op, Tensor
 
@@ -66,8 +66,7 @@ class Linear(Op):
         dx = narrow(namespace(dy).reshape(dx, self.x.shape), self.x.dtype) if self.needs[0] else None
         if len(self.needs) == 2:
             return dx, dweight
-        wide = widen(g)
-        return dx, dweight, namespace(dy).sum(wide, axis=0, dtype=wide.dtype) if self.needs[2] else None
+        return dx, dweight, sum_to(g, g.shape[1:]) if self.needs[2] else None
 
 
 def _as_rows(x: Array) -> Array:

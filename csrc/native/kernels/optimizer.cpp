@@ -19,14 +19,15 @@ static bool adamw(const Call& call) {
     const float keep = (float)(1.0 - lr * decay), root = (float)(1.0 / ::sqrt(1.0 - pow(beta2, step)));
     const float rate = (float)(lr / (1.0 - pow(beta1, step)));
     const auto stored = flat<bf16>(call, 4);
+    // All is read before anything is written: the arrays often lie at equal offsets in their pages, and a
+    // read would wait for a write whose address has the same lower 12 bits.
     const auto update = [&](int64_t i, auto n) {
-        const Vec g = get(grad + i, n) * scale;
+        const Vec g = get(grad + i, n) * scale, p = get(param + i, n) * keep;
         const Vec first = get(m + i, n) * b1 + g * rest1;
         const Vec second = get(v + i, n) * b2 + g * g * rest2;
+        const Vec next = p - first / (sqrt(second) * root + small) * rate;
         put(m + i, n, first);
         put(v + i, n, second);
-        const Vec p = get(param + i, n) * keep;
-        const Vec next = p - first / (sqrt(second) * root + small) * rate;
         put(param + i, n, next);
         if (stored.data) put(stored + i, n, next);
     };
