@@ -57,3 +57,14 @@ def test_adamw_stores_its_rounding(level: str, count: int) -> None:
     assert native.fallbacks() == before
     assert np.array_equal(param, alone[0])
     assert stored.tobytes() == param.astype(ml_dtypes.bfloat16).tobytes()
+
+
+def test_indices_outside_are_the_references() -> None:
+    """Refused by native before anything is read; what the reference makes of them is its own matter."""
+    weight, rows = np.ones((4, 3), np.float32), np.ones((2, 3), np.float32)
+    for bad in (4, -5):
+        with pytest.raises(IndexError):
+            kernels.embedding(weight, np.array([0, bad]))
+        with pytest.raises(IndexError):
+            kernels.scatter_add(rows, np.array([0, bad]), 4)
+    assert {name for name, _ in native.fallbacks()} >= {"embedding", "scatter_add"}

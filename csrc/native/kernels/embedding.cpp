@@ -1,20 +1,14 @@
 // Rows picked by index, and rows added up by index: an embedding and its gradient.
-#include "kernels/kernel.h"
+#include "kernels/indices.h"
 
 namespace nn::NN_LEVEL {
-
-static inline bool all_within(const Ints& index, int64_t rows) {
-    for (int64_t n = 0; n < index.size; ++n)
-        if (index[n] < 0 || index[n] >= rows) return false;
-    return true;
-}
 
 template <class T>
 static bool embedding(const Call& call) {
     const auto y = rows<T>(call, 0);
     const auto weight = rows<const T>(call, 1);
     const auto ids = ints(call, 2);
-    if (!all_within(ids, weight.rows)) return false;
+    if (!all_below(ids, weight.rows)) return false;
     parallel_for(ids.size, 2.0 * (double)y.cols * sizeof(T), [&](int64_t begin, int64_t end) {
         for (int64_t n = begin; n < end; ++n) memcpy(y[n], weight[ids[n]], (size_t)y.cols * sizeof(T));
     });
@@ -50,7 +44,7 @@ static bool scatter_add(const Call& call) {
     const auto out = rows<float>(call, 0);
     const auto source = rows<const T>(call, 1);
     const auto index = ints(call, 2);
-    if (!all_within(index, out.rows)) return false;
+    if (!all_below(index, out.rows)) return false;
     const ByRow by(index, out.rows);
     const double per_row = 1.0 + (double)index.size / (double)(out.rows + 1);
     const double bytes = (double)out.cols * sizeof(float) * per_row;

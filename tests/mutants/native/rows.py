@@ -2,6 +2,7 @@
 
 from tests.mutants.native.workshop import Mutant
 
+LOSS_MATH, LINEAR_LOSS = "kernels/loss_math.h", "kernels/linear_cross_entropy.cpp"
 NORM, SOFTMAX, LOSS, ACTIVATION, ELEMENTWISE, CAST, REDUCE, COPY = (
     f"kernels/{name}.cpp"
     for name in ("rms_norm", "softmax", "cross_entropy", "activation", "elementwise", "cast", "reduce",
@@ -17,13 +18,20 @@ MUTANTS = [
     Mutant(SOFTMAX, "log-softmax's gradient is softmax's",
            "get(dy[r] + i, n) - exp(get(y[r] + i, n)) * total",
            "exp(get(y[r] + i, n)) * (get(dy[r] + i, n) - total)", "log_softmax_backward"),
-    Mutant(LOSS, "the z-loss has no slope", "(1.0f + 2.0f * o.z_loss * lse)",
+    Mutant(LOSS_MATH, "the z-loss has no slope", "(1.0f + 2.0f * o.z_loss * lse)",
            "1.0f", "cross_entropy_backward"),
-    Mutant(LOSS, "smoothing takes nothing from the target", "l - (1.0f - o.smoothing) * one",
-           "l - one", "cross_entropy"),
+    Mutant(LOSS_MATH, "smoothing takes nothing from the target", "lse - (1.0f - o.smoothing) * own",
+           "lse - own", "cross_entropy"),
     Mutant(LOSS, "an ignored row keeps its loss", "loss[r] = 0.0f;",
            "loss[r] = l;", "cross_entropy"),
-    Mutant(LOSS, "the gradient ignores the soft cap", "softcap != 0.0f ? d * (1.0f - t * t) : d",
+    Mutant(LINEAR_LOSS, "the last chunk's dweight takes the place of the sum", "count, first > 0);",
+           "count, false);", "test_losses.py::test_chunks_of_rows_add_up"),
+    Mutant(LINEAR_LOSS, "the scale is not that of the target's own slope",
+           "own_slope = (o.smoothing - 1.0f) * upstream", "own_slope = o.smoothing - 1.0f",
+           "linear_cross_entropy"),
+    Mutant(LINEAR_LOSS, "an ignored row keeps its gradient", "return zero(d, cols), 0.0f;",
+           "return 0.0f;", "linear_cross_entropy"),
+    Mutant(LOSS_MATH, "the gradient ignores the soft cap", "softcap != 0.0f ? d * (1.0f - t * t) : d",
            "d", "cross_entropy_backward"),
     Mutant(ACTIVATION, "SiLU's slope is the sigmoid's", "return s * (1.0f + x * (1.0f - s));",
            "return s * (1.0f - s);", "silu_backward"),
