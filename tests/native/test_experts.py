@@ -99,7 +99,8 @@ def test_few_rows_one_by_one(dtype: Any) -> None:
     """Decoding: rows of their own weights, no equal bits asked for."""
     random = np.random.default_rng(3)
     x = random.standard_normal((3, 100)).astype(dtype)
-    up, chosen = (random.standard_normal((6, 38, 100)) * 0.1).astype(dtype), np.array([[0, 4], [4, 2], [5, 6]])
+    up = (random.standard_normal((6, 38, 100)) * 0.1).astype(dtype)
+    chosen = np.array([[0, 4], [4, 2], [5, 6]])
     order, inverse, offsets = kernels.expert_order(chosen, 6)
     y, kept = on("native", "gathered_swiglu", x, up, offsets, order, 2, batch_invariant=False)
     z = np.einsum("nd,nkcd->nkc", x.astype(np.float64), up.astype(np.float64)[np.minimum(chosen, 5)])
@@ -108,4 +109,5 @@ def test_few_rows_one_by_one(dtype: Any) -> None:
     unit = 2.0**-22 if dtype is np.float32 else 2.0**-8
     assert np.allclose(kept[inverse].astype(np.float64), z, rtol=unit, atol=unit)
     gate, value = z[:, :19], z[:, 19:]
-    assert np.allclose(y[inverse].astype(np.float64), gate / (1 + np.exp(-gate)) * value, rtol=unit, atol=unit)
+    right = gate / (1 + np.exp(-gate)) * value
+    assert np.allclose(y[inverse].astype(np.float64), right, rtol=unit, atol=unit)

@@ -3,6 +3,7 @@
 from tests.mutants.native.workshop import Mutant
 
 MOE = "kernels/moe.cpp"
+GROUPED, BACKWARD = "kernels/grouped.cpp", "kernels/grouped_backward.cpp"
 
 MUTANTS = [
     Mutant(MOE, "the sort by expert is not stable",
@@ -18,4 +19,19 @@ MUTANTS = [
            "return weights[r][0];", "moe_combine"),
     Mutant(MOE, "rows get the unweighted gradient", "put(dys[r] + i, here, g * weight);",
            "put(dys[r] + i, here, g);", "moe_combine_backward"),
+    Mutant(GROUPED, "all rows meet the first expert's weights", "Operand<T>{weight[e], weight.row, 1}",
+           "Operand<T>{weight[e - e], weight.row, 1}", "grouped_linear"),
+    Mutant(GROUPED, "a row's token is its pair", "all.order[group.first + first + i] / all.choices;",
+           "all.order[group.first + first + i] % all.x.rows;", "gathered_swiglu"),
+    Mutant(GROUPED, "up is kept where gate is", "put_to(hidden, hidden.to[r] + half + column, n, up);",
+           "put_to(hidden, hidden.to[r] + column, n, up);", "gathered_swiglu"),
+    Mutant(GROUPED, "few rows are multiplied by the first columns alone", "const T* const gate = all.weight["
+           "group.expert] + first * stride;", "const T* const gate = all.weight[group.expert];",
+           "test_experts.py::test_few_rows_one_by_one"),
+    Mutant(BACKWARD, "inputs get the first expert's gradient", "Operand<T>{weight[e], 1, weight.row}",
+           "Operand<T>{weight[e - e], 1, weight.row}", "grouped_linear_backward"),
+    Mutant(BACKWARD, "up's gradient is without the sigmoid", "put(to + padded + i, n, g * (z * s));",
+           "put(to + padded + i, n, g * z);", "gathered_swiglu_backward"),
+    Mutant(BACKWARD, "a token's gradient misses its first row", "for (int64_t k = 0; k < used; ++k)",
+           "for (int64_t k = 1; k < used; ++k)", "gathered_swiglu_backward"),
 ]
