@@ -173,7 +173,8 @@ TEST(kernel_adamw_and_squares) {
         Tensor p({50001}), g({50001}, T), m({50001}), v({50001});
         for (nn::Level level : nn::levels_here()) {
             CHECK(nn::use_level(nn::level_name(level)));
-            Prepared("adamw", T, {flat(p), flat(g), flat(m), flat(v)}, {1e-3, 0.9, 0.95, 1e-8, 0.1, 3, 1})();
+            Prepared("adamw", T, {flat(p), flat(g), flat(m), flat(v), nn::Array{}},
+                     {1e-3, 0.9, 0.95, 1e-8, 0.1, 3, 1})();
         }
         double total = 0;
         std::vector<double> found;
@@ -287,7 +288,7 @@ TEST(recording_puts_back_what_was_changed_in_place) {
     for (Tensor* t : {&p, &g, &m, &v}) chain.recording.declare(t->data.get(), t->bytes());
     double step = 1;
     chain.recording.declare(&step, sizeof step);
-    Prepared adamw("adamw", DType::f32, {flat(p), flat(g), flat(m), flat(v)},
+    Prepared adamw("adamw", DType::f32, {flat(p), flat(g), flat(m), flat(v), nn::Array{}},
                    {1e-2, 0.9, 0.95, 1e-8, 0.1, 1, 1});
     adamw.call.number[5].at = &step;
     CHECK(chain.run(adamw).empty());
