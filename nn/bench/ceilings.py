@@ -6,7 +6,6 @@ Loops of csrc/native/kernels/ceiling.cpp, at the level of instructions in use: t
 in registers (four tiles of AMX), and reads of a buffer on huge pages, far larger than the caches, at 1, 2, 4
 and 8 places in turn, of which the fastest counts."""
 
-import statistics
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,7 +23,7 @@ BUFFER = 1 << 30          # bytes; the largest caches that several cores share h
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Medians of all threads together."""
+    """The fastest of several samples each, all threads together."""
 
     operations: dict[str, float]       # a second by type, a multiply-add being two; int8's add up in int32
     levels: dict[str, str]             # whose instructions those are
@@ -56,7 +55,7 @@ def measure(threads: int, *, size: int = BUFFER, samples: int = 5, least: float 
         module = native.extension()
         found = {dtype: module.ceiling(dtype) for dtype in TYPES}
         loops = {dtype: partial(module.multiply_add, dtype, ROUNDS) for dtype in found}
-        rates = {dtype: ROUNDS * each[1] / _median(loops[dtype], samples, least)
+        rates = {dtype: ROUNDS * each[1] / _fastest(loops[dtype], samples, least)
                  for dtype, each in found.items() if each}
         read, streams = _reading(module, size, samples, least)
     return Ceilings(rates, {dtype: each[0] for dtype, each in found.items() if each}, read, streams, threads)
@@ -66,12 +65,13 @@ def _reading(module: Any, size: int, samples: int, least: float) -> tuple[float,
     """(bytes a second, streams) of the fastest way to read so many bytes."""
     buffer = native.empty((size // 4,), np.float32)
     buffer.fill(1.0)
-    rates = {streams: buffer.nbytes / _median(partial(module.read_all, buffer, streams), samples, least)
+    rates = {streams: buffer.nbytes / _fastest(partial(module.read_all, buffer, streams), samples, least)
              for streams in STREAMS}
     best = max(rates, key=lambda streams: rates[streams])
     return rates[best], best
 
 
-def _median(action: Any, samples: int, least: float) -> float:
+def _fastest(action: Any, samples: int, least: float) -> float:
+    """Seconds of the fastest sample: a ceiling is what was reached at best"""
     action()
-    return statistics.median(take(action, least).seconds for _ in range(samples))
+    return min(take(action, least).seconds for _ in range(samples))

@@ -2,6 +2,9 @@
 
 gpt2-124m and moe-bench are trained, the others decode; weights are random."""
 
+import os
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from nn import flops
@@ -68,6 +71,11 @@ def decoded(name: str, dtype: str) -> Any:
     return model
 
 
+def cache() -> Path:
+    """Where files that are made once are kept."""
+    return Path(os.environ.get("NN_BENCH_CACHE") or Path(tempfile.gettempdir()) / "nn_bench_cache")
+
+
 def weight_bytes(name: str, dtype: str) -> float:
     """Of the weights that one token reads: all, of the experts those that it visits; of an embedding that is
     not the head, too, one row, which does not count."""
@@ -77,4 +85,4 @@ def weight_bytes(name: str, dtype: str) -> float:
     return (sum(active.values()) - unread) * WEIGHTS[dtype]
 
 
-__all__ = ["DECODED", "DTYPES", "TRAINED", "WEIGHTS", "decoded", "trained", "weight_bytes"]
+__all__ = ["DECODED", "DTYPES", "TRAINED", "WEIGHTS", "cache", "decoded", "trained", "weight_bytes"]

@@ -7,8 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,43 +26,48 @@ model = from_pretrained(sys.argv[1]).eval()
 print(next(iter(generate(model, [1, 2, 3], SamplingConfig(max_tokens=1, temperature=0.0, eos_ids=())))))
 """
 
+PEAK = """
+import os
+there = os.path.exists("/proc/self/status")
+print(open("/proc/self/status").read().split("VmHWM:")[1].split()[0] if there else 0)
+"""             # KiB, of a process that imports nothing for it
+
 
 def rows(run: Run, model: str = "small") -> Iterator[dict[str, Any]]:
     """"start python", "import numpy" (what is under it), "import nn", "first token" of a preset."""
     with tempfile.TemporaryDirectory() as folder:
         MoETransformer(preset(model)).save_pretrained(Path(folder) / model)
-        actions = {"start python": ("python", _python("")),
-                   "import numpy": ("numpy", _python("import numpy")),
-                   "import nn": (OURS, _python("import nn")),
-                   f"first token of {model}": (OURS, _python(FIRST_TOKEN, str(Path(folder) / model)))}
-        for name, (library, action) in actions.items():
-            yield row(name, "f32", _timed(name, library, action, run),
+        commands = {"start python": ("python", _python("")),
+                    "import numpy": ("numpy", _python("import numpy")),
+                    "import nn": (OURS, _python("import nn")),
+                    f"first token of {model}": (OURS, _python(FIRST_TOKEN, str(Path(folder) / model)))}
+        for name, (library, command) in commands.items():
+            yield row(name, "f32", _timed(name, library, command, run),
                       Ceilings({}, {}, 0.0, 0, run.threads))
 
 
-def _python(source: str, *arguments: str) -> Callable[[], None]:
-    """A fresh process that runs the source, to its end"""
-    return partial(_run, [sys.executable, "-c", source, *arguments])
+def _python(source: str, *arguments: str) -> list[str]:
+    """The command of a fresh process that runs the source, to its end"""
+    return [sys.executable, "-c", source, *arguments]
 
 
-def _run(command: list[str]) -> None:
+def _run(command: list[str]) -> str:
+    """What it printed"""
     bytecode = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT, env=bytecode)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=ROOT, env=bytecode, text=True)
+    return done.stdout
 
 
-def _timed(name: str, library: str, action: Callable[[], None], run: Run) -> Result:
+def _timed(name: str, library: str, command: list[str], run: Run) -> Result:
     """Whole processes, from outside: what the user sees"""
-    action()                           # the first may write bytecode
-    taken = [take(action, 0.0) for _ in range(run.policy.samples)]
+    python, option, source, *rest = command
+    peak = int(_run([python, option, source + PEAK, *rest]).split()[-1]) * 1024 / 1e6    # writes bytecode
+
+    def action() -> None:
+        _run(command)
+
+    taken = [take(action, run.policy.least) for _ in range(run.policy.samples)]
     good = tuple(sample.seconds for sample in taken if sample.others <= DISTURBED)
     kept = good or tuple(sample.seconds for sample in taken)
-    details = {"tokens": 0.0, "flops": 0.0, "bytes": 0.0, "dtype": "", "facts": {}, "peak_rss_mb": _peak()}
+    details = {"tokens": 0.0, "flops": 0.0, "bytes": 0.0, "dtype": "", "facts": {}, "peak_rss_mb": peak}
     return Result(library, name, kept, len(taken) - len(good), not good, details)
-
-
-def _peak() -> float:
-    """The most memory that any child has held so far, in 10^6 bytes"""
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

@@ -4,7 +4,6 @@
 
 import os
 import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 
 DISTURBED = 0.04          # a sample is, if others used more of the machine than this meanwhile
 STAT = Path("/proc/stat")
+TICKS = 2                 # of the kernel's clock, which both counts may be off
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def take(action: Callable[[], float | None], least: float = 0.4, repetitions: in
         if done >= repetitions if repetitions else counted >= least:
             break
     wall = time.perf_counter() - start
-    foreign = (_busy() - busy) - (own_seconds() - own)
+    foreign = (_busy() - busy) - (own_seconds() - own) - TICKS / os.sysconf("SC_CLK_TCK")
     return Sample(counted / done, max(0.0, foreign / wall / (os.cpu_count() or 1)) if STAT.exists() else 0.0)
 
 
@@ -54,6 +54,10 @@ def own_seconds() -> float:
 
 
 def peak_rss_mb() -> float:
-    """The most memory that this process has held, in 10^6 bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+    """The most memory that this process has held, in 10^6 bytes.  (Linux's getrusage would begin with what
+    the process had that started this one.)"""
+    status = Path("/proc/self/status")
+    if status.exists():
+        words = status.read_text().split("VmHWM:")[1].split()
+        return int(words[0]) * 1024 / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

@@ -3,7 +3,6 @@ float32 GGUF file in the temp directory (NN_BENCH_CACHE moves it), quantized by 
 
 import ctypes
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from importlib import metadata
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from nn.bench.decoding import prompt_ids
-from nn.bench.models import DECODED
+from nn.bench.models import DECODED, cache
 from nn.bench.peers import library
 from nn.bench.task import Task, Tasks
 from nn.models.config import MoETransformerConfig
@@ -93,7 +92,7 @@ class LlamaModel:
 
 def gguf_file(model: str, dtype: str) -> Path:
     """The model's file of that type, made if it is not there."""
-    folder = Path(os.environ.get("NN_BENCH_CACHE") or Path(tempfile.gettempdir()) / "nn_bench_cache")
+    folder = cache()
     folder.mkdir(parents=True, exist_ok=True)
     first, wanted = folder / f"{model}-f32.gguf", folder / f"{model}-{dtype}.gguf"
     if not first.exists():
