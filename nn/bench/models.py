@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from nn import flops
-from nn.errors import InputError
 from nn.models import (
     AttentionConfig,
     BlockConfig,
@@ -44,6 +43,8 @@ TRAINED: dict[str, Any] = {"gpt2-124m": GPT2_124M, "moe-bench": MOE_BENCH, "gpt-
 DECODED: dict[str, MoETransformerConfig] = {
     "smol-135m": SMOL_135M, "moe-768x12": MOE_768X12, "moe-6.9b": MOE_6_9B, "tiny": TINY}
 
+MAPPED = ("moe-6.9b",)                                     # those whose weights are files, mapped
+
 DTYPES = {"f32": "float32", "bf16": "bfloat16"}            # of training
 # Bytes of a weight in each format: the quantized ones have blocks of 32 with a scale of 2 bytes.
 WEIGHTS = {"f32": 4.0, "bf16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
@@ -61,14 +62,11 @@ def decoded(name: str, dtype: str) -> Any:
     """A model that decodes, in evaluation mode, its weights in that format."""
     config = by_name("model", name, DECODED)
     by_name("dtype", dtype, WEIGHTS)
-    model = from_config(config, dtype=DTYPES.get(dtype, "float32")).eval()
-    if hasattr(model, "pack"):
-        packed = model.pack(dtype)
-        return model if packed is None else packed
-    if dtype not in DTYPES:
-        raise InputError(f"dtype: {dtype} needs packed weights, which this model does not have; "
-                         "f32 and bf16 run without")
-    return model
+    from nn.bench import weights
+
+    if name in MAPPED:
+        return weights.mapped(config, dtype, cache() / name)
+    return weights.in_memory(config, dtype)
 
 
 def cache() -> Path:

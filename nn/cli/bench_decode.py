@@ -17,7 +17,8 @@ from nn.errors import InputError
 @dataclass(frozen=True)
 class Options(HowOptions):
     # What to measure
-    model: str = "smol-135m"           # smol-135m, moe-768x12 or tiny
+    model: str = "smol-135m"           # smol-135m, moe-768x12, tiny, or moe-6.9b, whose weights are mapped
+                                       # from files in the temp directory or NN_BENCH_CACHE (14 GB, 7 GB)
     dtype: str = "f32"                 # of the weights: f32, bf16, q8_0 or q4_0
     prompt: int = 32                   # tokens before the new ones
     new: int = 128                     # new tokens; 0 leaves decoding out

@@ -2,14 +2,19 @@
 nothing here asserts a time."""
 
 import json
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from nn.backends import native
-from nn.bench import models, suites
+from nn.bench import models, suites, weights
 from nn.bench.report import OURS
 from nn.bench.runs import Contender, Policy, Result, in_turns, workers
+from nn.errors import InputError
+from nn.generate import SamplingConfig, generate
+from nn.models.presets import TINY
 
 QUICK = ("--samples", "1", "--seconds", "0", "--threads", "1", "--peers", "none", "--json")
 REQUIRED = {"name", "library", "dtype", "threads", "low", "high", "samples", "disturbed", "peak_rss_mb",
@@ -162,3 +167,27 @@ def test_peers_are_chosen_by_library_or_by_name(monkeypatch: pytest.MonkeyPatch)
     assert suites.Run(peers=("torch compile",)).others(both) == both[1:]
     assert suites.Run(peers=("none",)).others(both) == []
     assert isinstance(Result("x", "y", (1.0, 3.0, 2.0)).seconds, float)
+
+
+# ---- weights that are mapped ----
+
+@pytest.mark.parametrize("form", ["f32", "bf16", "q8_0", "q4_0"])
+def test_a_mapped_model_generates_and_its_files_are_written_once(tmp_path: Path, form: str) -> None:
+    config = TINY.replace(num_layers=1)
+    first, files = weights.mapped(config, form, tmp_path), sorted(tmp_path.iterdir())
+    written = [path.read_bytes() for path in files]
+    second = weights.mapped(config, form, tmp_path)
+    assert [path.read_bytes() for path in sorted(tmp_path.iterdir())] == written
+    assert sum(map(len, written)) > 100_000
+    choice = SamplingConfig(temperature=0.0, max_tokens=4, eos_ids=())
+    third = weights.in_memory(config, form)
+    texts = [list(generate(model, [1, 2, 3], choice)) for model in (first, second, third)]
+    assert texts[0] == texts[1] == texts[2]
+    assert np.isfinite(first([[1, 2, 3]]).numpy().astype(np.float32)).all()
+
+
+def test_no_room_for_a_mapped_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "ROOM", 1 << 60)
+    with pytest.raises(InputError, match="NN_BENCH_CACHE names another folder"):
+        weights.mapped(TINY, "q8_0", tmp_path)
+    assert list(tmp_path.iterdir()) == []
