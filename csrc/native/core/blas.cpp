@@ -1,6 +1,8 @@
 #include "core/blas.h"
 
+#include <cstdlib>
 #include <mutex>
+#include <string_view>
 
 namespace nn {
 namespace {
@@ -23,6 +25,14 @@ void set_blas(uintptr_t gemm, uintptr_t get, uintptr_t set) {
 }
 
 bool blas_is_there() { return sgemm && get_count && set_count; }
+
+bool floats_on_tiles() {
+    static const bool allowed = [] {
+        const char* wanted = std::getenv("NN_FLOAT32");
+        return !wanted || std::string_view(wanted) != "blas";
+    }();
+    return allowed;
+}
 
 void sgemm_one_thread(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, const float* a,
                       int64_t lda, const float* b, int64_t ldb, bool add, float* c, int64_t ldc) {

@@ -11,6 +11,7 @@ namespace nn {
 
 void set_blas(uintptr_t sgemm, uintptr_t get_threads, uintptr_t set_threads);
 bool blas_is_there();
+bool floats_on_tiles();  // unless NN_FLOAT32=blas: float32 products on AMX tiles, where there are some
 
 // c[m,n] = a b (+ c), each operand by its own strides' order: transposed if its rows lie along the first
 // axis.

@@ -3,7 +3,7 @@
 // place (bfloat16: beside them, rounded); dx = dlogits weight; dweight += dlogitsT x in float32, chunks in
 // order.
 #include "kernels/loss_math.h"
-#include "kernels/matrix.h"
+#include "kernels/gemm/matrix.h"
 
 namespace nn::NN_LEVEL {
 
@@ -99,7 +99,7 @@ static inline void chunk_of_rows(const Flat<float>& loss, const Rows<const T>& x
     const Matrix<T> d{dlogits, vocabulary, 1}, transposed_d{dlogits, 1, vocabulary};
     product(wanted->dx[first], wanted->dx.stride, d, plain(weight), count, width_of_x, vocabulary);
     product(wanted->dweight.data, wanted->dweight.stride, transposed_d, plain(part), vocabulary, width_of_x,
-            count, first > 0);
+            count, nullptr, first > 0);
 }
 
 // Rows per chunk: as even as multiples of 32 allow.

@@ -127,6 +127,36 @@ static inline Vec sqrt(Vec a) {
 #endif
 }
 
+#if defined(__AVX512F__)
+// Rows to columns: pairs and fours within the quarters of registers, then the quarters.  (What the compiler
+// makes of the loops below builds its shuffles at run time: eight times slower.)
+static inline void transpose(Bits (&rows)[16]) {
+    __m512i a[16], b[16];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+        a[2 * i] = _mm512_unpacklo_epi32((__m512i)rows[2 * i], (__m512i)rows[2 * i + 1]);
+        a[2 * i + 1] = _mm512_unpackhi_epi32((__m512i)rows[2 * i], (__m512i)rows[2 * i + 1]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4) {  // b[i + c]: column c of each quarter, rows i to i + 3
+        b[i] = _mm512_unpacklo_epi64(a[i], a[i + 2]);
+        b[i + 1] = _mm512_unpackhi_epi64(a[i], a[i + 2]);
+        b[i + 2] = _mm512_unpacklo_epi64(a[i + 1], a[i + 3]);
+        b[i + 3] = _mm512_unpackhi_epi64(a[i + 1], a[i + 3]);
+    }
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; ++c) {
+        const __m512i even_top = _mm512_shuffle_i32x4(b[c], b[4 + c], 0x88);  // quarters 0 and 2
+        const __m512i odd_top = _mm512_shuffle_i32x4(b[c], b[4 + c], 0xdd);
+        const __m512i even_low = _mm512_shuffle_i32x4(b[8 + c], b[12 + c], 0x88);
+        const __m512i odd_low = _mm512_shuffle_i32x4(b[8 + c], b[12 + c], 0xdd);
+        rows[c] = (Bits)_mm512_shuffle_i32x4(even_top, even_low, 0x88);
+        rows[8 + c] = (Bits)_mm512_shuffle_i32x4(even_top, even_low, 0xdd);
+        rows[4 + c] = (Bits)_mm512_shuffle_i32x4(odd_top, odd_low, 0x88);
+        rows[12 + c] = (Bits)_mm512_shuffle_i32x4(odd_top, odd_low, 0xdd);
+    }
+}
+#else
 // Rows to columns, in log2(width) rounds of exchanging blocks of 1, 2, 4, ... with the row so far away.
 static inline void transpose(Bits (&rows)[width]) {
 #pragma GCC unroll 4  // else the patterns of the shuffles are built each time
@@ -155,6 +185,7 @@ static inline void transpose(Bits (&rows)[width]) {
             rows[i | step] = second;
         }
 }
+#endif
 
 // One order of addition per width: halves folded onto each other.
 static inline float sum(Vec a) {

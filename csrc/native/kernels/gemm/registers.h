@@ -109,4 +109,13 @@ static inline Range pack_panel(uint32_t* to, const Operand<T>& from, int64_t fir
     return {};
 }
 
+// Several panels, `words` apart.
+template <bool is_a, class T>
+static inline Range pack_panels(uint32_t* to, int64_t words, const Operand<T>& from, int64_t first,
+                                int64_t count, int64_t number, int64_t k) {
+    for (int64_t q = 0; q < number; ++q)
+        pack_panel<is_a>(to + q * words, from, first + q * (is_a ? mr : nr), count, k);
+    return {};
+}
+
 }  // namespace nn::NN_LEVEL

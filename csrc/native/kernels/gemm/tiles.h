@@ -27,7 +27,7 @@ struct Tiles {
     Tiles() {
         alignas(64) uint8_t shape[64] = {1};  // palette 1: 8 tiles of 16 rows of 64 bytes
         for (int t = 0; t < 8; ++t) shape[16 + 2 * t] = 64, shape[48 + t] = 16;
-        asm volatile("" ::: "memory");  // GCC 12 believes that only 8 bytes of it are read
+        asm volatile("" ::: "memory");  // GCC 12 believes that 8 bytes of the shape are read
         _tile_loadconfig(shape);
     }
     ~Tiles() { _tile_release(); }
@@ -57,7 +57,7 @@ static inline Bits magnitude(Bits a, Vec x) {
 
 // seen[i]: magnitudes of row i (k contiguous), or in lane i of seen[0]
 static inline void load_block(Bits (&to)[3][16], const Operand<float>& from, const Block& at,
-                              Bits (&seen)[16]) {
+                              Bits* seen) {
     for (int i = 0; i < 16; ++i) {
         Vec low, high;
         if (from.inner == 1) {
@@ -79,7 +79,7 @@ static inline void load_block(Bits (&to)[3][16], const Operand<float>& from, con
     }
 }
 
-static inline void load_block(Bits (&to)[1][16], const Operand<bf16>& from, const Block& at, Bits (&)[16]) {
+static inline void load_block(Bits (&to)[1][16], const Operand<bf16>& from, const Block& at, Bits*) {
     for (int i = 0; i < 16; ++i) {
         if (from.inner == 1) {
             const uint32_t mask = i < at.rows ? first_bits(at.left) : 0;
@@ -97,27 +97,66 @@ static inline void load_block(Bits (&to)[1][16], const Operand<bf16>& from, cons
 
 static inline uint32_t largest_bits(Bits x) { return _mm512_reduce_max_epu32((__m512i)x); }
 
+// One step of 16 of a panel's 32 rows: all parts.
+template <bool is_a, class T>
+static inline void pack_block(uint32_t* to, const Operand<T>& from, const Block& at, Bits* seen) {
+    Bits block[parts<T>][16];
+    load_block(block, from, at, seen);
+    for (int p = 0; p < parts<T>; ++p) {
+        if (is_a != (from.inner == 1)) transpose(block[p]);
+        for (int i = 0; i < 16; ++i)
+            memcpy(to + p * 16 * 32 + i * (is_a ? 16 : 32), &block[p][i], sizeof(Bits));
+    }
+}
+
+static inline Block half_panel(int64_t first, int64_t count, int64_t k, int64_t half) {
+    const int64_t left = count - first - half * 16;
+    return {first + half * 16, left < 0 ? 0 : left < 16 ? left : 16, 0, k};
+}
+
 // One panel of 32 rows (of a: `is_a`; of b otherwise) from row `first`, `count` of which there are.
 template <bool is_a, class T>
-static inline Range pack_panel(uint32_t* to, const Operand<T>& from, int64_t first, int64_t count, int64_t k) {
+static inline Range pack_panel(uint32_t* to, const Operand<T>& from, int64_t first, int64_t count,
+                               int64_t k) {
     Range range;
     for (int half = 0; half < 2; ++half) {
-        Block at = {first + half * 16, count - first - half * 16, 0, k};
-        if (at.rows < 0) at.rows = 0;
-        if (at.rows > 16) at.rows = 16;
         Bits seen[16] = {};
         uint32_t* out = to + half * (is_a ? 16 * 16 : 16);
-        for (; at.left > 0; at.k += 32, at.left -= 32) {
-            Bits block[parts<T>][16];
-            load_block(block, from, at, seen);
-            for (int p = 0; p < parts<T>; ++p, out += 16 * 32) {
-                if (is_a != (from.inner == 1)) transpose(block[p]);
-                for (int i = 0; i < 16; ++i) memcpy(out + i * (is_a ? 16 : 32), &block[p][i], sizeof(Bits));
-            }
+        for (Block at = half_panel(first, count, k, half); at.left > 0; at.k += 32, at.left -= 32) {
+            pack_block<is_a>(out, from, at, seen);
+            out += parts<T> * 16 * 32;
         }
         if (parts<T> == 1) continue;
         for (int i = 0; i < 16; ++i)
             range.add(from.inner == 1 ? largest_bits(seen[i]) : (uint32_t)seen[0][i]);
+    }
+    return range;
+}
+
+// Several panels, `words` apart.  Where k is not contiguous all of them take a step together: what they read
+// lies side by side.
+template <bool is_a, class T>
+static inline Range pack_panels(uint32_t* to, int64_t words, const Operand<T>& from, int64_t first,
+                                int64_t count, int64_t number, int64_t k) {
+    constexpr int64_t together = 16;
+    Range range;
+    if (from.inner == 1) {
+        for (int64_t q = 0; q < number; ++q)
+            range.add(pack_panel<is_a>(to + q * words, from, first + q * 32, count, k));
+        return range;
+    }
+    for (int64_t q = 0; q < number; q += together) {
+        const int64_t halves = 2 * (number - q < together ? number - q : together);
+        Bits seen[2 * together] = {};
+        for (int64_t step = 0; step < panels(k, 32); ++step)
+            for (int64_t h = 0; h < halves; ++h) {
+                Block at = half_panel(first + q * 32, count, k - step * 32, h);
+                at.k = step * 32;
+                uint32_t* const panel = to + (q + h / 2) * words + step * parts<T> * 16 * 32;
+                pack_block<is_a>(panel + h % 2 * (is_a ? 16 * 16 : 16), from, at, seen + h);
+            }
+        for (int64_t h = 0; parts<T> > 1 && h < halves; ++h)
+            for (int i = 0; i < 16; ++i) range.add((uint32_t)seen[h][i]);
     }
     return range;
 }
