@@ -29,8 +29,8 @@ def draw(seed: int, *shape: int) -> np.ndarray:
 
 
 def assert_product(y: np.ndarray, a: np.ndarray, b: np.ndarray, bias: Any = 0.0) -> None:
-    """|y - a b| <= so many units of float32's rounding of the sum of magnitudes, element by element: 4 on tiles,
-    which would find a product of parts left out, else what any order of summation keeps, one per term."""
+    """|y - a b| <= so many units of float32's rounding of the sum of magnitudes, element by element: 4 on
+    tiles, which would find a product of parts left out, else one per term, which any order of sums keeps."""
     units = 4 if native.level() == "amx" else a.shape[1] + 2
     wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
     shift = np.asarray(bias, np.float64)
