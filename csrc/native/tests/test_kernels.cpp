@@ -168,6 +168,55 @@ TEST(kernel_matrix_products) {
               [&] { Prepared("linear", DType::f32, {y.array(), x.array(), w.array(), nn::Array{}})(); });
 }
 
+// order, its inverse, and where experts begin, of pairs of which the last expert's are dropped
+struct Routes {
+    Tensor order, inverse, offsets;
+    Routes(int64_t tokens, int64_t choices, int64_t experts)
+        : order({tokens * choices}, DType::i64),
+          inverse({tokens * choices}, DType::i64),
+          offsets({experts + 1}, DType::i64) {
+        Tensor chosen({tokens, choices}, DType::i64);
+        int64_t* const e = reinterpret_cast<int64_t*>(chosen.data.get());
+        for (int64_t i = 0; i < chosen.count; ++i) e[i] = i * i % (experts + 1);
+        Prepared("expert_order", DType::f32,
+                 {order.array(), inverse.array(), offsets.array(), chosen.array()},
+                 {static_cast<double>(experts)})();
+    }
+};
+
+TEST(kernel_experts) {
+    for (DType T : types)
+        for (auto [tokens, width, half] :
+             {std::tuple<int64_t, int64_t, int64_t>{1, 1, 1}, {45, 33, 17}, {200, 70, 150}}) {
+            constexpr int64_t experts = 3, choices = 2;
+            const int64_t pairs = tokens * choices;
+            Routes r(tokens, choices, experts);
+            Tensor x({tokens, width}, T), up({experts, 2 * half, width}, T, 2),
+                down({experts, width, half}, T, 3);
+            Tensor y({pairs, half}, T), hidden({pairs, 2 * half}, T), ys({pairs, width}, T);
+            for (double invariant : {1.0, 0.0})
+                same_bits({&y, &hidden, &ys}, [&] {
+                    Prepared("gathered_swiglu", T,
+                             {y.array(), hidden.array(), x.array(), up.array(), r.offsets.array(),
+                              r.order.array()},
+                             {choices, invariant, 1})();
+                    Prepared("grouped_linear", T, {ys.array(), y.array(), down.array(), r.offsets.array()},
+                             {invariant})();
+                });
+            Tensor dys({pairs, width}, T, 5), dy({pairs, half}, T), ddown({experts, width, half});
+            Tensor dx({tokens, width}, T), dup({experts, 2 * half, width});
+            same_bits({&dy, &ddown, &dx, &dup}, [&] {
+                Prepared(
+                    "grouped_linear_backward", T,
+                    {dy.array(), ddown.array(), dys.array(), y.array(), down.array(), r.offsets.array()})();
+                Prepared("gathered_swiglu_backward", T,
+                         {dx.array(), dup.array(), dy.array(), hidden.array(), x.array(), up.array(),
+                          r.offsets.array(), r.order.array(), r.inverse.array()},
+                         {choices})();
+            });
+        }
+}
+
 TEST(kernel_adamw_and_squares) {
     for (DType T : types) {
         Tensor p({50001}), g({50001}, T), m({50001}), v({50001});
