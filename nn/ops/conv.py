@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from nn.backends.array_api import namespace
-from nn.dtypes import narrow, widen
+from nn.backends import kernels
 from nn.tensor import Array, Op, Tensor
 
 
@@ -14,28 +13,14 @@ class CausalConv(Op):
 
     def forward(self, x: Array, weight: Array, *, dilation: int) -> Array:
         self.x, self.weight, self.dilation = x, weight, dilation
-        self.length = x.shape[1] - (weight.shape[1] - 1) * dilation
-        wide, taps = widen(x), widen(weight)
-        y = self._at(wide, 0) * taps[:, 0]
-        for j in range(1, weight.shape[1]):
-            y = y + self._at(wide, j) * taps[:, j]
-        return narrow(y, x.dtype)
-
-    def _at(self, x: Array, j: int) -> Array:
-        """The inputs that tap j meets, [B,T,C]"""
-        return x[:, j * self.dilation : j * self.dilation + self.length, :]
+        return kernels.causal_conv(x, weight, x.shape[1] - (weight.shape[1] - 1) * dilation, dilation=dilation)
 
     def flops(self, inputs: list[Array], results: tuple[Array, ...], options: dict[str, Any]) -> int:
         batch, length, channels = results[0].shape
         return 2 * batch * length * channels * inputs[1].shape[1]
 
     def backward(self, dy: Array) -> Any:
-        xp, g, wide, taps = namespace(dy), widen(dy), widen(self.x), widen(self.weight)
-        dx, dweight = xp.zeros(wide.shape, dtype=g.dtype), []
-        for j in range(taps.shape[1]):
-            dx[:, j * self.dilation : j * self.dilation + self.length, :] += g * taps[:, j]
-            dweight.append(xp.sum(g * self._at(wide, j), axis=(0, 1), dtype=g.dtype))
-        return narrow(dx, self.x.dtype), xp.stack(dweight, axis=1)
+        return kernels.causal_conv_backward(dy, self.x, self.weight, dilation=self.dilation)
 
 
 def causal_conv(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:

@@ -1,5 +1,5 @@
 // From one storage type to the other: exactly, or to nearest with ties to even.
-#include "kernels/kernel.h"
+#include "kernels/stream.h"
 
 namespace nn::NN_LEVEL {
 
@@ -7,7 +7,7 @@ template <class To, class T>
 static inline bool convert(const Call& call) {
     const auto y = flat<To>(call, 0);
     const auto x = flat<const T>(call, 1);
-    elements(y.size, sizeof(To) + sizeof(T), [&](int64_t i, auto n) { put(y + i, n, get(x + i, n)); });
+    fill(y, sizeof(To) + sizeof(T), [&](int64_t i, auto n) { return get(x + i, n); });
     return true;
 }
 

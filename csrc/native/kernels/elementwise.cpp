@@ -1,6 +1,6 @@
 // Sums and products of arrays: of two alike, of every row with one row, with a number, and one array's values
 // added to another's.  bfloat16 is computed in float32 and rounded once.
-#include "kernels/kernel.h"
+#include "kernels/stream.h"
 
 namespace nn::NN_LEVEL {
 
@@ -15,8 +15,7 @@ template <class Both, class T>
 static inline bool alike(const Call& call) {
     const auto y = flat<T>(call, 0);
     const auto a = flat<const T>(call, 1), b = flat<const T>(call, 2);
-    elements(y.size, 3 * sizeof(T),
-             [&](int64_t i, auto n) { put(y + i, n, Both::of(get(a + i, n), get(b + i, n))); });
+    fill(y, 3 * sizeof(T), [&](int64_t i, auto n) { return Both::of(get(a + i, n), get(b + i, n)); });
     return true;
 }
 
@@ -63,7 +62,7 @@ static bool scale(const Call& call) {
     const auto y = flat<T>(call, 0);
     const auto x = flat<const T>(call, 1);
     const float factor = (float)number(call, 0);
-    elements(y.size, 2 * sizeof(T), [&](int64_t i, auto n) { put(y + i, n, get(x + i, n) * factor); });
+    fill(y, 2 * sizeof(T), [&](int64_t i, auto n) { return get(x + i, n) * factor; });
     return true;
 }
 NN_KERNEL("scale(x[...], factor) -> y[...]", scale, float, bf16)

@@ -2,39 +2,50 @@
 //     y = exp(x - max) / sum;            dx = y (dy - sum(dy y))
 //     y = x - max - log sum exp(x - max);   dx = dy - exp(y) sum(dy)
 #include "kernels/row_math.h"
+#include "kernels/stream.h"
 
 namespace nn::NN_LEVEL {
 
 constexpr double exp_bytes = 6;
 
-// float32: exponentials are written where the result goes, then scaled: one exponential per element.
-static inline void softmax_row(float* y, const float* x, int64_t cols) {
+constexpr int64_t hot_cols = 8192;  // of a row of exponentials in the first-level cache or near it
+
+// float32: exponentials are kept, then scaled: one exponential per element.  They are kept where the result
+// goes, or in `hot` if that is written past the caches.
+template <bool past>
+static inline void softmax_row(float* y, const float* x, int64_t cols, float* hot) {
+    float* const kept = past ? hot : y;
     const float most = finite_max(row_max(cols, [&](int64_t i, auto n) { return get(x + i, n); }));
     const float total = row_sum(cols, [&](int64_t i, auto n) {
         Vec e = exp(get(x + i, n) - most);
         if ((int64_t)n != width) e = first_lanes(e, n, Vec{});
-        put(y + i, n, e);
+        put(kept + i, n, e);
         return e;
     });
     const float scale = 1.0f / (total == 0.0f ? 1.0f : total);
-    registers(cols, [&](int64_t i, auto n) { put(y + i, n, get(y + i, n) * scale); });
+    registers(cols, [&](int64_t i, auto n) { deliver<past>(y + i, n, get(kept + i, n) * scale); });
 }
 
 // Half precision: computed twice instead, since a rounded exponential must not be divided and rounded again.
-static inline void softmax_row(bf16* y, const bf16* x, int64_t cols) {
+template <bool past>
+static inline void softmax_row(bf16* y, const bf16* x, int64_t cols, float*) {
     const auto value = [&](int64_t i, auto n) { return get(x + i, n); };
     const float most = finite_max(row_max(cols, value));
     const float total = row_exp_sum(cols, most, value);
     const float scale = 1.0f / (total == 0.0f ? 1.0f : total);
-    registers(cols, [&](int64_t i, auto n) { put(y + i, n, exp(get(x + i, n) - most) * scale); });
+    registers(cols, [&](int64_t i, auto n) { deliver<past>(y + i, n, exp(get(x + i, n) - most) * scale); });
 }
 
 template <class T>
 static bool softmax(const Call& call) {
     const auto y = rows<T>(call, 0);
     const auto x = rows<const T>(call, 1);
+    const bool past = streams(y) && y.cols <= hot_cols;
     parallel_for(x.rows, (double)x.cols * (exp_bytes + 2 * sizeof(T)), [&](int64_t begin, int64_t end) {
-        for (int64_t r = begin; r < end; ++r) softmax_row(y[r], x[r], x.cols);
+        alignas(64) float hot[hot_cols];
+        for (int64_t r = begin; r < end; ++r)
+            past ? softmax_row<true>(y[r], x[r], x.cols, hot) : softmax_row<false>(y[r], x[r], x.cols, hot);
+        stream_end();
     });
     return true;
 }
@@ -44,14 +55,18 @@ template <class T>
 static bool softmax_backward(const Call& call) {
     const auto dx = rows<T>(call, 0);
     const auto dy = rows<const T>(call, 1), y = rows<const T>(call, 2);
+    const bool past = streams(dx);
     parallel_for(y.rows, (double)y.cols * 3 * sizeof(T), [&](int64_t begin, int64_t end) {
         for (int64_t r = begin; r < end; ++r) {
             const float dot =
                 row_sum(y.cols, [&](int64_t i, auto n) { return get(dy[r] + i, n) * get(y[r] + i, n); });
-            registers(y.cols, [&](int64_t i, auto n) {
-                put(dx[r] + i, n, get(y[r] + i, n) * (get(dy[r] + i, n) - dot));
-            });
+            const auto value = [&](int64_t i, auto n) { return get(y[r] + i, n) * (get(dy[r] + i, n) - dot); };
+            if (past)
+                registers(y.cols, [&](int64_t i, auto n) { deliver<true>(dx[r] + i, n, value(i, n)); });
+            else
+                registers(y.cols, [&](int64_t i, auto n) { put(dx[r] + i, n, value(i, n)); });
         }
+        stream_end();
     });
     return true;
 }

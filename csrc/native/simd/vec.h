@@ -112,6 +112,16 @@ static inline Vec min(Vec a, Vec b) { return a < b ? a : b; }
 static inline Vec abs(Vec a) { return float_of(bits_of(a) & 0x7fffffff); }
 static inline Vec pick(Int where, Vec a, Vec b) { return where ? a : b; }
 
+// x, rounded: what is added to it is not fused with the product that it is.  A difference that must be 0 stays 0.
+static inline Vec apart(Vec x) {
+#if defined(__x86_64__)
+    __asm__("" : "+v"(x));
+#elif defined(__aarch64__)
+    __asm__("" : "+w"(x));
+#endif
+    return x;
+}
+
 static inline Vec sqrt(Vec a) {
 #if defined(__AVX512F__)
     return (Vec)_mm512_sqrt_ps((__m512)a);
