@@ -96,6 +96,11 @@ layer_norm_backward(dy[R,D], x[R,D], weight[D], mean[R,1], rstd[R,1])
         -> dx[R,D], dweight[D]:float, dbias[D]:float
     section LayerNorm of norm.py
 
+causal_conv(x[B,S,C], weight[C,K], steps; dilation=1) -> y[B,T,C]
+    y_t = Σ_j w_j ⊙ x_{t+jδ}, δ = dilation, T = steps, S = T + (K−1)δ
+causal_conv_backward(dy[B,T,C], x[B,S,C], weight[C,K]; dilation=1) -> dx[B,S,C], dweight[C,K]:float
+    dx_s = Σ_j w_j ⊙ dy_{s−jδ}, dw_j = Σ dy_t ⊙ x_{t+jδ}
+
 rope(x[B,H,T,D], cos[...,T,r], sin[...,T,r]; interleaved=False, inverse=False) -> y[B,H,T,D]
     pairs turned by the angle; inverse = backward
 rope_at(x[B,H,T,D], cos[P,r], sin[P,r], positions[B]; interleaved=False) -> y[B,H,T,D]
@@ -172,6 +177,9 @@ packed_experts(x[N,D], gate_up[U], down[W], weights[N,K]:float, experts[N,K], nu
 
 embedding(weight[V,D], ids[N]) -> y[N,D]
     y[n] = weight[ids[n]]
+top_k(z[B,V], k) -> ids[B,K]:int
+    the k largest of each row, ties to the lowest id: ascending ids
+
 scatter_add(source[N,D], index[N], rows) -> out[rows,D]:float
     out[index[n]] += source[n], in order
 adamw(param[...], grad[...], m[...], v[...];

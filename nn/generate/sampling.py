@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 
 from nn import random
+from nn.backends import kernels
+from nn.backends.native.dense import takes
 from nn.errors import InputError, NonFiniteError
 from nn.generate.config import SamplingConfig
 
@@ -71,6 +73,9 @@ def top_k(logits: np.ndarray, k: int) -> tuple[np.ndarray | None, np.ndarray]:
     size = logits.shape[1]
     if not 0 < k < size:
         return None, logits
+    if takes(logits):
+        ids = kernels.top_k(logits, k)
+        return ids, np.take_along_axis(logits, ids, axis=1)
     cuts = np.partition(logits, size - k, axis=1)[:, size - k]
     ids = np.array([_largest(row, cut, k) for row, cut in zip(logits, cuts, strict=True)], dtype=np.int64)
     ids = ids.reshape(-1, k)  # for a batch of none

@@ -13,7 +13,8 @@ class CausalConv(Op):
 
     def forward(self, x: Array, weight: Array, *, dilation: int) -> Array:
         self.x, self.weight, self.dilation = x, weight, dilation
-        return kernels.causal_conv(x, weight, x.shape[1] - (weight.shape[1] - 1) * dilation, dilation=dilation)
+        steps = x.shape[1] - (weight.shape[1] - 1) * dilation
+        return kernels.causal_conv(x, weight, steps, dilation=dilation)
 
     def flops(self, inputs: list[Array], results: tuple[Array, ...], options: dict[str, Any]) -> int:
         batch, length, channels = results[0].shape

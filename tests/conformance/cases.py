@@ -148,6 +148,30 @@ def copies(kernel: str) -> Table:
             (np.transpose(draw(s[0], s[2], s[1], s[3]), (0, 2, 1, 3)),), {})
 
 
+@table("causal_conv", "causal_conv_backward")
+def convolutions(kernel: str) -> Table:
+    for batch, steps, channels, taps, dilation in ((2, 5, 3, 4, 1), (1, 4, 2, 3, 2), (1, 1, 1, 1, 1),
+                                                   (0, 3, 2, 2, 1), (2, 0, 2, 3, 1), (3, 21, 67, 4, 1),
+                                                   (2, 30, 33, 3, 5)):
+        def build(draw: Draw, b: int = batch, t: int = steps, c: int = channels, k: int = taps,
+                  d: int = dilation) -> tuple[Arguments, dict[str, Any]]:
+            x, weight = draw(b, t + (k - 1) * d, c), draw(c, k)
+            last = (x, weight, t) if kernel == "causal_conv" else (draw(b, t, c), x, weight)
+            return last, {"dilation": d}
+
+        yield label(batch, steps, channels, taps, dilation), build
+
+
+@table("top_k")
+def largest_of_rows(kernel: str) -> Table:
+    for rows, width, k in ((1, 1, 1), (2, 5, 5), (3, 33, 4), (2, 1000, 50), (1, 700, 699), (0, 4, 2)):
+        yield label(rows, width, k), lambda draw, s=(rows, width), k=k: ((draw(*s), k), {})
+        yield f"{label(rows, width, k)}-ties", lambda draw, s=(rows, width), k=k: (
+            (draw.like(np.round(exact(draw(*s)) * 2.0)), k), {})
+    yield "descending", lambda draw: ((draw.like(np.arange(300.0, 0.0, -1.0)[None] / 16.0), 7), {})
+    yield "ascending", lambda draw: ((draw.like(np.arange(600.0)[None] / 16.0), 7), {})
+
+
 @table("column_sum")
 def sums_of_columns(kernel: str) -> Table:
     for shape in ((0, 4), (1, 1), (3, 5), (7, 33), (130, 65), (1025, 19), (5, 0), (20000, 2)):

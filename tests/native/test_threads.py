@@ -50,6 +50,10 @@ def work(dtype: Any) -> dict[str, Callable[[], Any]]:
         "contiguous": lambda: kernels.contiguous(hidden.reshape(1, 2, 701, 62).transpose(0, 2, 1, 3)),
         "column_sum": lambda: kernels.column_sum(x),
         "widen": lambda: kernels.widen(x),
+        "causal_conv": lambda: kernels.causal_conv(x[None], weight[:, None].repeat(4, axis=1), 698),
+        "causal_conv_backward": lambda: kernels.causal_conv_backward(
+            dy[None, :698], x[None], weight[:, None].repeat(4, axis=1)),
+        "top_k": lambda: kernels.top_k(x, 20),
         "gelu_backward": lambda: kernels.gelu_backward(dy, x),
         "layer_norm": lambda: kernels.layer_norm(x, weight, weight, 1e-6),
         "layer_norm_backward": lambda: kernels.layer_norm_backward(dy, x, weight, rstd - 0.5, rstd),

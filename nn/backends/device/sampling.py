@@ -15,6 +15,9 @@ from cuda.nn.errors import DeviceArgumentError
 from cuda.nn.prototypes.sampling import Sample
 from nn import random
 from nn.backends.device.arrays import expect_device, scratch
+from nn.backends.reference.sampling import top_k
+
+__all__ = ["random_bits", "sample", "sampling_key", "top_k"]
 
 INT64 = np.dtype(np.int64)
 

@@ -16,6 +16,7 @@ from nn.backends.reference.activation import (
     swiglu_packed_backward,
 )
 from nn.backends.reference.attention import attention, attention_backward, cache_append, decode_attention
+from nn.backends.reference.conv import causal_conv, causal_conv_backward
 from nn.backends.reference.elementwise import (
     accumulate,
     add,
@@ -58,18 +59,20 @@ from nn.backends.reference.norm import (
 from nn.backends.reference.optimizer import adamw, embedding, scatter_add, sum_of_squares
 from nn.backends.reference.packed import packed_experts, packed_linear, packed_swiglu
 from nn.backends.reference.rotary import rope, rope_at
+from nn.backends.reference.sampling import top_k
 from nn.backends.reference.softmax import log_softmax, log_softmax_backward, softmax, softmax_backward
 
 __all__ = [
     "accumulate", "adamw", "add", "add_row", "attention", "attention_backward", "cache_append",
-    "column_sum", "contiguous", "cross_entropy", "cross_entropy_backward", "decode_attention", "embedding",
-    "expert_order", "gathered_swiglu", "gathered_swiglu_backward", "gelu", "gelu_backward", "gelu_tanh",
-    "gelu_tanh_backward", "grouped_linear", "grouped_linear_backward", "jitter", "layer_norm",
-    "layer_norm_backward", "linear", "linear_backward", "linear_cross_entropy", "log_softmax",
-    "log_softmax_backward", "matmul", "moe_balance_loss", "moe_balance_loss_backward", "moe_combine",
-    "moe_combine_backward", "moe_dispatch", "moe_dispatch_backward", "moe_z_loss", "moe_z_loss_backward",
-    "mul", "mul_row", "packed_experts", "packed_linear", "packed_swiglu", "rms_norm", "rms_norm_backward",
+    "causal_conv", "causal_conv_backward", "column_sum", "contiguous", "cross_entropy",
+    "cross_entropy_backward", "decode_attention", "embedding", "expert_order", "gathered_swiglu",
+    "gathered_swiglu_backward", "gelu", "gelu_backward", "gelu_tanh", "gelu_tanh_backward",
+    "grouped_linear", "grouped_linear_backward", "jitter", "layer_norm", "layer_norm_backward", "linear",
+    "linear_backward", "linear_cross_entropy", "log_softmax", "log_softmax_backward", "matmul",
+    "moe_balance_loss", "moe_balance_loss_backward", "moe_combine", "moe_combine_backward",
+    "moe_dispatch", "moe_dispatch_backward", "moe_z_loss", "moe_z_loss_backward", "mul", "mul_row",
+    "packed_experts", "packed_linear", "packed_swiglu", "rms_norm", "rms_norm_backward",
     "rms_norm_residual", "rope", "rope_at", "router_topk", "router_topk_backward", "scale", "scatter_add",
     "silu", "silu_backward", "softmax", "softmax_backward", "sum_of_squares", "swiglu", "swiglu_backward",
-    "swiglu_packed", "swiglu_packed_backward", "to_bfloat16", "widen",
+    "swiglu_packed", "swiglu_packed_backward", "to_bfloat16", "top_k", "widen",
 ]
