@@ -2,8 +2,10 @@
 
 from tests.mutants.native.workshop import Mutant
 
-ROPE, CACHE, ATTENTION, ROWS = ("kernels/rope.cpp", "kernels/cache.cpp", "kernels/attention.cpp",
-                                "kernels/attention_rows.h")
+ROPE, CACHE, ATTENTION, ROWS, DECODE, BACKWARD = (
+    f"kernels/{name}"
+    for name in ("rope.cpp", "cache.cpp", "attention.cpp", "attention_rows.h", "attention_decode.cpp",
+                 "attention_backward.cpp"))
 
 MUTANTS = [
     Mutant(ROPE, "the halves are turned the other way", "put(y + i, n, a * c - b * s);",
@@ -32,4 +34,14 @@ MUTANTS = [
     Mutant(ATTENTION, "queries that see nothing are divided by nothing",
            "empty > 0.0f ? Vec{} : 1.0f / run.l[v]",
            "1.0f / run.l[v]", "attention"),
+    Mutant(DECODE, "the window of a decoding step is left out", "(int64_t)number(call, 1), true};",
+           "0, true};", "decode_attention"),
+    Mutant(ROWS, "a part's sum is not brought to the common maximum",
+           "total += factor(c) * parts[c * rows_here].l;",
+           "total += parts[c * rows_here].l;", "decode_attention"),
+    Mutant(BACKWARD, "delta is not subtracted from the scores' gradient", "p * (load(dp + at) - of.delta[v])",
+           "p * load(dp + at)", "attention_backward"),
+    Mutant(BACKWARD, "one part alone makes the gradient of keys",
+           "for (int64_t part = 0; part < parts; ++part) sum",
+           "for (int64_t part = 0; part < 1; ++part) sum", "attention_backward"),
 ]

@@ -3,10 +3,10 @@
 from tests.mutants.native.workshop import Mutant
 
 LOSS_MATH, LINEAR_LOSS = "kernels/loss_math.h", "kernels/linear_cross_entropy.cpp"
-NORM, SOFTMAX, LOSS, ACTIVATION, ELEMENTWISE, CAST, REDUCE, COPY = (
+NORM, SOFTMAX, LOSS, ACTIVATION, ELEMENTWISE, CAST, REDUCE, COPY, GELU, LAYER = (
     f"kernels/{name}.cpp"
     for name in ("rms_norm", "softmax", "cross_entropy", "activation", "elementwise", "cast", "reduce",
-                 "copy"))
+                 "copy", "gelu", "layer_norm"))
 
 MUTANTS = [
     Mutant(NORM, "the gradient of the residual is dropped", "if (dresidual) d += get(dresidual + i, n);",
@@ -24,11 +24,11 @@ MUTANTS = [
            "lse - own", "cross_entropy"),
     Mutant(LOSS, "an ignored row keeps its loss", "loss[r] = 0.0f;",
            "loss[r] = l;", "cross_entropy"),
-    Mutant(LINEAR_LOSS, "the last chunk's dweight takes the place of the sum", "count, first > 0);",
-           "count, false);", "test_losses.py::test_chunks_of_rows_add_up"),
+    Mutant(LINEAR_LOSS, "the last chunk's dweight takes the place of the sum", "count, nullptr, first > 0);",
+           "count, nullptr, false);", "test_losses.py::test_chunks_of_rows_add_up"),
     Mutant(LINEAR_LOSS, "the scale is not that of the target's own slope",
-           "own_slope = (o.smoothing - 1.0f) * upstream", "own_slope = o.smoothing - 1.0f",
-           "linear_cross_entropy"),
+           "own_slope = (o.smoothing - 1.0f) * upstream",
+           "own_slope = o.smoothing - 1.0f", "linear_cross_entropy"),
     Mutant(LINEAR_LOSS, "an ignored row keeps its gradient", "return zero(d, cols), 0.0f;",
            "return 0.0f;", "linear_cross_entropy"),
     Mutant(LOSS_MATH, "the gradient ignores the soft cap", "softcap != 0.0f ? d * (1.0f - t * t) : d",
@@ -43,9 +43,19 @@ MUTANTS = [
            "put(total + i, n, get(x + i, n));", "accumulate"),
     Mutant(COPY, "heads and positions change places", "r / length % heads, r % length",
            "r % heads, r / heads % length", "contiguous"),
-    Mutant(COPY, "every text is the first", "x(r / (heads * length),", "x(0,", "contiguous"),
+    Mutant(COPY, "every text is the first", "x(r / (heads * length),",
+           "x(0,", "contiguous"),
     Mutant(REDUCE, "the rows left over from fours are not summed", "for (; r < end; ++r)",
            "for (; r + 1 < end; ++r)", "column_sum"),
     Mutant(REDUCE, "the first block of rows counts twice", "for (int64_t b = 0; b < blocks; ++b) total",
            "total = get(partial + i, n);\n        for (int64_t b = 0; b < blocks; ++b) total", "column_sum"),
+    Mutant(GELU, "GELU's slope misses the density", "at.below + x * at.e * root_2pi",
+           "at.below", "gelu_backward"),
+    Mutant(GELU, "the cubic term of GELU by tanh is dropped", "(1.0f + 0.044715f * x * x)",
+           "1.0f", "gelu_tanh"),
+    Mutant(LAYER, "what lies beyond a row counts in its variance",
+           "(int64_t)n == width ? d * d : first_lanes(d * d, n, Vec{})",
+           "d * d", "layer_norm"),
+    Mutant(LAYER, "the gradient along the normed row is left out", "- direct - normed * along) * rstd",
+           "- direct) * rstd", "layer_norm_backward"),
 ]
