@@ -24,16 +24,18 @@ Parts = list[Parameter]                                       # one above the ot
 Make = Callable[[str, Parts, bool], PackedWeight]             # (name, parts, gated)
 
 
-def packed(model: Any, form: Format | str, make: Make | None = None) -> Any:
-    """Another model of that format; `make` gives the weights, by default packed from the model's own."""
+def packed(model: Any, form: Format | str, make: Make | None = None, *, share: bool = True) -> Any:
+    """Another model of that format; `make` gives the weights, by default packed from the model's own.
+
+    share: what is not packed is the model's own parameters; else others of their shapes, to be loaded."""
     form = Format.of(form)
     if model.device is not None:
         raise InputError("pack: the model is on a device, packed weights are the CPU's; model.to(None) first")
-    build = _Build(form, make or (lambda name, parts, gated: from_parts(parts, form, gated)))
+    build = _Build(form, make or (lambda name, parts, gated: from_parts(parts, form, gated)), share)
     twin = build.twin(model, "")
-    if build.fits(model._head()):
-        twin.packed_head = PackedLinear(build.weight("head", [model._head()]),
-                                        model.lm_head.bias if model.lm_head else None)
+    if (twin.lm_head is None or type(twin.lm_head) is Linear) and build.fits(twin._head()):
+        twin.packed_head = PackedLinear(build.weight("head", [twin._head()]),
+                                        twin.lm_head.bias if twin.lm_head else None)
         twin.packed_head.name = "packed_head"
         twin.__dict__["lm_head"] = None
     twin.packed_format = form
@@ -59,9 +61,15 @@ def shape_of(parts: Parts) -> tuple[int, ...]:
     return (sum(part.shape[0] for part in parts), parts[0].shape[1])
 
 
+def _plain(*layers: Any) -> bool:
+    """Whether they are their weights and nothing more: no bias, no adapter"""
+    return all(type(layer) is Linear and layer.bias is None for layer in layers)
+
+
 class _Build:
-    def __init__(self, form: Format, make: Make) -> None:
-        self.form, self.make = form, make
+    def __init__(self, form: Format, make: Make, share: bool) -> None:
+        self.form, self.make, self.share = form, make, share
+        self.others: dict[int, Parameter] = {}               # by the id of the model's; one for a shared one
         self.rules = {FeedForward: self._feed_forward, Experts: self._experts}
 
     def weight(self, name: str, parts: Parts, gated: bool = False) -> PackedWeight:
@@ -75,14 +83,20 @@ class _Build:
         made = object.__new__(type(module))
         for name, value in vars(module).items():
             if isinstance(value, list):
-                value = [self._child(item, f"{path}{name}.{i}") if isinstance(item, Module) else item
-                         for i, item in enumerate(value)]
-            elif isinstance(value, Module):
-                value = self._child(value, path + name)
-            made.__dict__[name] = value
+                made.__dict__[name] = [self._value(item, f"{path}{name}.{i}") for i, item in enumerate(value)]
+            else:
+                made.__dict__[name] = self._value(value, path + name)
         if isinstance(made, GroupedAttention) and not isinstance(made, CrossAttention):
             self._attention(made, path)
         return made
+
+    def _value(self, value: Any, path: str) -> Any:
+        if isinstance(value, Module):
+            return self._child(value, path)
+        if isinstance(value, Parameter) and not self.share:
+            other = Parameter(value.shape, dtype=value.dtype, decay=value.decay)
+            return self.others.setdefault(id(value), other)
+        return value
 
     def _child(self, module: Module, path: str) -> Any:
         rule = self.rules.get(type(module))
@@ -94,7 +108,7 @@ class _Build:
 
     def _attention(self, made: Any, path: str) -> None:
         three = [made.q_proj, made.k_proj, made.v_proj]
-        if all(type(one) is Linear and one.bias is None for one in three) and self.fits(three[0].weight):
+        if _plain(*three) and self.fits(three[0].weight):
             made.qkv_proj = PackedLinear(self.weight(f"{path}qkv_proj", [one.weight for one in three]))
             for name in ("q_proj", "k_proj", "v_proj"):
                 made.__dict__[name] = None
@@ -102,7 +116,7 @@ class _Build:
             made.o_proj = PackedLinear(self.weight(f"{path}o_proj", [made.o_proj.weight]), made.o_proj.bias)
 
     def _feed_forward(self, ffn: Any, path: str) -> Any:
-        if ffn.kind != "swiglu" or ffn.up_proj.bias is not None or type(ffn.up_proj) is not Linear:
+        if ffn.kind != "swiglu" or not _plain(ffn.gate_proj, ffn.up_proj, ffn.down_proj):
             return None
         if not self.fits(ffn.up_proj.weight, ffn.down_proj.weight):
             return None
