@@ -1,6 +1,9 @@
 """Packed models: what they compute against the model whose weights were rounded the same way, their files,
 and what they refuse."""
 
+import json
+import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ import pytest
 
 from nn.errors import InputError
 from nn.generate import SamplingConfig, generate_batch
+from nn.layers.lora import LoRA, LoRASettings
 from nn.layers.packed.file import load, save
 from nn.models import MoETransformerConfig, from_config
 from nn.packed import PackedWeight
@@ -86,6 +90,74 @@ def test_nothing_is_drawn_to_load(tmp_path: Path) -> None:
     load(fresh, tmp_path / "model.packed")
     drawn = [n for n, p in fresh.named_parameters().items() if p.allocated and "norm" not in n]
     assert set(drawn) <= {"embed_tokens.weight", *(n for n in drawn if "router" in n)}
+
+
+def test_loaded_models_share_nothing(tmp_path: Path) -> None:
+    """Neither with the model that says the architecture nor with each other, tied embeddings as one"""
+    for name in ("a", "b"):
+        save(from_config(MODELS["dense"], seed=ord(name)), tmp_path / name, "bf16")
+    model = from_config(MODELS["dense"], seed=5).eval()
+    with no_grad():
+        before = model(IDS).numpy().copy()
+        first = load(model, tmp_path / "a")
+        expected = first(IDS).numpy().copy()
+        second = load(model, tmp_path / "b")
+        assert np.array_equal(first(IDS).numpy(), expected)
+        assert not np.array_equal(second(IDS).numpy(), expected)
+        assert np.array_equal(model(IDS).numpy(), before)
+
+
+def rewritten(path: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
+    """The file with another header"""
+    data = path.read_bytes()
+    (size,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + size])
+    text = json.dumps(change(header) or header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + size :])
+    return path
+
+
+def test_a_file_of_another_dtype_is_refused(tmp_path: Path) -> None:
+    save(from_config(MODELS["dense"], dtype="float16"), tmp_path / "half", "bf16")
+    with pytest.raises(InputError, match="is F16 .* the model has BF16"):
+        load(from_config(MODELS["dense"], dtype="bfloat16"), tmp_path / "half")
+
+
+DAMAGE: dict[str, Any] = {
+    "not a file of packed weights": lambda h: [1],
+    "no packed weights": lambda h: {"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}},
+    "has no norm.weight": lambda h: h.pop("norm.weight") and None,
+    "cut off": lambda h: h["norm.weight"].update(data_offsets=[1 << 40, (1 << 40) + 384]),
+    "has extra": lambda h: h.update(extra={"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}),
+    r"is F32 \[48, 2\], the model has F32 \[96\]": lambda h: h["norm.weight"].update(shape=[48, 2]),
+    "norm.weight takes 384 bytes": lambda h: h["norm.weight"].update(data_offsets=[8, 4]),
+    r"not a file of packed weights \('dtype'\)": lambda h: h.update(x={}),
+}
+
+
+@pytest.mark.parametrize("says", DAMAGE)
+def test_a_damaged_header_is_refused(says: str, tmp_path: Path) -> None:
+    save(from_config(MODELS["dense"]), tmp_path / "file", "q8_0")
+    with pytest.raises(InputError, match=says):
+        load(from_config(MODELS["dense"]), rewritten(tmp_path / "file", DAMAGE[says]))
+
+
+def test_a_length_that_no_file_has_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(struct.pack("<Q", 1 << 62) + b"{}")
+    with pytest.raises(InputError, match="cut off"):
+        load(from_config(MODELS["dense"]), tmp_path / "file")
+
+
+@pytest.mark.parametrize("target", ["gate_proj", "up_proj", "down_proj", "o_proj", "q_proj"])
+def test_layers_with_an_adapter_stay_as_they_are(target: str) -> None:
+    model = from_config(MODELS["dense"]).eval()
+    adapters = LoRA(model, LoRASettings(r=2, targets=(f"*.{target}",)))
+    for adapted in adapters.adapted().values():
+        for parameter in adapted.adapter.parameters():
+            parameter.data = np.random.default_rng(1).standard_normal(parameter.shape).astype(np.float32)
+    with no_grad():
+        expected = model(IDS).numpy()
+        assert np.abs(model.pack("f32")(IDS).numpy() - expected).max() <= 2e-6 * np.abs(expected).max()
 
 
 def test_training_is_refused() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from nn.dtypes import DType
+from nn.dtypes import DType, Shape
 from nn.errors import InputError
 from nn.files import replacing
 from nn.layers.packed.convert import Parts, from_parts, packed, shape_of
@@ -21,6 +21,8 @@ from nn.packed.layout import LINE, Format
 from nn.packed.weight import PackedWeight
 
 NAMES = {DType.float64: "F64", DType.float32: "F32", DType.float16: "F16", DType.bfloat16: "BF16"}
+Packed = tuple[str, list[int], bool]                          # format, shape, gated
+Stored = tuple[str, list[int], tuple[int, int]]               # dtype, shape, from where to where
 
 
 def save(model: Any, path: str | Path, form: Format | str) -> None:
@@ -48,29 +50,43 @@ def save(model: Any, path: str | Path, form: Format | str) -> None:
 
 
 def load(model: Any, path: str | Path) -> Any:
-    """The packed model of a file, its weights mapped.  InputError if the file is not of this architecture."""
-    header, start = _read_header(Path(path))
-    meta = json.loads(header.get("__metadata__", {}).get("packed", "{}"))
+    """The packed model of a file, its weights mapped; `model` stays as it is.  InputError if the file is
+    damaged, or not of this architecture and dtype."""
+    meta, tensors, start = _read_header(Path(path))
     if not meta:
         raise InputError(f"{path}: holds no packed weights; nn.layers.packed.file.save writes them")
     file = np.memmap(path, np.uint8, "r")
 
-    def tensor(name: str) -> np.ndarray:
-        if name not in header:
+    def tensor(name: str, dtype: str, shape: Shape, size: int) -> np.ndarray:
+        if name not in tensors:
             raise InputError(f"{path}: has no {name}; it is of another model")
-        a, b = header[name]["data_offsets"]
+        its_dtype, its_shape, (a, b) = tensors.pop(name)
+        if (its_dtype, tuple(its_shape)) != (dtype, shape):
+            raise InputError(f"{path}: {name} is {its_dtype} {its_shape}, the model has {dtype} "
+                             f"{list(shape)}; load it into a model of its configuration and dtype")
+        if not 0 <= a <= b <= len(file) - start or b - a != size:
+            raise InputError(f"{path}: {name} takes {size} bytes, the file has {b - a} of them at {a} of "
+                             f"{len(file) - start}; it is damaged or cut off, save it again")
         return np.asarray(file[start + a : start + b])
 
     def stored(name: str, parts: Parts, gated: bool) -> PackedWeight:
-        data = tensor(name)
-        form, shape, was_gated = meta[name]
-        if tuple(shape) != shape_of(parts) or was_gated != gated:
-            raise InputError(f"{path}: {name} is {shape}, the model has {list(shape_of(parts))}")
-        return PackedWeight(data, Format.of(form), tuple(shape), gated)
+        shape = shape_of(parts)
+        form, its_shape, its_gated = meta.get(name, (None, shape, gated))
+        if form is None:
+            raise InputError(f"{path}: has no packed {name}; it is of another model")
+        if tuple(its_shape) != shape or its_gated != gated:
+            raise InputError(f"{path}: {name} is {its_shape}, the model has {list(shape)}")
+        size = PackedWeight.size(Format.of(form), shape, gated)
+        return PackedWeight(tensor(name, "U8", (size,), size), Format.of(form), shape, gated)
 
-    result = packed(model, next(iter(meta.values()))[0], stored)
+    result = packed(model, next(iter(meta.values()))[0], stored, share=False)
     for name, parameter in result.named_parameters().items():
-        parameter.load(tensor(name).view(parameter.dtype).reshape(parameter.shape).copy())
+        size = parameter.size * parameter.dtype.itemsize
+        values = tensor(name, NAMES[DType.of(parameter.dtype)], parameter.shape, size)
+        parameter.load(values.view(parameter.dtype).reshape(parameter.shape).copy())
+    if tensors:
+        raise InputError(f"{path}: has {', '.join(list(tensors)[:3])}, which this model has not; it is of "
+                         "another")
     return result
 
 
@@ -97,10 +113,24 @@ def _write_header(path: Path, form: Format, found: dict[str, tuple[Parts, bool]]
     return places, 8 + len(text)
 
 
-def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+def _read_header(path: Path) -> tuple[dict[str, Packed], dict[str, Stored], int]:
+    """What is packed, all tensors, and where their data begin; of these types whatever the file holds"""
     try:
         with open(path, "rb") as file:
             (size,) = struct.unpack("<Q", file.read(8))
-            return json.loads(file.read(size)), 8 + size
-    except (OSError, ValueError, struct.error) as error:
+            if size > path.stat().st_size - 8:
+                raise ValueError(f"its header of {size} bytes is cut off")
+            header = json.loads(file.read(size))
+        meta = json.loads(header.pop("__metadata__", {}).get("packed", "{}"))
+        weights = {name: (str(form), [int(n) for n in shape], bool(gated))
+                   for name, (form, shape, gated) in meta.items()}
+        tensors = {name: (str(one["dtype"]), [int(n) for n in one["shape"]], _pair(one["data_offsets"]))
+                   for name, one in header.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise InputError(f"{path}: not a file of packed weights ({error})") from None
+    return weights, tensors, 8 + size
+
+
+def _pair(values: Any) -> tuple[int, int]:
+    a, b = values
+    return int(a), int(b)
