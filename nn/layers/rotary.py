@@ -93,9 +93,11 @@ class Rotary:
     def __call__(self, start: int, count: int, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
         """cos, sin [count, dim/2] of positions start ... start + count − 1, float64 rounded to `dtype`.
 
-        Those of whole texts, from 0 on, are kept, so that each step of a training finds the same arrays."""
-        if start == 0 and (count, dtype) in self._whole:
-            return self._whole[count, dtype]
+        Those of whole texts, from 0 on, are kept, so that each step of a training finds the same arrays;
+        they are read-only."""
+        kept = self._whole.get((count, dtype)) if start == 0 else None      # another thread may clear it
+        if kept is not None:
+            return kept
         if start + count > FAR:
             cos, sin = self._angles(np.arange(start, start + count))
             return cos.astype(dtype), sin.astype(dtype)
@@ -105,6 +107,8 @@ class Rotary:
         rows = slice(start, start + count)
         made = cos[rows].astype(dtype), sin[rows].astype(dtype)
         if start == 0:
+            for table in made:
+                table.flags.writeable = False
             if len(self._whole) >= KEPT:
                 self._whole.clear()
             self._whole[count, dtype] = made

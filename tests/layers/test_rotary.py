@@ -212,3 +212,11 @@ def test_the_two_pairings_are_one_rotation_of_permuted_channels() -> None:
     half = ops.rope(Tensor(x), cos, sin).data
     pairs = ops.rope(Tensor(x[..., order]), cos, sin, interleaved=True).data
     np.testing.assert_allclose(pairs, half[..., order], atol=1e-15)
+
+
+def test_kept_tables_are_read_only() -> None:
+    rotary = Rotary(8)
+    kept = rotary(0, 5, np.float32)
+    assert rotary(0, 5, np.float32) is kept
+    with pytest.raises(ValueError, match="read-only"):
+        kept[0][...] = 0.0
