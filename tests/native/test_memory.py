@@ -67,6 +67,37 @@ def test_more_than_there_is() -> None:
         native.empty((1 << 61,), np.uint8)
 
 
+def test_no_more_is_kept_than_a_quarter_of_the_machine() -> None:
+    """Large buffers, nothing of which is touched."""
+    native.trim()
+    most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+    small, large = native.empty((1 << 20,), np.uint8), native.empty((most + (1 << 30),), np.uint8)
+    used = native.memory()["bytes_huge"]
+    del small, large
+    after = native.memory()
+    assert 1 << 20 <= after["bytes_kept"] <= most
+    assert after["bytes_huge"] <= used - most
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_what_is_kept_is_given_back_when_the_system_has_no_more() -> None:
+    native.trim()
+    child = os.fork()
+    if child == 0:
+        import resource
+        kept = native.empty((200 << 20,), np.uint8)
+        del kept
+        with open("/proc/self/statm") as file:
+            mapped = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        resource.setrlimit(resource.RLIMIT_AS, (mapped + (50 << 20), -1))
+        try:
+            native.empty((120 << 20,), np.uint8)
+        except MemoryError:
+            os._exit(1)
+        os._exit(0 if native.memory()["bytes_kept"] < 200 << 20 else 2)
+    assert os.waitpid(child, 0)[1] == 0
+
+
 class TestNumPysOwnArrays:
     """What NumPy's operations allocate lies in the pool, too, once a kernel has been called (NEP 49)."""
 

@@ -2,7 +2,9 @@
 
 #include <pthread.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -15,6 +17,13 @@ namespace {
 
 constexpr size_t header = 64, huge = size_t(2) << 20;
 constexpr int64_t spare = int64_t(256) << 20;  // kept beyond what is in use before a miss gives it back
+
+// Kept beyond what is in use at any time.  Not `spare`: what a training step gives back at its end the next
+// one takes again.
+int64_t most_spare() {
+    static const int64_t most = std::max(spare, int64_t(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE) / 4);
+    return most;
+}
 
 struct Header {
     size_t bytes;  // of the whole block, header included
@@ -103,7 +112,12 @@ void* take(size_t wanted, bool& zeroed) {
         p.counters.bytes_kept -= static_cast<int64_t>(bytes);
     } else {
         if (p.counters.bytes_kept > p.counters.bytes_in_use + spare) release_kept(p);
-        block = from_system(bytes);
+        try {
+            block = from_system(bytes);
+        } catch (const std::bad_alloc&) {  // what is kept may be what is missing
+            release_kept(p);
+            block = from_system(bytes);
+        }
         block->bytes = bytes;
         block->mark = pool_mark;
         zeroed = bytes >= huge;
@@ -136,14 +150,18 @@ void pool_give(void* data) noexcept {
     Pool& p = pool();
     Header* block = header_of(data);
     const std::lock_guard<std::mutex> lock(p.mutex);
-    p.counters.bytes_in_use -= static_cast<int64_t>(block->bytes);
-    p.counters.bytes_kept += static_cast<int64_t>(block->bytes);
+    const int64_t bytes = static_cast<int64_t>(block->bytes);
+    p.counters.bytes_in_use -= bytes;
+    bool keep = p.counters.bytes_kept + bytes <= p.counters.bytes_in_use + most_spare();
     try {
-        p.kept[block->bytes].push_back(block);
-    } catch (...) {  // no memory for the list: not kept
-        p.counters.bytes_kept -= static_cast<int64_t>(block->bytes);
-        to_system(block);
+        if (keep) p.kept[block->bytes].push_back(block);
+    } catch (const std::bad_alloc&) { keep = false; }  // no memory for the list
+    if (keep) {
+        p.counters.bytes_kept += bytes;
+        return;
     }
+    if (block->bytes >= huge) p.counters.bytes_huge -= bytes;
+    to_system(block);
 }
 
 size_t pool_size(const void* data) { return header_of(data)->bytes - header; }
