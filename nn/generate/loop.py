@@ -23,6 +23,8 @@ from nn.generate.device import DeviceTexts
 from nn.generate.recorded import RecordedTexts, servable
 from nn.generate.sampling import sample
 from nn.generate.stream import TextStream, TokenBytes, text_pieces
+from nn.models.hooks import overriding
+from nn.tape import state
 from nn.tensor import no_grad
 
 _DEFAULT = SamplingConfig()
@@ -196,7 +198,12 @@ def _limit(model: LanguageModel) -> int | None:
 def _recordable(model: LanguageModel, prompt: int, more: int) -> bool:
     """Whether the step from one token to the next can be recorded: the model is on a device or native kernels
     serve it, and a cache of fixed size does, which drops half of what it holds when it is full; windows need
-    all of theirs."""
+    all of theirs.  Hooks, and what watches or counts every operation, would not see the replays."""
+    hooks = getattr(model, "hooks", ())
+    if overriding(hooks, "on_hidden") or overriding(hooks, "on_logits"):
+        return False
+    if state.path is not None or state.count is not None:
+        return False
     problem: str = getattr(model, "static_problem", "")
     if problem or not (getattr(model, "device", None) is not None or servable(model, prompt + more)):
         return False

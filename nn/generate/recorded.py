@@ -89,11 +89,12 @@ class RecordedTexts:
             self.step = step
         except AlreadyRecording:                                 # another thread is: at the next token, then
             pass
-        except InputError as problem:
+        except (InputError, MemoryError) as problem:
             self._eager = True
-            if str(problem) not in _said:
-                _said.add(str(problem))
-                log.info("decoding goes on kernel by kernel, its step cannot be recorded (%s)", problem)
+            why = str(problem) or "out of memory"
+            if why not in _said:
+                _said.add(why)
+                log.info("decoding goes on kernel by kernel, its step cannot be recorded (%s)", why)
         self.cache.advance(held - self.cache.length)
         return self.step is not None
 

@@ -9,10 +9,13 @@ import pytest
 
 from nn import MoETransformer
 from nn.backends import native, use_backend
+from nn.errors import NonFiniteError
 from nn.generate import SamplingConfig, generate, generate_batch
 from nn.generate.recorded import RecordedTexts, servable
+from nn.models import Hook
 from nn.models.presets import TINY
-from nn.tape import no_grad
+from nn.ops.count import count_flops
+from nn.tape import find_nonfinite, no_grad
 
 pytestmark = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
 SAMPLED = SamplingConfig(max_tokens=24, top_k=50, repetition_penalty=1.2, seed=5)
@@ -79,6 +82,49 @@ def test_what_cannot_be_recorded_is_said_once(caplog: pytest.LogCaptureFixture,
         found = [list(generate(model, [1, 2, 3], SAMPLED)) for _ in range(2)]
     assert found == [expected, expected]
     assert caplog.text.count("its step cannot be recorded") == 1
+
+
+def test_without_memory_for_a_recording(monkeypatch: pytest.MonkeyPatch) -> None:
+    def record(**_: Any) -> Any:
+        raise MemoryError
+
+    model = made()
+    expected = list(generate(model, [1, 2, 3], SAMPLED))
+    monkeypatch.setattr("nn.backends.native.recording.record", record)
+    assert list(generate(model, [1, 2, 3], SAMPLED)) == expected
+
+
+@pytest.mark.parametrize("method", ["on_hidden", "on_logits"])
+def test_hooks_see_every_token(method: str) -> None:
+    seen = []
+
+    def noted(self: Hook, x: Any) -> Any:
+        seen.append(x.shape)
+        return x * 0.5
+
+    model = made()
+    model.hooks.append(type("Noting", (Hook,), {method: noted})())
+    assert len(list(generate(model, [1, 2, 3], SAMPLED))) == len(seen) == SAMPLED.max_tokens
+
+
+def test_what_counts_operations_sees_every_token() -> None:
+    model, counts = made(), []
+    for tokens in (4, 8, 12):
+        with count_flops() as count:
+            list(generate(model, [1, 2, 3], SamplingConfig(max_tokens=tokens)))
+        counts.append(count.flops)
+    assert counts[2] - counts[1] >= counts[1] - counts[0] > 0
+
+
+def test_nonfinite_is_found_after_any_token() -> None:
+    model = made()
+    with find_nonfinite():
+        tokens = generate(model, [1, 2, 3], SAMPLED)
+        for _ in range(5):
+            next(tokens)
+        model.embed_tokens.weight.data[:, 3] = np.nan
+        with pytest.raises(NonFiniteError, match="non-finite"):
+            next(tokens)
 
 
 def test_two_at_a_time() -> None:
