@@ -271,7 +271,7 @@ PyObject* call_fallback(const Bound& bound, const std::string& why, PyObject* co
 PyObject* entry_point(PyObject* self, PyObject* const* values, Py_ssize_t positional, PyObject* names) {
     const Bound& bound = *static_cast<Bound*>(PyCapsule_GetPointer(self, nullptr));
     try {
-        use_pool_in_numpy();
+        use_pool_in_numpy_once();
         Arguments arguments(bound);
         if (PyObject* result = try_call(arguments, values, positional, names)) return result;
         if (PyErr_Occurred()) return nullptr;
@@ -312,7 +312,7 @@ void set_up(py::object bfloat16, py::dict fallbacks, py::object report) {
     s.dtypes[static_cast<int>(DType::boolean)] = py::dtype("bool");
     s.dtypes[static_cast<int>(DType::u8)] = py::dtype("uint8");
     s.report = std::move(report);
-    use_pool_in_numpy();
+    use_pool_in_numpy_once();
     for (auto [name, function] : fallbacks) {
         kernel_function(name.cast<std::string>());
         s.bound[name.cast<std::string>()]->fallback = py::reinterpret_borrow<py::object>(function);
@@ -349,7 +349,9 @@ void PyRecording::declare(const py::array& array) {
 void PyRecording::begin(bool everything) {
     if (state().recording) throw std::runtime_error("a recording is active already");
     if (everything) {
-        use_pool_in_numpy();
+        if (!use_pool_in_numpy())
+            throw py::value_error(
+                "another allocator of NumPy's arrays is in use here: what NumPy makes cannot be seen");
         watch_numpy(true);
         recording->declare_all_but(made_by_numpy);
     }

@@ -28,7 +28,8 @@ struct Handler {
     uint8_t version;
     Allocator allocator;
 };
-constexpr int set_handler = 304, default_handler = 306;  // places in NumPy's table of functions
+// Places in NumPy's table of functions
+constexpr int set_handler = 304, get_handler = 305, default_handler = 306;
 constexpr size_t small = 16 << 10;  // below this NumPy's own is as fast, and keeps the least of them itself
 
 // Stands before a small block; its mark is not the pool's.
@@ -98,6 +99,7 @@ Handler handler = {"nn", 1, {nullptr, take, take_zeroed, resize, give}};
 // NumPy's functions; ours is made on the first call, and never destroyed: arrays outlive the module.
 struct Functions {
     PyObject* (*set)(PyObject*) = nullptr;
+    PyObject* (*get)() = nullptr;
     PyObject* standard = nullptr;
     PyObject* ours = nullptr;
 
@@ -106,6 +108,7 @@ struct Functions {
         const py::capsule table = core.attr("_ARRAY_API");
         void** const api = table.get_pointer<void*>();
         set = reinterpret_cast<PyObject* (*)(PyObject*)>(api[set_handler]);
+        get = reinterpret_cast<PyObject* (*)()>(api[get_handler]);
         standard = *static_cast<PyObject**>(api[default_handler]);
         numpys = static_cast<Handler*>(PyCapsule_GetPointer(standard, "mem_handler"))->allocator;
         ours = PyCapsule_New(&handler, "mem_handler", nullptr);
@@ -114,15 +117,20 @@ struct Functions {
 
 }  // namespace
 
-void use_pool_in_numpy() {
+bool use_pool_in_numpy() {
+    static const Functions* const numpy = new Functions;
+    const auto here = py::reinterpret_steal<py::object>(numpy->get());
+    if (!here) throw py::error_already_set();
+    if (here.ptr() != numpy->standard) return here.ptr() == numpy->ours;
+    if (!py::reinterpret_steal<py::object>(numpy->set(numpy->ours))) throw py::error_already_set();
+    return true;
+}
+
+void use_pool_in_numpy_once() {
     thread_local bool done = false;
     if (done) return;
     done = true;
-    static const Functions* const numpy = new Functions;
-    const auto before = py::reinterpret_steal<py::object>(numpy->set(numpy->ours));
-    if (!before) throw py::error_already_set();
-    if (before.ptr() != numpy->standard && before.ptr() != numpy->ours)
-        py::reinterpret_steal<py::object>(numpy->set(before.ptr()));
+    use_pool_in_numpy();
 }
 
 void watch_numpy(bool on) { watched = on ? std::make_unique<std::map<const char*, size_t>>() : nullptr; }

@@ -73,6 +73,8 @@ def record(inputs: Iterable[np.ndarray] = (), *, everything: bool = False) -> It
         step._recording.begin(everything)
     except RuntimeError as error:
         raise AlreadyRecording(f"record: {error}") from None
+    except ValueError as error:
+        raise InputError(f"record: {error}") from None
     try:
         with use_backend("native"):
             yield step
