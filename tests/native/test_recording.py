@@ -184,6 +184,19 @@ def foreign_allocator() -> None:
     use(capsule(place(standard, HANDLER), HANDLER, None))
 
 
+class TestReplaysThatFail:
+    def test_a_kernel_declines_what_it_finds(self) -> None:
+        table, ids = draw(5, 8), np.array([0, 4, 2])
+        with record([table, ids]) as step:
+            kept = kernels.embedding(table, ids)
+        ids[1] = 5
+        with pytest.raises(InputError, match="replay: embedding does not take the values"):
+            step.replay()
+        ids[1] = 1
+        step.replay()
+        assert np.array_equal(kept, table[ids])
+
+
 class TestRefusals:
     def test_something_else_made_an_argument(self) -> None:
         x = draw(4, 8)
@@ -232,6 +245,12 @@ class TestRefusals:
         with (pytest.raises(InputError, match="eps is read from memory that is not declared"),
               record(inputs=[x])):
             kernels.rms_norm(x, x[0], number(1e-6))
+
+    def test_too_much_is_changed_in_place(self) -> None:
+        p = np.zeros((1 << 26) + 1, np.float32)                      # never touched
+        with (pytest.raises(InputError, match="param is changed in place.* copies of more than 256 MiB"),
+              record([p])):
+            kernels.adamw(p, p, p, p, lr=0.1, step=1, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1)
 
     def test_two_at_once(self) -> None:
         with pytest.raises(InputError, match="active already"), record(inputs=[]), record(inputs=[]):

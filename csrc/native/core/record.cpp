@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <numeric>
+#include <stdexcept>
 
 #include "core/memory.h"
 #include "core/registry.h"
@@ -10,6 +11,8 @@
 
 namespace nn {
 namespace {
+
+constexpr int64_t most_saved = int64_t(256) << 20;  // of what is changed in place, for the check
 
 bool holds(const char* begin, int64_t bytes, const void* data) {
     return begin <= data && data < begin + std::max<int64_t>(bytes, 1);
@@ -88,6 +91,9 @@ std::string Recording::before(const Call& call) {
             refusal = item.name +
                       " is neither the result of a recorded kernel nor declared: what made it is not "
                       "part of the recording";
+        else if (item.in_place && buffer < 0 && (saved_bytes_ += bytes) > most_saved)
+            refusal = item.name + " is changed in place, and the check would have to keep copies of more " +
+                      "than " + std::to_string(most_saved >> 20) + " MiB of such memory";
         else if (item.in_place && buffer < 0)
             changed_.push_back({begin, std::vector<char>(begin, begin + bytes)});
     });
@@ -186,7 +192,10 @@ std::string Recording::check() {
 
 void Recording::replay() const {
     const StayAwake workers_spin_on;
-    for (const Step& step : steps_) step.run(step.call);
+    for (const Step& step : steps_)
+        if (!step.run(step.call))
+            throw std::runtime_error(step.call.kernel->signature.name +
+                                     " does not take the values that its arguments hold now");
 }
 
 int64_t Recording::output_bytes() const {

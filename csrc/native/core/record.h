@@ -17,7 +17,7 @@
 //
 // The check: the arena and the outputs are overwritten with NaN, what was changed in place is put back, and
 // the first replay must give every output and everything changed in place to the bit.  It finds what add()
-// cannot see.
+// cannot see.  It takes copies of what is changed in place; before() refuses where they would be too large.
 #pragma once
 #include <string>
 #include <vector>
@@ -41,7 +41,7 @@ class Recording {
     std::string before(const Call& call);           // "" or why it cannot be recorded; then the call runs
     void add(const Call& call, Function run);
     std::string finish();  // "" or what the check found
-    void replay() const;
+    void replay() const;   // throws std::runtime_error if a kernel declines what its arguments hold now
 
     int64_t calls() const { return static_cast<int64_t>(steps_.size()); }
     int64_t arena_bytes() const { return arena_bytes_; }
@@ -83,6 +83,7 @@ class Recording {
     bool (*made_)(const void*) = nullptr;
     std::vector<Step> steps_;
     std::vector<Changed> changed_;
+    int64_t saved_bytes_ = 0;  // in changed_
     char* arena_ = nullptr;
     int64_t arena_bytes_ = 0, eager_bytes_ = 0, alive_bytes_ = 0;
 };

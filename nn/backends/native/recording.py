@@ -36,8 +36,12 @@ class Step:
         self._recording = native.extension().Recording()
 
     def replay(self) -> None:
-        """Run the calls again, on the same places."""
-        self._recording.replay()
+        """Run the calls again, on the same places.  InputError if a kernel does not take what lies there
+        now, an index out of range say; results are those of no step then."""
+        try:
+            self._recording.replay()
+        except RuntimeError as error:
+            raise InputError(f"replay: {error}") from None
 
     def result(self, array: np.ndarray, what: str = "the result") -> np.ndarray:
         """The array, which every replay writes anew.  InputError, inside the block, if no recorded kernel
