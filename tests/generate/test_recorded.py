@@ -22,7 +22,9 @@ SAMPLED = SamplingConfig(max_tokens=24, top_k=50, repetition_penalty=1.2, seed=5
 
 
 def made(dtype: str = "float32", **changes: Any) -> MoETransformer:
-    return MoETransformer(TINY.replace(init_std=0.3, **changes), dtype=dtype).eval()
+    model = MoETransformer(TINY.replace(init_std=0.3, **changes), dtype=dtype)
+    model.eval()
+    return model
 
 
 def followed(model: Any, prompts: np.ndarray, *, eager: bool, steps: int = 24) -> tuple[list[bytes], Any]:
