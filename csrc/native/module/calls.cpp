@@ -8,6 +8,7 @@ int PyTraceMalloc_Untrack(unsigned int domain, uintptr_t place);
 
 #include "module/calls.h"
 
+#include <bit>
 #include <map>
 #include <memory>
 #include <thread>
@@ -54,8 +55,12 @@ std::shared_ptr<Recording> recording_here() {
 constexpr unsigned trace_domain = 389047;  // NumPy's, so that tracemalloc counts all arrays as one kind
 constexpr int64_t lock_bytes = 64 << 10;  // from here on other Python threads may run meanwhile
 
+constexpr char other_order = std::endian::native == std::endian::little ? '>' : '<';
+
 DType dtype_of(const py::array& array) {
-    switch (const int number = array.dtype().num()) {
+    const py::dtype dtype = array.dtype();
+    if (dtype.byteorder() == other_order) return DType::none;  // its number is the same
+    switch (const int number = dtype.num()) {
         case 0: return DType::boolean;
         case 2: return DType::u8;
         case 11: return DType::f32;
