@@ -19,9 +19,9 @@ static inline bool inverse_of_each_other(const Ints& order, const Ints& inverse)
     return good;
 }
 
-// Whether they begin with 0 or more, do not fall, and end with `most` at most.
+// Whether they begin with 0, do not fall, and end with `most` at most.
 static inline bool are_offsets(const Ints& offsets, int64_t most) {
-    bool good = offsets.size > 0 && offsets[0] >= 0 && offsets[offsets.size - 1] <= most;
+    bool good = offsets.size > 0 && offsets[0] == 0 && offsets[offsets.size - 1] <= most;
     for (int64_t i = 1; i < offsets.size; ++i) good &= offsets[i - 1] <= offsets[i];
     return good;
 }
