@@ -24,7 +24,8 @@ template <class T>
 static inline bool take_problem(Problem<T>& p, const Call& call, int q, int mask) {
     p.q = heads<const T>(call, q), p.k = heads<const T>(call, q + 1), p.v = heads<const T>(call, q + 2);
     p.scale = (float)number(call, 0);
-    p.sight = {p.k.length, (int64_t)number(call, 2), number(call, 1) != 0};
+    const double window = number(call, 2);  // positions are 32-bit lanes: a larger one sees as much
+    p.sight = {p.k.length, window < INT32_MAX ? (int64_t)window : INT32_MAX, number(call, 1) != 0};
     const int64_t sizes[4] = {p.q.batch, p.q.heads, p.q.length, p.k.length};
     return p.k.heads > 0 && p.q.heads % p.k.heads == 0 && p.scale > 0 && p.sight.window >= 0 &&
            take_mask(p.mask, call.array[mask], sizes);
