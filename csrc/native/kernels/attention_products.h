@@ -5,6 +5,7 @@
 // lanes; with tiles (AMX) whole tiles are read: 16 rows, 16 units.
 #pragma once
 #include "kernels/attention_math.h"
+#include "kernels/tiles.h"
 
 namespace nn::NN_LEVEL {
 
@@ -117,15 +118,7 @@ static inline void product_by_registers(float* c, int64_t ldc, const Left<E>& a,
 }
 
 #if defined(__AMX_BF16__)
-// Once per thread and loop; what is in tiles is lost when they are released, which the system wants.
-struct AttentionTiles {
-    AttentionTiles() {
-        alignas(64) uint8_t shape[64] = {1};  // palette 1: 8 tiles of 16 rows of 64 bytes
-        for (int t = 0; t < 8; ++t) shape[16 + 2 * t] = 64, shape[48 + t] = 16;
-        _tile_loadconfig(shape);
-    }
-    ~AttentionTiles() { _tile_release(); }
-};
+using AttentionTiles = Tiles;
 
 // `mi` by `nj` tiles of 16 rows and 16 lanes
 template <int mi, int nj>

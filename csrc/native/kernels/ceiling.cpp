@@ -3,6 +3,7 @@
 #include "core/ceiling.h"
 
 #include "kernels/kernel.h"
+#include "kernels/tiles.h"
 
 namespace nn::NN_LEVEL {
 
@@ -28,22 +29,18 @@ constexpr int chains = 12;
 #if defined(__AMX_INT8__)
 
 // Four products of a tile of 16 x 64 bytes with one of 64 bytes x 16: two factors each way.
-struct TileShapes {
-    TileShapes() {
-        alignas(64) uint8_t shape[64] = {1};
-        for (int t = 0; t < 8; ++t) shape[16 + 2 * t] = 64, shape[48 + t] = 16;
-        asm volatile("" ::: "memory");  // GCC 12 takes the next line to read 8 bytes, and drops the others
-        _tile_loadconfig(shape);
+struct ZeroTiles {
+    const Tiles tiles;
+    ZeroTiles() {
         _tile_zero(4);
         _tile_zero(5);
         _tile_zero(6);
         _tile_zero(7);
     }
-    ~TileShapes() { _tile_release(); }
 };
 
 static void bfloat16(int64_t rounds, const char*, int) {
-    const TileShapes tiles;
+    const ZeroTiles tiles;
     for (int64_t i = 0; i < rounds; ++i) {
         _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(1, 4, 7);
@@ -54,7 +51,7 @@ static void bfloat16(int64_t rounds, const char*, int) {
 NN_CEILING("bfloat16", 4 * 16 * 16 * 32 * 2, bfloat16)
 
 static void int8(int64_t rounds, const char*, int) {
-    const TileShapes tiles;
+    const ZeroTiles tiles;
     for (int64_t i = 0; i < rounds; ++i) {
         _tile_dpbssd(0, 4, 6);
         _tile_dpbssd(1, 4, 7);

@@ -57,7 +57,7 @@ static inline void by_tiles(const Packed& weight, const Rows<const T>& x, const 
     const int64_t panels = weight.panels(), pairs = (panels + 1) / 2, bytes_here = weight.panel_bytes();
     const int64_t parts = (x.rows + rows_together - 1) / rows_together, written = rows_here.steps * 1024;
     spread(pairs * parts, (double)(pair * bytes_here) * (double)x.rows / 16, [&](int64_t begin, int64_t end) {
-        const PackedTiles tiles_of_this_thread;
+        const Tiles tiles_of_this_thread;
         const Scratch<uint8_t> out(is_quantized(weight.format) ? pair * written : 1);
         for (int64_t unit = begin; unit < end; ++unit) {
             const int64_t at = unit % pairs, first = unit / pairs * rows_together;

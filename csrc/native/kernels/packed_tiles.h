@@ -4,23 +4,12 @@
 // sums would have to leave their tile after every block of 32.
 #pragma once
 #include "kernels/quantized.h"
+#include "kernels/tiles.h"
 
 #if defined(__AMX_BF16__)
 namespace nn::NN_LEVEL {
 
 constexpr int64_t tile_rows = 16, tile_pair = 2 * tile_rows;
-
-struct PackedTiles {  // once per thread and loop
-    PackedTiles() {
-        alignas(64) uint8_t shape[64] = {1};  // palette 1: 8 tiles of 16 rows of 64 bytes
-        for (int t = 0; t < 8; ++t) shape[16 + 2 * t] = 64, shape[48 + t] = 16;
-        asm volatile("" ::
-                         : "memory");  // GCC 12 says that the next reads 8 bytes: it
-                                       // would drop the others
-        _tile_loadconfig(shape);
-    }
-    ~PackedTiles() { _tile_release(); }
-};
 
 // Rows as bfloat16, 32 by 32 padded with zeros; rows 64 bytes further apart, so
 // that they do not all fall into the same places of the first cache.  `parts`

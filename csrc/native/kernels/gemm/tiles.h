@@ -9,6 +9,7 @@
 // matter, added in float32, have float32's accuracy (csrc/native/README.md has the analysis).
 #pragma once
 #include "kernels/gemm/operand.h"
+#include "kernels/tiles.h"
 
 namespace nn::NN_LEVEL {
 
@@ -21,17 +22,6 @@ template <>
 constexpr int parts<float> = 3;
 template <class T>
 constexpr double rate = parts<T> == 1 ? 64 : 10;  // multiplications in the time of moving a byte
-
-// Once per thread and loop; what is in tiles is lost when they are released, which the system wants.
-struct Tiles {
-    Tiles() {
-        alignas(64) uint8_t shape[64] = {1};  // palette 1: 8 tiles of 16 rows of 64 bytes
-        for (int t = 0; t < 8; ++t) shape[16 + 2 * t] = 64, shape[48 + t] = 16;
-        asm volatile("" ::: "memory");  // GCC 12 believes that 8 bytes of the shape are read
-        _tile_loadconfig(shape);
-    }
-    ~Tiles() { _tile_release(); }
-};
 
 // ---- packing ----
 
