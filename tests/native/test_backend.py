@@ -78,6 +78,25 @@ def test_wrong_arguments_get_the_references_errors() -> None:
 
 
 @built
+def test_the_other_byte_order_is_the_references() -> None:
+    x, weight = np.ones((3, 4), np.float32), np.arange(4, dtype=np.float32)
+    order = ">" if sys.byteorder == "little" else "<"
+    expected = weight / np.sqrt(np.float32(1 + 1e-6))
+    found, _ = kernels.rms_norm(x, weight.astype(f"{order}f4"), 1e-6)
+    assert np.allclose(found, expected, rtol=1e-6)
+
+
+@built
+def test_offsets_that_do_not_begin_with_0_are_the_references() -> None:
+    x, up = np.ones((6, 4), np.float32), np.ones((2, 6, 4), np.float32)
+    offsets, order = np.array([2, 3, 6]), np.arange(6)
+    before = native.fallbacks().get(("gathered_swiglu", "these values"), 0)
+    y = kernels.gathered_swiglu(x, up, offsets, order, 1)[0]
+    assert native.fallbacks()[("gathered_swiglu", "these values")] == before + 1
+    assert np.array_equal(y, reference.gathered_swiglu(x, up, offsets, order, 1)[0])
+
+
+@built
 def test_what_may_not_be_written_is_not() -> None:
     p, g = np.ones(5, np.float32), np.ones(5, np.float32)
     p.flags.writeable = False
