@@ -7,9 +7,11 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdlib>
+#include <exception>
 #include <memory>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "core/cpu.h"
@@ -54,6 +56,9 @@ struct Pool {
     alignas(64) std::atomic<int64_t> left{0};  // chunks not finished
     alignas(64) std::atomic<int> awake{0};     // StayAwakes that live
 
+    std::mutex failing;
+    std::exception_ptr failure;  // the loop's first
+
     std::mutex sleep;
     std::condition_variable wake;
     std::atomic<int> sleeping{0};
@@ -66,6 +71,7 @@ struct Pool {
     void work(int self);
     void help(int self, uint32_t number);
     int64_t run_share(int share, uint32_t number);
+    void run_chunk(Body run, void* with, int64_t begin, int64_t end);
     void wait_for(uint32_t seen);
 };
 
@@ -117,10 +123,23 @@ void Pool::end_workers() {
     stop = false;
 }
 
+// Where the system has no more threads, those there are do the others' shares.
 void Pool::ensure_workers(int wanted) {
     while (static_cast<int>(workers.size()) < wanted - 1) {
         const int self = static_cast<int>(workers.size()) + 1;
-        workers.emplace_back([this, self] { work(self); });
+        try {
+            workers.emplace_back([this, self] { work(self); });
+        } catch (const std::exception&) { return; }
+    }
+}
+
+// What a body throws is kept for the caller: the loop's other chunks still use what the caller's stack holds.
+void Pool::run_chunk(Body run, void* with, int64_t begin, int64_t end) {
+    try {
+        run(with, begin, end);
+    } catch (...) {
+        const std::lock_guard<std::mutex> lock(failing);
+        if (!failure) failure = std::current_exception();
     }
 }
 
@@ -140,7 +159,7 @@ int64_t Pool::run_share(int share, uint32_t number) {
         if (!word.compare_exchange_weak(seen, seen - 1, std::memory_order_acq_rel, std::memory_order_acquire))
             continue;
         const int64_t begin = (last - int64_t(uint32_t(seen))) * step;
-        run(with, begin, std::min(begin + step, total));
+        run_chunk(run, with, begin, std::min(begin + step, total));
         ++ran;
         seen = word.load(std::memory_order_acquire);
     }
@@ -226,6 +245,7 @@ void parallel_chunks(int64_t count, int64_t chunk, Body body, void* context) {
         else
             pause();
     }
+    if (p.failure) std::rethrow_exception(std::exchange(p.failure, nullptr));
 }
 
 }  // namespace nn

@@ -7,6 +7,8 @@
 // runs it, and with which neighbours, changes nothing.  Sums over indices are formed per fixed block, the
 // blocks' sums then added in order (for_blocks in kernels/kernel.h).
 //
+// What a body throws, the loop throws when all of its chunks have ended; of several the first.
+//
 // A loop inside a body runs in its own thread, as does one started while another Python thread's loop is
 // running. Workers start with the first loop that is worth it; they spin for a moment after each, then sleep.
 // While a StayAwake lives (a replay: loop upon loop), they spin on.

@@ -3,7 +3,9 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstring>
+#include <new>
 #include <thread>
 
 #include "core/cpu.h"
@@ -75,6 +77,27 @@ TEST(threads_nest_and_are_shared_by_callers) {
     first.join();
     second.join();
     CHECK(total == 3 * 200 * 6 * 5);
+}
+
+// The caller gets the exception once no body runs any more, whoever ran the one that threw.
+TEST(threads_hand_exceptions_to_the_caller) {
+    for (int threads : {1, 2, 8}) {
+        nn::set_threads(threads);
+        for (int64_t bad : {0, 50, 99}) {
+            std::atomic<int> running{0};
+            bool caught = false;
+            try {
+                loop(100, 1, [&](int64_t begin, int64_t end) {
+                    ++running;
+                    std::this_thread::sleep_for(std::chrono::microseconds(20));
+                    --running;
+                    if (begin <= bad && bad < end) throw std::bad_alloc();
+                });
+            } catch (const std::bad_alloc&) { caught = true; }
+            CHECK(caught && running == 0);
+            each_index_once(100, 1);
+        }
+    }
 }
 
 #ifndef SANITIZED  // a forked child may not start threads under the checkers
