@@ -58,4 +58,6 @@ MUTANTS = [
            "d * d", "layer_norm"),
     Mutant(LAYER, "the gradient along the normed row is left out", "- direct - normed * along) * rstd",
            "- direct) * rstd", "layer_norm_backward"),
+    Mutant(CAST, "every register repeats the first one", "return get(x + i, n); });",
+           "return get(x + 0 * i, n); });", "widen"),
 ]
