@@ -4,7 +4,7 @@ Each has --help.
 
 Examples:
   cuda-nn bench
-  cuda-nn bench cpu
+  cuda-nn bench kernels
   cuda-nn bench --config runs/book/config.yaml --batch-size 16 --repeat 10
 """
 
