@@ -3,6 +3,7 @@
 Half-precision arrays in NumPy (ml_dtypes) are added up one element at a time; here large ones are widened,
 computed in float32 and rounded once, which gives the same bits."""
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -72,15 +73,24 @@ def _combined(function: Callable[..., Any], alike: Any, with_row: Any, a: Operan
         if a.shape == b.shape:
             return alike(a, b)
         for x, row in ((a, b), (b, a)):
-            if row.size and x.shape[-1:] == row.shape[-1:] == (row.size,) and row.ndim <= x.ndim:
-                return with_row(x, row.reshape(-1))
+            if row.ndim <= x.ndim and is_tail(row.shape, x.shape):
+                return with_row(x.reshape(-1, row.size), row.reshape(-1)).reshape(x.shape)
     return computed(function, a, b)
 
 
 def _as_rows(gradient: Array, shape: tuple[int, ...]) -> Any:
-    """The gradient as [R,D], if all its axes but the last were stretched from a dense row; None otherwise."""
-    wide = shape and shape[-1] >= 16 and int(np.prod(shape)) == gradient.shape[-1]
-    return gradient.reshape(-1, gradient.shape[-1]) if wide and takes(gradient) else None
+    """The gradient as [R,D], if D elements were stretched along axes before theirs; None otherwise."""
+    size = math.prod(shape)
+    wide = shape and shape[-1] >= 16 and is_tail(shape, gradient.shape)
+    return gradient.reshape(-1, size) if wide and takes(gradient) else None
+
+
+def is_tail(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
+    """Whether `shape`, but for axes of 1 in front, is how `whole` ends; none of them empty"""
+    tail = shape
+    while tail and tail[0] == 1:
+        tail = tail[1:]
+    return 0 not in whole and len(tail) > 0 and tuple(whole[-len(tail):]) == tuple(tail)
 
 
 def reshaped(x: Array, shape: tuple[int, ...]) -> Array:

@@ -85,6 +85,8 @@ def accumulated(leaf: Any, gradient: Any, new: bool = False) -> Any:
             return narrow(gradient, dtype)
         if new and isinstance(gradient, np.ndarray):
             return gradient
+        if takes(gradient) and gradient.ndim <= 4:         # by a kernel, which is recorded
+            return kernels.contiguous(gradient[(None,) * (4 - gradient.ndim)]).reshape(gradient.shape)
         return namespace(gradient).asarray(gradient, dtype=dtype, copy=True)
     if borrows:
         return leaf.grad + widen(gradient)

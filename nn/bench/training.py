@@ -21,7 +21,7 @@ def step_task(model: str, dtype: str, batch: int, seq: int) -> Task:
     size = _vocabulary(built)
     ids = np.random.default_rng(0).integers(size, size=(batch, seq + 1))
     optimizer = create_optimizer("adamw", built.named_parameters(), lr=1e-4, weight_decay=0.0)
-    update = HostUpdate(built, optimizer, clip=None, seed=0)
+    update = HostUpdate(built, optimizer, clip=None, seed=0, recorded=True)
     losses: list[float] = []
 
     def step() -> None:
@@ -29,6 +29,7 @@ def step_task(model: str, dtype: str, batch: int, seq: int) -> Task:
         losses.append(metrics["loss"])
 
     step()
+    step()                                   # recorded
     tokens = batch * seq
     facts: dict[str, Any] = {"parameters": built.num_parameters(), "first_loss": losses[0]}
     return Task(step, tokens=tokens, flops=tokens * _flops(built, seq), dtype=DTYPES[dtype], facts=facts)

@@ -249,7 +249,9 @@ def _figures(terms: dict[str, Tensor], aux: auxiliary.Auxiliary) -> dict[str, Ar
     figures = {name: term.data for name, term in terms.items()}
     like = terms["loss"].data
     for name in dict.fromkeys(name for name, _ in aux.figures):
-        figures[name] = _stacked([beside(value, like) for key, value in aux.figures if key == name])
+        found = [value for key, value in aux.figures if key == name]
+        figures[name] = (auxiliary.Stacked(found) if auxiliary.later()
+                         else _stacked([beside(value, like) for value in found]))
     return figures
 
 

@@ -42,7 +42,10 @@ class LinearCrossEntropy(Op):
                                                          gradient=any(self.needs), **options)
         self.shape, self.dx, self.dweight = tuple(x.shape), dx, dweight
         self.scale = scale if on_device(x) else 1.0             # what the gradients still lack
-        return xp.sum(loss, dtype=loss.dtype) * xp.asarray(scale, dtype=loss.dtype)
+        if on_device(x):
+            return xp.sum(loss, dtype=loss.dtype) * xp.asarray(scale, dtype=loss.dtype)
+        total = kernels.column_sum(xp.reshape(loss, (-1, 1)))   # by kernels, which are recorded
+        return xp.reshape(kernels.scale(total, float(scale)), ())
 
     def flops(self, inputs: list[Array], results: tuple[Array, ...], options: dict[str, Any]) -> int:
         """Of the logits alone, although the gradients are formed with them at hand."""

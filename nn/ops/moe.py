@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from nn.arithmetic import add
 from nn.backends import kernels
 from nn.backends.array_api import beside, erf, namespace, sigmoid
 from nn.dtypes import narrow, widen
@@ -73,7 +74,7 @@ class RouterTopK(Op):
             return dlogits
         routed = kernels.router_topk_backward(dweights, self.weights, self.experts, self.probs,
                                               renormalize=self.renormalize)
-        return routed if dlogits is None else routed + dlogits
+        return routed if dlogits is None else add(routed, dlogits)
 
 
 class SqrtSoftplus(Op):

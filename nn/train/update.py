@@ -4,7 +4,8 @@
     metrics, norm = update([(inputs, targets)], step=1, lr=1e-3)"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ from nn.optim import AdamW, clip_scale, create_optimizer, grad_norm
 from nn.train.config import TrainConfig
 from nn.train.gpu_trainer import GpuTrainer
 from nn.train.gradients import Batch, accumulate
+from nn.train.recorded import RecordedGradients
 
 
 class Update(Protocol):
@@ -29,11 +31,16 @@ class Update(Protocol):
 
 
 class HostUpdate:
-    def __init__(self, model: Any, optimizer: AdamW, *, clip: float | None, seed: int) -> None:
+    """recorded: forward and backward are recorded and replayed where that can be (nn/train/recorded.py)."""
+
+    def __init__(self, model: Any, optimizer: AdamW, *, clip: float | None, seed: int,
+                 recorded: bool = False) -> None:
         self.model, self.optimizer, self.clip, self.seed = model, optimizer, clip, seed
+        self.recorded = RecordedGradients(model) if recorded else None
+        self.gradients: Callable[..., dict[str, Any]] = self.recorded or partial(accumulate, model)
 
     def __call__(self, batches: Sequence[Batch], *, step: int, lr: float) -> tuple[dict[str, Any], float]:
-        metrics = accumulate(self.model, batches, seed=self.seed, step=step)
+        metrics = self.gradients(batches, seed=self.seed, step=step)
         norm = grad_norm(self.model.parameters()) if math.isfinite(metrics["loss"]) else math.nan
         if math.isfinite(norm):
             with np.errstate(all="ignore"):             # what NumPy warns of makes weights not finite

@@ -44,6 +44,8 @@ NN_KERNEL(
     "step, grad_scale=1, &stored[...]:bfloat16=None)",
     adamw, float, bf16)
 
+typedef double Wide __attribute__((vector_size(width * 8)));
+
 // In float64, per fixed block, the blocks in order.
 template <class T>
 static bool sum_of_squares(const Call& call) {
@@ -54,14 +56,19 @@ static bool sum_of_squares(const Call& call) {
     parallel_for(blocks, (double)size * sizeof(T), [&](int64_t begin, int64_t end) {
         for (int64_t b = begin; b < end; ++b) {
             const int64_t stop = (b + 1) * size < x.size ? (b + 1) * size : x.size;
-            double chain[16] = {};
-            registers(stop - b * size, [&](int64_t i, auto n) {
-                const Vec part = get(x + b * size + i, n);
-                for (int lane = 0; lane < width; ++lane)
-                    chain[lane] += (double)part[lane] * (double)part[lane];
-            });
+            Wide chain[4] = {};
+            const auto add = [&](int64_t i, auto n, int c) {
+                const Wide part = __builtin_convertvector(get(x + b * size + i, n), Wide);
+                chain[c] += part * part;
+            };
+            const int64_t count = stop - b * size;
+            int64_t i = 0;
+            for (; i + 4 * width <= count; i += 4 * width)
+                for (int c = 0; c < 4; ++c) add(i + c * width, All{}, c);
+            for (; i < count; i += width) add(i, count - i < width ? count - i : (int64_t)width, 0);
+            const Wide four = (chain[0] + chain[1]) + (chain[2] + chain[3]);
             double own = 0.0;
-            for (double c : chain) own += c;
+            for (int lane = 0; lane < width; ++lane) own += four[lane];
             partial[b] = own;
         }
     });

@@ -1,5 +1,7 @@
 """Where tokens stand in their rows, padding not counted: their rotary angles, and picking them."""
 
+from functools import lru_cache
+
 import numpy as np
 
 from nn import ops
@@ -25,9 +27,19 @@ def angles(rotary: Rotary, x: Tensor, first: Array | int, length: int,
 
 def positions(first: Array | int, length: int, mask: Array | None) -> np.ndarray:
     """integers [B,T] ([1,T] where all rows are alike): tokens of the row before each; 0 at padding"""
+    if mask is None and isinstance(first, int):
+        return _counted(first, length)
     keep = newest(mask, length)
     keep = np.ones((1, length), bool) if keep is None else keep
     return np.maximum(np.reshape(first, (-1, 1)) + np.cumsum(keep, axis=1) - 1, 0)
+
+
+@lru_cache(maxsize=32)
+def _counted(first: int, length: int) -> np.ndarray:
+    """first ... first + length − 1 as [1,T], read-only: each step of a training finds the same array"""
+    found = np.maximum(np.arange(first, first + length)[None], 0)
+    found.flags.writeable = False
+    return found
 
 
 def kept(mask: Array | None, keys: int) -> Array | None:

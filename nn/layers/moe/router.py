@@ -17,7 +17,7 @@ import numpy as np
 from nn import ops
 from nn.backends.array_api import namespace, on_device
 from nn.errors import InputError
-from nn.layers.auxiliary import collecting, emit_figure, emit_loss
+from nn.layers.auxiliary import collecting, emit_figure, emit_formed, emit_loss
 from nn.layers.module import Module, Parameter
 from nn.layers.moe.capacity import MIN_CAPACITY, keep_within_capacity
 from nn.layers.moe.decision import Decision, Routing, Rows
@@ -88,9 +88,9 @@ class Router(Module):
         """Without padding, in few operations"""
         balance, load = ops.balance_loss(probs, experts, self.balance_coef)                           # f [E]
         emit_figure("moe/load", load)
-        emit_figure("moe/router_entropy", _entropy(probs.data))
+        emit_formed("moe/router_entropy", _entropy, probs.data)
         if not on_device(probs.data):                   # there, a step has no launches to spare
-            emit_figure("moe/top1_probability", _top(probs.data))
+            emit_formed("moe/top1_probability", _top, probs.data)
         if self.balance_coef:
             emit_loss("moe/load_balance", balance)
         if self.z_coef:

@@ -1,0 +1,168 @@
+"""The gradient of a training step, recorded once: forward and backward become a list of kernel calls that is
+replayed without Python between them, on buffers planned by lifetime (csrc/native/core/record.h).
+
+    gradients = RecordedGradients(model)
+    metrics = gradients(batches, seed=0, step=1)      # what nn.train.gradients.accumulate gives, bit by bit
+
+The second step of one shape is recorded; the optimizer's stays outside, for it needs the gradients' norm.
+What cannot be recorded runs kernel by kernel, and the log says once why: layers that draw random numbers or
+look at values (KNOWN lists those that do neither), hooks, constraints, several micro-batches."""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nn import tape
+from nn.backends import forced, native, use_backend
+from nn.errors import InputError
+from nn.layers.auxiliary import Stacked, figures_later
+from nn.train.gradients import Batch, accumulate, scored_tokens
+
+log = logging.getLogger("nn.train")
+# Modules whose Python does the same at every step, whatever the values are.
+KNOWN = frozenset((
+    "CausalSelfAttention", "DecoderBlock", "Embedding", "Ends", "Experts", "FeedForward", "GroupedAttention",
+    "LanguageModel", "Layer", "LayerNorm", "Linear", "MLP", "MoELayer", "MoETransformer", "PreNorm",
+    "RMSNorm", "Router", "Stack", "Transformer"))
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A step and what it leaves to be read."""
+
+    step: Any                                    # nn.backends.native.recording.Step
+    inputs: np.ndarray                           # int64 [B,T], and targets: the next batch goes there
+    targets: np.ndarray
+    valid: int                                   # targets that count
+    total: np.ndarray                            # the loss with what is added to it []
+    figures: dict[str, Any]                      # arrays [], or Stacked
+    weights: list[tuple[Any, np.ndarray, bool]]  # every parameter, where it lies, whether it is trained
+    gradients: list[tuple[Any, np.ndarray]]
+
+    def serves(self, batch: Batch, valid: int) -> bool:
+        """Whether it is of this shape, and weights lie where they lay"""
+        shapes = (np.shape(batch[0]), np.shape(batch[1]))
+        return ((self.inputs.shape, self.targets.shape) == shapes and self.valid == valid
+                and all(p.data is data and p.requires_grad == trained for p, data, trained in self.weights))
+
+    def replay(self, batch: Batch) -> None:
+        """InputError for ids or targets out of range"""
+        self.inputs[...], self.targets[...] = batch
+        self.step.replay()
+
+    def metrics(self) -> dict[str, Any]:
+        """As Decoder.loss has them"""
+        return {name: _host(value) for name, value in self.figures.items()}
+
+
+class RecordedGradients:
+    """Called as nn.train.gradients.accumulate is, without the model.
+
+    recorded: the step, once there is one.  why: what stands in the way of recording, if something does."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.recorded: Recorded | None = None
+        self.why = ""
+        self._last: Any = None                   # the shape of the step before
+
+    def __call__(self, batches: Sequence[Batch], *, seed: int, step: int) -> dict[str, Any]:
+        why = "several micro-batches" if len(batches) > 1 else unrecordable(self.model)
+        if why:
+            self._say(why)
+            return accumulate(self.model, batches, seed=seed, step=step)
+        with use_backend("native"):              # small arrays, too, as in a recording: the same bits
+            begun = any(p.grad is not None for p in self.model.parameters())
+            if begun or self.why or not self._ready(batches[0]):
+                return accumulate(self.model, batches, seed=seed, step=step)
+        return self._replayed()
+
+    def _ready(self, batch: Batch) -> bool:
+        """Whether the batch has been computed by a recorded step"""
+        valid = scored_tokens([batch])
+        shape = (np.shape(batch[0]), np.shape(batch[1]), valid)
+        seen, self._last = self._last == shape, shape
+        if self.recorded is not None and self.recorded.serves(batch, valid):
+            try:
+                self.recorded.replay(batch)
+            except InputError:                   # eagerly it says which id it is
+                return False
+            return True
+        return seen and self._record(batch, valid)
+
+    def _record(self, batch: Batch, valid: int) -> bool:
+        from nn.backends.native.recording import AlreadyRecording
+        self.recorded = None                     # its memory first
+        try:
+            self.recorded = recorded(self.model, batch, valid)
+        except AlreadyRecording:                 # another thread is: at the next step, then
+            pass
+        except (InputError, MemoryError) as problem:
+            self._say(str(problem) or "out of memory")
+        if self.recorded is None:
+            self.model.zero_grad()
+        return self.recorded is not None
+
+    def _replayed(self) -> dict[str, Any]:
+        done = self.recorded
+        assert done is not None
+        metrics = done.metrics()
+        if not math.isfinite(float(done.total)):
+            return metrics | {"loss": math.nan}
+        for parameter, gradient in done.gradients:
+            parameter.grad = gradient
+        return metrics
+
+    def _say(self, why: str) -> None:
+        if why and why != self.why:
+            self.why = why
+            log.info("training steps run kernel by kernel, they cannot be recorded (%s)", why)
+
+
+def recorded(model: Any, batch: Batch, valid: int) -> Recorded:
+    """Record the step of a batch, whose gradients the model has then.  InputError if that cannot be."""
+    from nn.backends.native.recording import record
+    inputs, targets = (np.array(each, np.int64, order="C") for each in batch)
+    one = np.ones((), np.float32)
+    named = model.named_parameters()
+    with record(everything=True) as step, figures_later():
+        total, figures = model.loss_terms(inputs, targets, valid_tokens=valid)
+        total.backward(one)
+        step.result(total.data, "the loss")
+        for name, value in figures.items():
+            for array in value.arrays if isinstance(value, Stacked) else [value]:
+                step.result(array, name)
+        gradients = [(p, step.result(p.grad, f"the gradient of {name}"))
+                     for name, p in named.items() if p.grad is not None]
+    return Recorded(step, inputs, targets, valid, total.data, figures,
+                    [(p, p.data, p.requires_grad) for p in named.values()], gradients)
+
+
+def unrecordable(model: Any) -> str:
+    """Why steps of a model cannot be recorded; empty if nothing is known against it."""
+    if forced() not in (None, "native") or native.missing():
+        return "native kernels are not in use"
+    if tape.state.path is not None or tape.state.count is not None:
+        return "every operation is looked at"
+    for module in model.modules():
+        if type(module).__name__ not in KNOWN:
+            return f"{type(module).__name__} may look at values"
+        if module.training and hasattr(module, "noise") and getattr(module, "draws", True):
+            return f"{type(module).__name__} draws random numbers"
+        if any(getattr(module, name, None) for name in ("hooks", "constraints", "mtp")):
+            return "hooks, constraints or further predictions look at the step"
+        if getattr(module, "gradient_checkpointing", False):
+            return "layers are run again in backward"
+    strange = {str(p.dtype) for p in model.parameters()
+               if not isinstance(p.data, np.ndarray) or p.data.dtype not in native.DTYPES}
+    return f"weights in {', '.join(sorted(strange))}" if strange else ""
+
+
+def _host(value: Any) -> Any:
+    """A number, or an array that stays as it is"""
+    host = value.now() if isinstance(value, Stacked) else np.asarray(value)
+    return float(host) if host.ndim == 0 else np.array(host)
