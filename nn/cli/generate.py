@@ -3,7 +3,7 @@
 Examples:
   cuda-nn generate --prompt "def "                                    # the newest run
   cuda-nn generate --run runs/book --prompt "It was" --temperature 0  # always the likeliest token
-  cuda-nn generate --checkpoint runs/book/checkpoints/step_000200 --max-tokens 50 --seed 7
+  cuda-nn generate --checkpoint runs/book/checkpoints/step_000200 --pack q8_0 --max-tokens 50 --seed 7
 """
 
 import sys
@@ -28,6 +28,8 @@ class Options:
     model: str | None = None           # instead, a ready-made model (gpt-small, ...) that has learned nothing
     prompt: str = ""                   # text to continue; empty: start as a document does
     truncate_prompt: bool = False      # keep only the end of a prompt longer than the model's context
+    pack: str | None = None            # weights packed as f32, bf16, q8_0 or q4_0: faster on the CPU; the last two
+                                       # are rounded to 8 and 4 bits
     threads: int = 0                   # to compute with; 0 = NN_THREADS, else all usable cores
 
 
@@ -41,6 +43,8 @@ def run(argv: list[str]) -> int:
         raise InputError("--model.…: a trained model is as it is; changes are for --model NAME")
     model, tokenizer = (untrained(options.model, changes) if options.model
                         else open_model(options.checkpoint)[:2])
+    if options.pack:
+        model = model.pack(options.pack)
     pieces = stream_text(model, tokenizer, options.prompt, sampling, truncate_prompt=options.truncate_prompt)
     before = native.fallbacks()
     with computing_threads(options.threads) as threads:

@@ -47,10 +47,20 @@ def test_a_hugging_face_folder(cuda_nn, trained: Path, tmp_path: Path) -> None:
     )
 
 
+def test_packed_weights(cuda_nn, trained: Path) -> None:
+    words = ["generate", "--run", trained, "--prompt", "verse", "--max-tokens", 20, "--temperature", 0]
+    text = cuda_nn(*words)
+    assert cuda_nn(*words, "--pack", "f32") == text
+    for form in ("bf16", "q8_0", "q4_0"):
+        status, out, err = cuda_nn(*words, "--pack", form)
+        assert (status, out[:5], err) == (0, "verse", "")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--run", "/nowhere"], "checkpoint: /nowhere holds no model"),
+        (["--run", "RUN", "--pack", "q3"], "format: 'q3'"),
         (["--temperature", "-1", "--run", "RUN"], "temperature: -1"),
         (["--prompt", "x" * 100, "--run", "RUN"], "max_seq_len"),
         ([], "no run in runs"),
