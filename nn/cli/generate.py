@@ -28,8 +28,7 @@ class Options:
     model: str | None = None           # instead, a ready-made model (gpt-small, ...) that has learned nothing
     prompt: str = ""                   # text to continue; empty: start as a document does
     truncate_prompt: bool = False      # keep only the end of a prompt longer than the model's context
-    pack: str | None = None            # weights packed as f32, bf16, q8_0 or q4_0: faster on the CPU; the last two
-                                       # are rounded to 8 and 4 bits
+    pack: str | None = None            # pack the weights as f32, bf16, q8_0 or q4_0: faster on the CPU
     threads: int = 0                   # to compute with; 0 = NN_THREADS, else all usable cores
 
 
