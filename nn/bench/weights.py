@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from nn.backends import native
 from nn.errors import InputError
 from nn.files import replacing
 from nn.layers.packed.convert import packed, shape_of
 from nn.models import from_config
 from nn.packed.layout import PANEL, Format, panel_bytes
+from nn.packed.memory import room
 from nn.packed.weight import PackedWeight
 
 PIECE = 64 << 20          # bytes that are drawn at a time
@@ -38,7 +38,7 @@ def in_memory(config: Any, dtype: str) -> Any:
     def made(name: str, parts: list[Any], gated: bool) -> PackedWeight:
         shape = shape_of(parts)
         size, place = PackedWeight.size(form, shape, gated), 0
-        data = np.empty(size, np.uint8) if native.missing() else native.empty((size,), np.uint8)
+        data = room(size)
         for piece in _pieces(size, form, shape[-1], name):
             data[place : place + len(piece)] = piece
             place += len(piece)

@@ -6,7 +6,6 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from nn.backends import native
 from nn.dtypes import Shape
 from nn.errors import InputError
 from nn.packed import blocks as quantization
@@ -21,6 +20,7 @@ from nn.packed.layout import (
     row_bytes,
     to_panels,
 )
+from nn.packed.memory import room
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 ROWS_AT_ONCE = 2048        # what is converted at a time: keeps temporary arrays small
@@ -74,7 +74,7 @@ class PackedWeight:
     @classmethod
     def _filled(cls, encode: Any, source: np.ndarray, form: Format, shape: Shape,
                 gated: bool) -> "PackedWeight":
-        data = _memory(cls.size(form, shape, gated))
+        data = room(cls.size(form, shape, gated))
         packed = cls(data, form, shape, gated)
         for part, panels in zip(_matrices(source, gated), packed._panels(), strict=True):
             for first in range(0, len(part), ROWS_AT_ONCE):
@@ -145,8 +145,3 @@ def _matrices(source: np.ndarray, gated: bool) -> list[np.ndarray]:
     """As _panels has them"""
     experts = list(source) if source.ndim == 3 else [source]
     return [part for matrix in experts for part in (np.split(matrix, 2) if gated else [matrix])]
-
-
-def _memory(size: int) -> np.ndarray:
-    """uint8 [size], on huge pages where the native kernels are"""
-    return np.empty(size, np.uint8) if native.missing() else native.empty((size,), np.uint8)

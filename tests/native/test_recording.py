@@ -56,6 +56,10 @@ def test_replay_is_the_eager_run(rows: int) -> None:
         for result, right in zip(results, expected, strict=True):
             assert result.tobytes() == right.tobytes()
     assert step.calls == 9
+    profile = step.profile(2)
+    assert [name for name, _, _ in profile][:2] == ["rms_norm", "linear"]
+    assert profile[0][1] == (2 * rows * 48 + 48 + rows) * 4
+    assert all(seconds > 0 for _, _, seconds in profile)
 
 
 def test_memory_is_planned_by_lifetime() -> None:

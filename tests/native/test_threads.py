@@ -13,6 +13,7 @@ import pytest
 
 from nn.backends import kernels, native, use_backend
 from nn.errors import InputError
+from nn.packed import Format, PackedWeight
 
 pytestmark = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
 RANDOM = np.random.default_rng(0)
@@ -44,7 +45,7 @@ def work(dtype: Any) -> dict[str, Callable[[], Any]]:
     cache, new = draw(2, 2, 600, 64, dtype=dtype), draw(2, 6, 1, 64, dtype=dtype)
     held = np.array([600, 333], np.int32)
     ids = RANDOM.integers(0, 600, 701)
-    return {
+    return packed_work(dtype) | {
         "add": lambda: kernels.add(x, dy),
         "add_row": lambda: kernels.add_row(x, weight),
         "contiguous": lambda: kernels.contiguous(hidden.reshape(1, 2, 701, 62).transpose(0, 2, 1, 3)),
@@ -89,6 +90,22 @@ def work(dtype: Any) -> dict[str, Callable[[], Any]]:
             hidden[:, :31], hidden, x, up, offsets, order, inverse, 2),
         "sum_of_squares": lambda: kernels.sum_of_squares(x),
     }
+
+
+def packed_work(dtype: Any) -> dict[str, Callable[[], Any]]:
+    """Of one row, of few and of many, with panels that do not share out evenly"""
+    experts, gates = RANDOM.integers(0, 4, (70, 2)), np.abs(draw(70, 2))
+
+    def both(form: Format, rows: int) -> dict[str, Callable[[], Any]]:
+        x, weight = draw(rows, 96, dtype=dtype), PackedWeight.pack(draw(1450, 96), form).data
+        up = PackedWeight.pack(draw(4, 320, 96), form, gated=True).data
+        down = PackedWeight.pack(draw(4, 96, 160), form).data
+        kind = f"{form.name} {rows}"
+        return {f"packed_linear {kind}": lambda: kernels.packed_linear(x, weight, int(form), 1450),
+                f"packed_experts {kind}": lambda: kernels.packed_experts(
+                    x, up, down, gates[:rows], experts[:rows], 4, 160, int(form))}
+
+    return {name: run for form in Format for rows in (1, 3, 70) for name, run in both(form, rows).items()}
 
 
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16], ids=["float32", "bfloat16"])

@@ -1,6 +1,7 @@
 #include "core/record.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <numeric>
 #include <stdexcept>
@@ -224,6 +225,31 @@ void Recording::replay() const {
         if (!step.run(step.call))
             throw std::runtime_error(step.call.kernel->signature.name +
                                      " does not take the values that its arguments hold now");
+}
+
+std::vector<Recording::Timed> Recording::profile(int rounds) const {
+    using Clock = std::chrono::steady_clock;
+    const StayAwake workers_spin_on;
+    std::vector<Timed> found;
+    for (const Step& step : steps_) {
+        int64_t bytes = 0;
+        for (const Array& array : step.call.array) {
+            int64_t size = array.data ? dtype_size(array.dtype) : 0;
+            for (int i = 0; i < array.axes; ++i) size *= array.shape[i];
+            bytes += size;
+        }
+        found.push_back({step.call.kernel->signature.name, bytes, 0.0});
+    }
+    for (int round = 0; round < rounds; ++round) {
+        auto from = Clock::now();
+        for (size_t i = 0; i < steps_.size(); ++i) {
+            if (!steps_[i].run(steps_[i].call)) throw std::runtime_error(found[i].kernel + " declined");
+            const auto now = Clock::now();
+            found[i].seconds += std::chrono::duration<double>(now - from).count() / rounds;
+            from = now;
+        }
+    }
+    return found;
 }
 
 int64_t Recording::output_bytes() const {

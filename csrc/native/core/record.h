@@ -43,6 +43,13 @@ class Recording {
     std::string finish();  // "" or what the check found
     void replay() const;   // throws std::runtime_error if a kernel declines what its arguments hold now
 
+    struct Timed {
+        std::string kernel;
+        int64_t bytes;   // of its arrays
+        double seconds;  // mean of the rounds
+    };
+    std::vector<Timed> profile(int rounds) const;  // replays, call by call
+
     int64_t calls() const { return static_cast<int64_t>(steps_.size()); }
     int64_t arena_bytes() const { return arena_bytes_; }
     int64_t eager_bytes() const { return eager_bytes_; }  // most that was alive at once while recording

@@ -9,6 +9,7 @@
 namespace nn::NN_LEVEL {
 
 constexpr int64_t keys_per_part = 64;
+constexpr int queries_at_once = 4;  // that share what is read of a key
 
 template <class T>
 struct FewQueries {
@@ -50,19 +51,25 @@ static inline const float* as_floats(const bf16* x, int64_t stride, int64_t firs
     return to;
 }
 
-// s[j] = q k[j] for j < count; q is padded with zeros
+// s[r][j] = q[r] k[j] for R rows of queries and j < count; rows of q are padded with zeros
+template <int R>
 static inline void scores(float* s, const float* q, const float* k, int64_t step, int64_t count,
                           int64_t size) {
+    const int64_t q_step = padded(size);
     for (int64_t j = 0; j < count; j += width) {
-        Vec sums[width];
+        Vec sums[R][width];
 #pragma GCC unroll 16
         for (int i = 0; i < width; ++i) {
             const float* const row = k + (j + i < count ? j + i : count - 1) * step;
-            Vec sum = {};
-            registers(size, [&](int64_t d, auto n) { sum += load(q + d) * get(row + d, n); });
-            sums[i] = sum;
+            Vec sum[R] = {};
+            registers(size, [&](int64_t d, auto n) {
+                const Vec key = get(row + d, n);
+#pragma GCC unroll 4
+                for (int r = 0; r < R; ++r) sum[r] += load(q + r * q_step + d) * key;
+            });
+            for (int r = 0; r < R; ++r) sums[r][i] = sum[r];
         }
-        store(s + j, sums_of(sums));
+        for (int r = 0; r < R; ++r) store(s + r * keys_per_part + j, sums_of(sums[r]));
     }
 }
 
@@ -85,29 +92,61 @@ static inline Part softmax_part(float* s, int64_t count, const uint8_t* keep, in
     return {m, sum(total)};
 }
 
-// o[i] = sum of p[j] v[j][i]
+// o[r][i] = sum of p[r][j] v[j][i] for R rows
+template <int R>
 static inline void weighted_sum(float* o, const float* p, const float* v, int64_t step, int64_t count,
                                 int64_t size) {
     constexpr int many = 4;
+    const int64_t o_step = padded(size);
     int64_t i = 0;
     for (; i + many * width <= size; i += many * width) {
-        Vec even[many] = {}, odd[many] = {};
+        Vec even[R][many] = {}, odd[R][many] = {};
         int64_t j = 0;
         for (; j + 2 <= count; j += 2)
+#pragma GCC unroll 4
             for (int c = 0; c < many; ++c) {
-                even[c] += p[j] * load(v + j * step + i + c * width);
-                odd[c] += p[j + 1] * load(v + (j + 1) * step + i + c * width);
+                const float* const at = v + j * step + i + c * width;
+                const Vec first = load(at), second = load(at + step);
+#pragma GCC unroll 2
+                for (int r = 0; r < R; ++r) {
+                    even[r][c] += p[r * keys_per_part + j] * first;
+                    odd[r][c] += p[r * keys_per_part + j + 1] * second;
+                }
             }
-        for (int c = 0; c < many; ++c) {
-            if (j < count) even[c] += p[j] * load(v + j * step + i + c * width);
-            store(o + i + c * width, even[c] + odd[c]);
-        }
+        for (int r = 0; r < R; ++r)
+            for (int c = 0; c < many; ++c) {
+                if (j < count)
+                    even[r][c] += p[r * keys_per_part + j] * load(v + j * step + i + c * width);
+                store(o + r * o_step + i + c * width, even[r][c] + odd[r][c]);
+            }
     }
-    registers(size - i, [&](int64_t rest, auto n) {
-        Vec total = {};
-        for (int64_t j = 0; j < count; ++j) total += p[j] * get(v + j * step + i + rest, n);
-        store(o + i + rest, total);
-    });
+    for (int r = 0; r < R; ++r)
+        registers(size - i, [&](int64_t rest, auto n) {
+            Vec total = {};
+            for (int64_t j = 0; j < count; ++j)
+                total += p[r * keys_per_part + j] * get(v + j * step + i + rest, n);
+            store(o + r * o_step + i + rest, total);
+        });
+}
+
+template <int R>
+struct Count {
+    static constexpr int value = R;
+};
+
+// body(r, Count<n>) over rows [r, last): n <= R of them at once where they may go together
+template <int R, class F>
+static inline void in_groups(int64_t r, int64_t last, bool together, const F& body) {
+    if (together || R == 1)
+        for (; r + R <= last; r += R) body(r, Count<R>{});
+    if constexpr (R > 1) in_groups<R - 1>(r, last, together, body);
+}
+
+// Rows [first, last) come from memory while something else is done.
+template <class T>
+static inline void ask_for_rows(const T* x, int64_t stride, int64_t first, int64_t last, int64_t size) {
+    for (int64_t j = first; j < last; ++j)
+        for (int64_t i = 0; i < size; i += (int64_t)(64 / sizeof(T))) __builtin_prefetch(x + j * stride + i);
 }
 
 // One block of keys for all queries of a group.
@@ -117,34 +156,43 @@ static inline void attend_part(const FewQueries<T>& a, int64_t b, int64_t g, int
     const int64_t rows_here = a.rows_per_group(), size = padded(a.q.width), value_size = padded(a.v.width);
     const int64_t end = first + keys_per_part < a.keys(b) ? first + keys_per_part : a.keys(b);
     const int64_t repeat = a.q.heads / a.k.heads;
-    float *const q = own.data, *const s = q + size, *const block = s + rows_here * keys_per_part;
+    float *const q = own.data, *const s = q + queries_at_once * size,
+                 *const block = s + rows_here * keys_per_part;
     int64_t k_step, v_step;
+    ask_for_rows(a.v.head(b, g), a.v.stride, first, end, a.v.width);
     const float* const k = as_floats(a.k.head(b, g), a.k.stride, first, end, a.k.width, block, k_step);
     const auto seen = [&](int64_t r, int64_t& low, int64_t& high) {
         const int64_t position = a.position(b, r % a.q.length);
         low = a.sight.low(position), high = a.sight.high(position);
         low = low > first ? low : first, high = high < end ? high : end;
     };
-    for (int64_t r = 0; r < rows_here; ++r) {
-        const int64_t h = g * repeat + r / a.q.length, t = r % a.q.length;
+    const bool alike = a.q.length == 1;  // all rows see the same keys
+    in_groups<queries_at_once>((int64_t)0, rows_here, alike, [&](int64_t from, auto count) {
         int64_t low, high;
-        seen(r, low, high);
-        parts[r] = {minus_infinity, 0.0f};
-        if (low >= high) continue;
-        const T* const from = a.q.row(b, h, t);
-        registers(a.q.width, [&](int64_t i, auto n) { store(q + i, get(from + i, n) * a.scale); });
-        scores(s + r * keys_per_part, q, k + (low - first) * k_step, k_step, high - low, a.q.width);
-        const uint8_t* const keep = a.mask.data ? a.mask.row(b, h, t) + low * a.mask.stride[3] : nullptr;
-        parts[r] = softmax_part(s + r * keys_per_part, high - low, keep, a.mask.stride[3]);
-    }
+        seen(from, low, high);
+        for (int64_t r = from; r < from + count.value; ++r) {
+            parts[r] = {minus_infinity, 0.0f};
+            const T* const row = a.q.row(b, g * repeat + r / a.q.length, r % a.q.length);
+            float* const to = q + (r - from) * size;
+            registers(a.q.width, [&](int64_t i, auto n) { store(to + i, get(row + i, n) * a.scale); });
+        }
+        if (low >= high) return;
+        scores<count.value>(s + from * keys_per_part, q, k + (low - first) * k_step, k_step, high - low,
+                            a.q.width);
+        for (int64_t r = from; r < from + count.value; ++r) {
+            const int64_t h = g * repeat + r / a.q.length, t = r % a.q.length;
+            const uint8_t* const keep = a.mask.data ? a.mask.row(b, h, t) + low * a.mask.stride[3] : nullptr;
+            parts[r] = softmax_part(s + r * keys_per_part, high - low, keep, a.mask.stride[3]);
+        }
+    });
     const float* const v = as_floats(a.v.head(b, g), a.v.stride, first, end, a.v.width, block, v_step);
-    for (int64_t r = 0; r < rows_here; ++r) {
+    in_groups<2>((int64_t)0, rows_here, alike, [&](int64_t r, auto count) {
         int64_t low, high;
         seen(r, low, high);
         if (low < high)
-            weighted_sum(o + r * value_size, s + r * keys_per_part, v + (low - first) * v_step, v_step,
-                         high - low, a.v.width);
-    }
+            weighted_sum<count.value>(o + r * value_size, s + r * keys_per_part, v + (low - first) * v_step,
+                                      v_step, high - low, a.v.width);
+    });
 }
 
 // The parts of one row of queries together.
@@ -188,7 +236,7 @@ static inline void attend_few(const FewQueries<T>& a) {
     const Scratch<Part> found(a.q.batch * groups * parts * rows_here);
     const double work = (double)(rows_here + 4) * (double)keys_per_part * (double)(size + value_size);
     parallel_for(a.q.batch * groups * parts, work, [&](int64_t begin, int64_t end) {
-        const Scratch<float> own(size + (rows_here + larger) * keys_per_part);
+        const Scratch<float> own(queries_at_once * size + (rows_here + larger) * keys_per_part);
         for (int64_t i = begin; i < end; ++i)
             attend_part(a, i / parts / groups, i / parts % groups, i % parts * keys_per_part,
                         o + i * rows_here * value_size, found + i * rows_here, own);

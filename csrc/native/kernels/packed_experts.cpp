@@ -35,41 +35,47 @@ static inline void write_swiglu(T* to, int64_t n, const float* sums) {
 
 template <class T>
 static inline void few_tokens(const Mixture<T>& mix) {
-    const int64_t width_of_x = mix.x.cols, features = mix.features, k = mix.choices(), all = mix.x.rows * k;
+    const int64_t features = mix.features, k = mix.choices(), all = mix.x.rows * k;
     const Activations<T> of_x(mix.x, mix.gate_up.format);
     const Scratch<T> hidden(all * features);
-    const int64_t up_pairs = mix.gate_up.panels() / 2;
-    spread(all * up_pairs, (double)(pair * mix.gate_up.panel_bytes()), [&](int64_t begin, int64_t end) {
+    const Groups up(mix.gate_up.panels() / 2);
+    spread(all * up.count, (double)mix.gate_up.bytes() / (double)up.count, [&](int64_t begin, int64_t end) {
         for (int64_t unit = begin; unit < end; ++unit) {
-            const int64_t m = unit / up_pairs, at = unit % up_pairs, e = mix.expert(m);
-            alignas(64) float sums[pair_rows] = {};
+            const int64_t m = unit / up.count, e = mix.expert(m);
+            T* const to = hidden + m * features;
             if (e < mix.count)
-                row_products(sums, of_x.inputs.from(mix.token(m)), 1, mix.of(mix.gate_up, e), at * pair,
-                             pair);
-            write_swiglu(hidden + m * features + at * panel_rows, features - at * panel_rows, sums);
+                one_row(of_x.inputs.from(mix.token(m)), mix.of(mix.gate_up, e), up, unit % up.count,
+                        [&](int64_t at, const float* sums) {
+                            write_swiglu(to + at * panel_rows, features - at * panel_rows, sums);
+                        });
         }
     });
+    for (int64_t m = 0; m < all; ++m)
+        if (mix.expert(m) >= mix.count) memset(hidden + m * features, 0, (size_t)features * sizeof(T));
     const Activations<T> of_hidden(Rows<const T>{hidden.data, all, features, features}, mix.down.format);
-    const int64_t panels = mix.down.panels(), pairs = (panels + 1) / 2;
-    spread(pairs, (double)(pair * mix.down.panel_bytes() * all), [&](int64_t begin, int64_t end) {
-        for (int64_t at = begin; at < end; ++at) {
-            const int count = panels - at * pair < pair ? 1 : pair;
-            const int64_t first = at * pair_rows, left = width_of_x - first;
-            for (int64_t n = 0; n < mix.x.rows; ++n) {
-                Vec total[pair * lanes] = {};
-                for (int64_t c = 0; c < k; ++c) {
-                    const int64_t m = n * k + c, e = mix.expert(m);
-                    alignas(64) float sums[pair_rows] = {};
-                    if (e >= mix.count) continue;
-                    row_products(sums, of_hidden.inputs.from(m), 1, mix.of(mix.down, e), at * pair, count);
-                    for (int i = 0; i < pair * lanes; ++i)
-                        total[i] += mix.weights[n][c] * load(sums + i * width);
-                }
-                registers(left < pair_rows ? left : pair_rows,
-                          [&](int64_t i, auto here) { put(mix.y[n] + first + i, here, total[i / width]); });
-            }
+    const Groups down((mix.down.panels() + 1) / 2);
+    const int64_t cols = down.pairs * pair_rows;
+    const Scratch<float> parts(all * cols);
+    spread(all * down.count, (double)mix.down.bytes() / (double)down.count, [&](int64_t begin, int64_t end) {
+        for (int64_t unit = begin; unit < end; ++unit) {
+            const int64_t m = unit / down.count, e = mix.expert(m);
+            float* const to = parts + m * cols;
+            if (e < mix.count)
+                one_row(of_hidden.inputs.from(m), mix.of(mix.down, e), down, unit % down.count,
+                        [&](int64_t at, const float* sums) {
+                            memcpy(to + at * pair_rows, sums, pair_rows * sizeof(float));
+                        });
         }
     });
+    for (int64_t n = 0; n < mix.x.rows; ++n)
+        registers(mix.x.cols, [&](int64_t i, auto here) {
+            Vec total = {};
+            for (int64_t c = 0; c < k; ++c) {
+                const int64_t m = n * k + c;
+                if (mix.expert(m) < mix.count) total += mix.weights[n][c] * load(parts + m * cols + i);
+            }
+            put(mix.y[n] + i, here, total);
+        });
 }
 
 // Pairs sorted by expert, stable: row[m] of every pair, begin[e] of every

@@ -30,6 +30,15 @@ template <class T, class Write>
 static inline void by_rows(const Packed& weight, const Rows<const T>& x, const Write& write) {
     const Activations<T> activations(x, weight.format);
     const int64_t panels = weight.panels(), pairs = (panels + 1) / 2;
+    if (x.rows == 1) {
+        const Groups groups(pairs);
+        spread(groups.count, (double)weight.bytes() / (double)groups.count, [&](int64_t begin, int64_t end) {
+            for (int64_t group = begin; group < end; ++group)
+                one_row(activations.inputs, weight, groups, group,
+                        [&](int64_t at, const float* sums) { write((int64_t)0, at, sums); });
+        });
+        return;
+    }
     const int64_t parts = (x.rows + rows_together - 1) / rows_together;
     const double bytes_here = (double)(pair * weight.panel_bytes());
     const double work = x.rows > most_rows ? bytes_here * (double)x.rows / 4 : bytes_here;

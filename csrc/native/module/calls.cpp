@@ -399,6 +399,13 @@ void bind_recording(py::module_& module) {
                  const py::gil_scoped_release others_may_run;
                  self.recording->replay();
              })
+        .def("profile",
+             [](const PyRecording& self, int rounds) {
+                 py::list found;
+                 for (const Recording::Timed& one : self.recording->profile(rounds))
+                     found.append(py::make_tuple(one.kernel, one.bytes, one.seconds));
+                 return found;
+             })
         .def_property_readonly("calls", [](const PyRecording& self) { return self.recording->calls(); })
         .def_property_readonly("arena_bytes",
                                [](const PyRecording& self) { return self.recording->arena_bytes(); })
