@@ -26,9 +26,14 @@ SMALL = Sizes(rows=8, width=16, square=8, tokens=8, vocab=32, length=8, heads=2,
               tensors=2, tensor=100)
 
 
-def work(op: str, sizes: Sizes, backward: bool = False) -> dict[str, Any]:
-    """{"flops": ...} or {"bytes": ...} of one repetition: multiply-adds, three times the forward's with the
-    backward; or the fewest bytes that pass between memory and processor."""
+def work(op: str, sizes: Sizes, backward: bool = False, dtype: str = "float32") -> dict[str, Any]:
+    """{"flops": ..., "dtype": ...} or {"bytes": ...} of one repetition: multiply-adds, three times the
+    forward's with the backward; or the fewest bytes that pass between memory and processor."""
+    found = _work(op, sizes, backward, 4.0 if dtype == "float32" else 2.0)
+    return found | ({"dtype": dtype} if "flops" in found else {})
+
+
+def _work(op: str, sizes: Sizes, backward: bool, size: float) -> dict[str, float]:
     s, times = sizes, 3 if backward else 1
     if op == "linear_cross_entropy":
         return {"flops": times * 2.0 * s.tokens * s.width * s.vocab}
@@ -37,6 +42,6 @@ def work(op: str, sizes: Sizes, backward: bool = False) -> dict[str, Any]:
     if op == "attention":              # half of the scores; the backward forms them again
         return {"flops": (3.5 if backward else 1) * 4.0 * s.heads * s.length**2 * s.head_dim / 2}
     if op == "adamw":                  # p, m, v read and written, the gradient read
-        return {"bytes": 7.0 * s.tensors * s.tensor * 4}
-    each = (s.rows * s.width if op == "rms_norm" else s.square**2) * 4.0
+        return {"bytes": 7.0 * s.tensors * s.tensor * size}
+    each = (s.rows * s.width if op == "rms_norm" else s.square**2) * size
     return {"bytes": (5 if backward else 2) * each}      # x, y; y's gradient, x or y again, x's gradient

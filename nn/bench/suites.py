@@ -80,18 +80,22 @@ def decode(model: str, dtype: str, prompt: int, new: int, prefill: int, run: Run
     yield from _rows(contenders, names, dtype, run)
 
 
-def operations(names: Sequence[str], run: Run, small: bool = False) -> Iterator[dict[str, Any]]:
-    """Rows of single operations, float32, forward and forward + backward."""
+def operations(names: Sequence[str], run: Run, small: bool = False,
+               dtype: str = "f32") -> Iterator[dict[str, Any]]:
+    """Rows of single operations, forward and forward + backward."""
     from nn.bench.operations import NAMES
 
     for name in names:
         check_name("op", name, NAMES)
-    options = {"small": small}
+    by_name("dtype", dtype, models.DTYPES)
+    options = {"small": small, "dtype": dtype}
+    compiled = options | {"compiled": True}
     others = [Contender("torch eager", TORCH_OPERATIONS, options),
               Contender("torch eager +tuned", TORCH_OPERATIONS, options, TUNED),
-              Contender("torch compile", TORCH_OPERATIONS, options | {"compiled": True})]
+              Contender("torch compile", TORCH_OPERATIONS, compiled),
+              Contender("torch compile +tuned", TORCH_OPERATIONS, compiled, TUNED)]
     contenders = [Contender(OURS, "nn.bench.operations", options), *run.others(others)]
-    yield from _rows(contenders, {name: name for name in names or NAMES}, "f32", run)
+    yield from _rows(contenders, {name: name for name in names or NAMES}, dtype, run)
 
 
 def _rows(contenders: Sequence[Contender], names: dict[str, str], dtype: str,

@@ -1,10 +1,11 @@
-"""Measure single operations on the processor, forward and forward + backward, in float32: each beside what
-the machine could do at best, measured in the same run, and beside PyTorch where it is installed.
+"""Measure single operations on the processor, forward and forward + backward: each beside what the machine
+could do at best, measured in the same run, and beside PyTorch where it is installed: as it comes, compiled,
+and both with memory that is kept and huge pages (+tuned).
 
 Examples:
   cuda-nn bench cpu
   cuda-nn bench cpu --op softmax,rms_norm --peers none
-  cuda-nn bench cpu --json
+  cuda-nn bench cpu --dtype bf16 --json
 """
 
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from nn.errors import InputError
 class Options(HowOptions):
     # What to measure
     op: str = ""                       # operations by their beginnings: softmax,attention; none: all
+    dtype: str = "f32"                 # f32 or bf16 (AdamW in f32 alone)
     small: bool = False                # tiny sizes, to try the command
 
 
@@ -32,4 +34,4 @@ def run(argv: list[str]) -> int:
     for word in words:
         if not any(name.startswith(word) for name in NAMES):
             raise InputError(f"op: {word!r} is not the beginning of any; there are {', '.join(NAMES)}")
-    return show(operations(names, options.run(), options.small), options)
+    return show(operations(names, options.run(), options.small, options.dtype), options)

@@ -25,6 +25,8 @@ class Attention(Op):
     Δ = Σ dO ⊙ O,  dV = Pᵀ dO,  dS = P ⊙ (dO Vᵀ − Δ),  dQ = scale dS K,  dK = scale dSᵀ Q;
     dK and dV sum over the query heads of their group."""
 
+    new_gradients = True
+
     def forward(self, q: Array, k: Array, v: Array, **options: Any) -> Array:
         self.q, self.k, self.v, self.options = q, k, v, options
         self.o, self.lse = kernels.attention(q, k, v, **options)

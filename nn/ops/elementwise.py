@@ -262,6 +262,8 @@ class GELU(Op):
 class SwiGLU(Op):
     """y = SiLU(gate) ⊙ up:  dgate = dy ⊙ up ⊙ SiLU'(gate),  dup = dy ⊙ SiLU(gate)"""
 
+    new_gradients = True
+
     def forward(self, gate: Array, up: Array) -> Array:
         self.gate, self.up = gate, up
         return kernels.swiglu(gate, up)
@@ -272,6 +274,8 @@ class SwiGLU(Op):
 
 class SwiGLUPacked(Op):
     """SwiGLU of x = [gate, up]:  dx = [dgate, dup]"""
+
+    new_gradients = True
 
     def forward(self, x: Array) -> Array:
         self.x = x

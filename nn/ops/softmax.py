@@ -7,6 +7,8 @@ from nn.tensor import Array, Op, Tensor
 class Softmax(Op):
     """y_j = exp x_j / Σ_i exp x_i:  ∂y_j/∂x_i = y_j (1[i=j] − y_i),  so  dx = y ⊙ (dy − Σ_j dy_j y_j)"""
 
+    new_gradients = True
+
     def forward(self, x: Array) -> Array:
         self.y = kernels.softmax(x)
         return self.y
@@ -17,6 +19,8 @@ class Softmax(Op):
 
 class LogSoftmax(Op):
     """y = x − log Σ exp x:  dx = dy − exp(y) Σ_j dy_j"""
+
+    new_gradients = True
 
     def forward(self, x: Array) -> Array:
         self.y = kernels.log_softmax(x)

@@ -35,6 +35,9 @@ def rows_of(out: str) -> list[dict[str, Any]]:
      "tokens_per_second"),
     (("cpu", "--small", "--op", "softmax,adamw"),
      ["softmax forward", "softmax forward + backward", "adamw"], "seconds"),
+    (("cpu", "--small", "--op", "swiglu,linear_cross_entropy", "--dtype", "bf16"),
+     ["linear_cross_entropy forward", "linear_cross_entropy forward + backward", "swiglu forward",
+      "swiglu forward + backward"], "seconds"),
 ])
 def test_one_json_object_per_row(cuda_nn, words: tuple[str, ...], names: list[str], speed: str) -> None:
     status, out, err = cuda_nn("bench", *words, *QUICK)
@@ -89,6 +92,7 @@ def test_the_start(cuda_nn) -> None:
     (("cpu", "--op", "softmix"), "'softmix' is not the beginning of any; there are rms_norm forward"),
     (("cpu", "--peers", "tensorflow"), "peers: 'tensorflow' is not known"),
     (("cpu", "--samples", "0"), "samples: 0"),
+    (("cpu", "--dtype", "f16"), "dtype: 'f16' is not known"),
     (("startup", "--preset", "large"), "preset: 'large' is not known"),
     (("dcode",), "bench: 'dcode' is not known"),
     (("decode", "--promt", "3"), "Did you mean --prompt?"),

@@ -14,13 +14,14 @@ struct Running {
     Vec m[most], l[most];
 };
 
-// Scores to probabilities, in place; o[channels][queries] is brought to the new maxima.
-template <int most>
-static inline void next_probabilities(Running<most>& run, float* s, int64_t count, int64_t vecs, float scale,
-                                      float* o, int64_t channels) {
+// Scores to probabilities, in float32 in their place; o[channels][queries] is brought to the new maxima.
+template <int most, class Word>
+static inline void next_probabilities(Running<most>& run, const float* s, Word* p_units, int64_t count,
+                                      int64_t vecs, float scale, float* o, int64_t channels) {
     const int64_t ld = vecs * width;
     for (int64_t v = 0; v < vecs; ++v) {
-        float* const column = s + v * width;
+        const float* const column = s + v * width;
+        Word* const to = p_units + v * width;
         Vec top = run.m[v], other = top;
         int64_t j = 0;
         for (; j + 2 <= count; j += 2) {
@@ -34,16 +35,16 @@ static inline void next_probabilities(Running<most>& run, float* s, int64_t coun
         for (j = 0; j + 2 <= count; j += 2) {
             const Vec p = power_of_two(load(column + j * ld) * scale - base),
                       next = power_of_two(load(column + (j + 1) * ld) * scale - base);
-            store(column + j * ld, p);
-            store(column + (j + 1) * ld, next);
+            put_keys(to, ld, j, p, next);
             total += p;
             rest += next;
         }
         if (j < count) {
             const Vec p = power_of_two(load(column + j * ld) * scale - base);
-            store(column + j * ld, p);
+            put_last_key(to, ld, j, p);
             total += p;
         }
+        pad_keys(to, ld, count);
         const Vec factor = power_of_two(run.m[v] * scale - base);
         run.l[v] = run.l[v] * factor + (total + rest);
         run.m[v] = top;
@@ -74,6 +75,12 @@ struct ForwardMemory {
           pairs(sizeof(E) == 4 ? 0 : units<E>(Shape<E>::keys) * lanes),
           s(Shape<E>::keys * lanes),
           o(round_up(value_size, 16) * lanes) {}
+    Word* probabilities() const {
+        if constexpr (sizeof(E) == 4)
+            return s.data;
+        else
+            return pairs.data;
+    }
 };
 
 template <class E, class T>
@@ -93,10 +100,10 @@ static inline void attend(const Forward<T>& a, const QueryBlock& block, const So
         product(own.s.data, ld, keys.rows(block.b, block.g, key), own.q.data, ld, count, vecs,
                 units<E>(p.q.width), false);
         hide(own.s.data, p, block, key, count);
-        next_probabilities(run, own.s.data, count, vecs, scale, own.o.data, started ? channels : 0);
-        product(own.o.data, ld, values.columns(block.b, block.g, key),
-                keys_as_units(own.pairs.data, own.s.data, count, vecs), ld, channels, vecs, units<E>(count),
-                started);
+        next_probabilities(run, own.s.data, own.probabilities(), count, vecs, scale, own.o.data,
+                           started ? channels : 0);
+        product(own.o.data, ld, values.columns(block.b, block.g, key), own.probabilities(), ld, channels,
+                vecs, units<E>(count), started);
         started = true;
     }
     if (!started) memset(own.o.data, 0, (size_t)(channels * ld) * sizeof(float));

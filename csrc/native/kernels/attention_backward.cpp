@@ -70,29 +70,68 @@ static inline PerQuery<most> per_query(const Backward<T>& a, const QueryBlock& b
     return found;
 }
 
-// s -> p, dp -> ds, in place
-template <int most>
-static inline void gradients_of_scores(float* s, float* dp, const PerQuery<most>& of, int64_t count,
-                                       int64_t vecs, float scale) {
-    const int64_t ld = vecs * width;
-    for (int64_t v = 0; v < vecs; ++v)
-        for (int64_t j = 0; j < count; ++j) {
-            const int64_t at = j * ld + v * width;
-            const Vec p = power_of_two(load(s + at) * scale - of.lse[v]);
-            store(dp + at, p * (load(dp + at) - of.delta[v]));
-            store(s + at, p);
-        }
-}
+// p and ds [key][query] as the products take them: as left operands, a key per row, and ds over keys, too.
+template <class E>
+struct Gradients;
+template <>
+struct Gradients<float> {  // in place of the scores and of dp
+    float *p, *ds, *units_of_ds;
+    int64_t ld;
+    explicit Gradients(const BackwardMemory<float>& own, int64_t lanes)
+        : p(own.s.data), ds(own.dp.data), units_of_ds(ds), ld(lanes) {}
+    void put(int64_t at, Vec p_here, Vec ds_here) const {
+        store(p + at, p_here);
+        store(ds + at, ds_here);
+    }
+    void put_pair(int64_t, int64_t, Vec, Vec) const {}
+    void pad(int64_t) const {}
+};
+template <>
+struct Gradients<bf16> {
+    bf16 *p, *ds;
+    uint32_t* units_of_ds;
+    int64_t ld;
+    explicit Gradients(const BackwardMemory<bf16>& own, int64_t lanes)
+        : p(own.p.data), ds(own.ds.data), units_of_ds(own.pairs.data), ld(lanes) {}
+    void put(int64_t at, Vec p_here, Vec ds_here) const {
+        store(p + at, p_here);
+        store(ds + at, ds_here);
+    }
+    void put_pair(int64_t j, int64_t lane, Vec ds_here, Vec next) const {
+        put_keys(units_of_ds + lane, ld, j, ds_here, next);
+    }
+    void pad(int64_t count) const {
+        const int64_t more = round_up(count, Shape<bf16>::whole) - count;
+        memset(p + count * ld, 0, (size_t)(more * ld) * sizeof(bf16));
+        memset(ds + count * ld, 0, (size_t)(more * ld) * sizeof(bf16));
+        for (int64_t lane = 0; lane < ld; lane += width) pad_keys(units_of_ds + lane, ld, count);
+    }
+};
 
-// x[key][query] as a left operand, a key per row
-static inline Left<float> keys_as_rows(float*, const float* x, int64_t, int64_t vecs) {
-    return {x, vecs * width, 1};
-}
-static inline Left<bf16> keys_as_rows(bf16* to, const float* x, int64_t count, int64_t vecs) {
-    const int64_t ld = vecs * width, all = round_up(count, Shape<bf16>::whole);
-    for (int64_t i = 0; i < count * ld; i += width) store(to + i, load(x + i));
-    if (all > count) memset(to + count * ld, 0, (size_t)((all - count) * ld) * sizeof(bf16));
-    return {to, ld, 1};
+// s -> p, dp -> ds
+template <int most, class E>
+static inline void gradients_of_scores(const Gradients<E>& to, const float* s, const float* dp,
+                                       const PerQuery<most>& of, int64_t count, float scale) {
+    for (int64_t lane = 0, v = 0; lane < to.ld; lane += width, ++v) {
+        const auto probability = [&](int64_t at) { return power_of_two(load(s + at) * scale - of.lse[v]); };
+        const auto slope = [&](int64_t at, Vec p) { return p * (load(dp + at) - of.delta[v]); };
+        int64_t j = 0;
+        for (; j + 2 <= count; j += 2) {
+            const int64_t at = j * to.ld + lane, after = at + to.ld;
+            const Vec p = probability(at), next_p = probability(after);
+            const Vec ds = slope(at, p), next_ds = slope(after, next_p);
+            to.put(at, p, ds);
+            to.put(after, next_p, next_ds);
+            to.put_pair(j, lane, ds, next_ds);
+        }
+        if (j < count) {
+            const int64_t at = j * to.ld + lane;
+            const Vec p = probability(at), ds = slope(at, p);
+            to.put(at, p, ds);
+            to.put_pair(j, lane, ds, Vec{});
+        }
+    }
+    to.pad(count);
 }
 
 template <class E, class T>
@@ -114,6 +153,7 @@ static inline void block_backward(const Backward<T>& a, const QueryBlock& block,
     rows_as_units<E>(own.q_units.data, a.size, q, p.q.stride, block.count, size);
     rows_as_units<E>(own.grad_units.data, a.value_size, grad, a.grad.stride, block.count, p.v.width);
     const PerQuery<most> per = per_query<most>(a, block);
+    const Gradients<E> found(own, ld);
     const int64_t q_units = units<E>(size), v_units = units<E>(p.v.width), along = units<E>(block.count);
     bool started = false;
     for (int64_t key = block.low; key < block.high; key += Shape<E>::keys) {
@@ -122,14 +162,13 @@ static inline void block_backward(const Backward<T>& a, const QueryBlock& block,
         product(own.dp.data, ld, of.values.rows(b, g, key), own.grad_lanes.data, ld, count, vecs, v_units,
                 false);
         hide(own.s.data, p, block, key, count);
-        gradients_of_scores(own.s.data, own.dp.data, per, count, vecs, p.scale * log2_e);
-        product(dv + key * a.value_size, a.value_size, keys_as_rows(own.p.data, own.s.data, count, vecs),
-                own.grad_units.data, a.value_size, count, a.value_size / width, along, true);
-        product(dk + key * a.size, a.size, keys_as_rows(own.ds.data, own.dp.data, count, vecs),
-                own.q_units.data, a.size, count, a.size / width, along, true);
-        product(own.dq.data, ld, of.keys.columns(b, g, key),
-                keys_as_units(own.pairs.data, own.dp.data, count, vecs), ld, size, vecs, units<E>(count),
-                started);
+        gradients_of_scores(found, own.s.data, own.dp.data, per, count, p.scale * log2_e);
+        product(dv + key * a.value_size, a.value_size, Left<E>{found.p, ld, 1}, own.grad_units.data,
+                a.value_size, count, a.value_size / width, along, true);
+        product(dk + key * a.size, a.size, Left<E>{found.ds, ld, 1}, own.q_units.data, a.size, count,
+                a.size / width, along, true);
+        product(own.dq.data, ld, of.keys.columns(b, g, key), found.units_of_ds, ld, size, vecs,
+                units<E>(count), started);
         started = true;
     }
     if (!started) memset(own.dq.data, 0, (size_t)(size * ld) * sizeof(float));

@@ -113,21 +113,23 @@ static inline Bits round_pair(Vec low, Vec high) {
     return ((bits_of(low) + 0x8000u) >> 16) | ((bits_of(high) + 0x8000u) & 0xffff0000u);
 }
 
-// p[key][query] as the right operand of a product over keys: float32 as it is, or in pairs of keys.
-static inline const float* keys_as_units(float*, const float* p, int64_t, int64_t) { return p; }
-static inline const uint32_t* keys_as_units(uint32_t* to, const float* p, int64_t count, int64_t vecs) {
-    const int64_t ld = vecs * width, whole = count / 2, all = units<bf16>(count);
-    for (int64_t u = 0; u < all; ++u)
-        for (int64_t i = 0; i < ld; i += width) {
-            const float* const at = p + 2 * u * ld + i;
-            Bits x = {};
-            if (u < whole)
-                x = round_pair(load(at), load(at + ld));
-            else if (2 * u < count)
-                x = round_pair(load(at), Vec{});
-            memcpy(to + u * ld + i, &x, sizeof x);
-        }
-    return to;
+// A register of p[key][query] of the keys j and j + 1, the last of which may lack the second, as the right
+// operand of a product over keys: float32 a key per row, or rounded, in pairs.
+static inline void put_keys(float* to, int64_t ld, int64_t j, Vec p, Vec next) {
+    store(to + j * ld, p);
+    store(to + (j + 1) * ld, next);
+}
+static inline void put_last_key(float* to, int64_t ld, int64_t j, Vec p) { store(to + j * ld, p); }
+static inline void put_keys(uint32_t* to, int64_t ld, int64_t j, Vec p, Vec next) {
+    const Bits x = round_pair(p, next);
+    memcpy(to + j / 2 * ld, &x, sizeof x);
+}
+static inline void put_last_key(uint32_t* to, int64_t ld, int64_t j, Vec p) { put_keys(to, ld, j, p, Vec{}); }
+
+// Zeros from key `count` on, as far as tiles read.
+static inline void pad_keys(float*, int64_t, int64_t) {}
+static inline void pad_keys(uint32_t* to, int64_t ld, int64_t count) {
+    for (int64_t u = (count + 1) / 2; u < units<bf16>(count); ++u) memset(to + u * ld, 0, sizeof(Vec));
 }
 
 }  // namespace nn::NN_LEVEL

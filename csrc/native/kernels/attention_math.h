@@ -50,7 +50,12 @@ static inline Vec power_of_two(Vec x) {
     p = p * r + 2.4022242060e-1f;
     p = p * r + 6.9314697761e-1f;
     p = p * r + 1.0f;
+#if defined(__AVX512F__)
+    const __mmask16 seen = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-125.0f), _CMP_NLT_UQ);
+    return (Vec)_mm512_maskz_scalef_ps(seen, (__m512)p, (__m512)(shifted - 12582912.0f));
+#else
     return x < -125.0f ? Vec{} : (Vec)((Int)p + ((Int)shifted << 23));
+#endif
 }
 
 // ln x for x >= 1; Cephes' polynomial (logf.c), ln 2 in two parts.

@@ -3,7 +3,7 @@
 //
 // One thread per range of rows; a row is read three times, twice from the first-level cache (the variance in a
 // pass of its own: E[x^2] - E[x]^2 cancels).  dw, db: partial sums per fixed block of rows, added in order.
-#include "kernels/kernel.h"
+#include "kernels/stream.h"
 
 namespace nn::NN_LEVEL {
 
@@ -18,7 +18,7 @@ static bool layer_norm(const Call& call) {
     const float count = (float)(cols ? cols : 1);
     parallel_for(x.rows, (double)cols * 2 * sizeof(T), [&](int64_t begin, int64_t end) {
         for (int64_t r = begin; r < end; ++r) {
-            const T* const row = x[r];
+            const T *const row = x[r], *const next = coming(x, r);
             const float mean = row_sum(cols, [&](int64_t i, auto n) { return get(row + i, n); }) / count;
             const float squares = row_sum(cols, [&](int64_t i, auto n) {
                 const Vec d = get(row + i, n) - mean;
@@ -26,6 +26,7 @@ static bool layer_norm(const Call& call) {
             });
             const float rstd = 1.0f / sqrtf(squares / count + (float)eps);
             registers(cols, [&](int64_t i, auto n) {
+                fetch(next + i);
                 put(y[r] + i, n, (get(row + i, n) - mean) * rstd * get(weight + i, n) + get(bias + i, n));
             });
             *means[r] = mean, *rstds[r] = rstd;
@@ -39,7 +40,8 @@ NN_KERNEL("layer_norm(x[R,D], weight[D], bias[D], eps) -> y[R,D], mean[R,1]:floa
 // One row: dx, and dy xh and dy added to dweight and dbias.
 template <class T>
 static inline void layer_row_backward(T* dx, float* dweight, float* dbias, const T* dy, const T* x,
-                                      const T* weight, float mean, float rstd, int64_t cols) {
+                                      const T* next_dy, const T* next_x, const T* weight, float mean,
+                                      float rstd, int64_t cols) {
     const float count = (float)(cols ? cols : 1);
     const float direct =
         row_sum(cols, [&](int64_t i, auto n) { return get(dy + i, n) * get(weight + i, n); }) / count;
@@ -48,6 +50,8 @@ static inline void layer_row_backward(T* dx, float* dweight, float* dbias, const
                             return a * ((get(x + i, n) - mean) * rstd);  // a is 0 beyond n
                         }) / count;
     registers(cols, [&](int64_t i, auto n) {
+        fetch(next_dy + i);
+        fetch(next_x + i);
         const Vec g = get(dy + i, n), normed = (get(x + i, n) - mean) * rstd;
         put(dweight + i, n, get(dweight + i, n) + g * normed);
         put(dbias + i, n, get(dbias + i, n) + g);
@@ -68,7 +72,8 @@ static bool layer_norm_backward(const Call& call) {
         float* const own = partial + block * 2 * cols;
         memset(own, 0, (size_t)cols * 2 * sizeof(float));
         for (int64_t r = begin; r < end; ++r)
-            layer_row_backward(dx[r], own, own + cols, dy[r], x[r], weight.data, *mean[r], *rstd[r], cols);
+            layer_row_backward(dx[r], own, own + cols, dy[r], x[r], coming(dy, r), coming(x, r), weight.data,
+                               *mean[r], *rstd[r], cols);
     });
     const auto add_up = [&](const float* part, float* result) {
         elements(cols, (double)(blocks + 1) * sizeof(float), [&](int64_t i, auto n) {

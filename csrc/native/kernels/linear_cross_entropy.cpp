@@ -3,6 +3,7 @@
 // place (bfloat16: beside them, rounded); dx = dlogits weight; dweight += dlogitsT x in float32, chunks in
 // order.
 #include "kernels/loss_math.h"
+#include "kernels/stream.h"
 #include "kernels/gemm/matrix.h"
 
 namespace nn::NN_LEVEL {
@@ -20,21 +21,25 @@ static inline void zero(T* row, int64_t cols) {
     memset(row, 0, (size_t)cols * sizeof(T));
 }
 
-// The loss of one row of logits z, which are changed.
-static inline float row_forward(float* z, int64_t cols, int64_t target, const LossOptions& o) {
+// The loss of one row of logits z, which are changed; `next` is fetched meanwhile.
+static inline float row_forward(float* z, const float* next, int64_t cols, int64_t target,
+                                const LossOptions& o) {
     if (target == o.ignore_index) return 0.0f;
     if (o.softcap != 0.0f)
         registers(cols, [&](int64_t i, auto n) { put(z + i, n, capped(get(z + i, n), o.softcap)); });
     const auto value = [&](int64_t i, auto n) { return get(z + i, n); };
     const float most = finite_max(row_max(cols, value));
-    const float lse = logf(row_exp_sum(cols, most, value)) + most;
+    const float lse = logf(row_exp_sum(cols, most, [&](int64_t i, auto n) {
+                          fetch(next + i);
+                          return value(i, n);
+                      })) + most;
     return row_loss(lse, z[target], o.smoothing != 0.0f ? row_sum(cols, value) : 0.0f, cols, o);
 }
 
 // The same, and the gradient; d may be z.  Without a cap the exponentials are formed once and kept in z.
 template <class T>
-static inline float row_both(T* d, float* z, int64_t cols, int64_t target, const LossOptions& o,
-                             float upstream) {
+static inline float row_both(T* d, float* z, const float* next, int64_t cols, int64_t target,
+                             const LossOptions& o, float upstream) {
     if (target == o.ignore_index) return zero(d, cols), 0.0f;
     const auto value = [&](int64_t i, auto n) { return get(z + i, n); };
     if (o.softcap != 0.0f)
@@ -54,6 +59,7 @@ static inline float row_both(T* d, float* z, int64_t cols, int64_t target, const
         put(d + target, (int64_t)1, at_target);
     } else {
         const float sum = row_sum(cols, [&](int64_t i, auto n) {
+            fetch(next + i);
             const Vec e = exp(get(z + i, n) - most);
             put(z + i, n, e);
             return (int64_t)n == width ? e : first_lanes(e, n, Vec{});
@@ -87,12 +93,12 @@ static inline void chunk_of_rows(const Flat<float>& loss, const Rows<const T>& x
     product(logits, vocabulary, plain(part), transposed(weight), count, vocabulary, width_of_x);
     parallel_for(count, (double)vocabulary * 2 * (exp_bytes + sizeof(T)), [&](int64_t begin, int64_t end) {
         for (int64_t r = begin; r < end; ++r) {
-            float* const z = logits + r * vocabulary;
+            float *const z = logits + r * vocabulary, *const next = r + 1 < count ? z + vocabulary : z;
             const int64_t target = labels.targets[first + r];
             const LossOptions& o = labels.options;
-            loss[first + r] = wanted ? row_both(dlogits + r * vocabulary, z, vocabulary, target, o,
+            loss[first + r] = wanted ? row_both(dlogits + r * vocabulary, z, next, vocabulary, target, o,
                                                 labels.upstream)
-                                     : row_forward(z, vocabulary, target, o);
+                                     : row_forward(z, next, vocabulary, target, o);
         }
     });
     if (!wanted) return;

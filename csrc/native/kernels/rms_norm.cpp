@@ -3,7 +3,7 @@
 //
 // One thread per range of rows; a row is read twice, the second time from the first-level cache.  dw: one
 // partial sum per fixed block of rows, added in order.
-#include "kernels/kernel.h"
+#include "kernels/stream.h"
 
 namespace nn::NN_LEVEL {
 
@@ -18,13 +18,14 @@ inline Vec rounded<bf16>(Vec x) {
 }
 
 template <class T>
-static inline float normalize(T* y, const T* x, const T* weight, int64_t cols, double eps) {
+static inline float normalize(T* y, const T* x, const T* next, const T* weight, int64_t cols, double eps) {
     const float squares = row_sum(cols, [&](int64_t i, auto n) {
         const Vec v = get(x + i, n);
         return v * v;
     });
     const float rstd = 1.0f / sqrtf(squares / (float)(cols ? cols : 1) + (float)eps);
     registers(cols, [&](int64_t i, auto n) {
+        fetch(next + i);
         put(y + i, n, rounded<T>(get(x + i, n) * rstd) * get(weight + i, n));
     });
     return rstd;
@@ -38,7 +39,8 @@ static bool rms_norm(const Call& call) {
     const auto weight = flat<const T>(call, 3);
     const double eps = number(call, 0);
     parallel_for(x.rows, (double)x.cols * 2 * sizeof(T), [&](int64_t begin, int64_t end) {
-        for (int64_t r = begin; r < end; ++r) *rstd[r] = normalize(y[r], x[r], weight.data, x.cols, eps);
+        for (int64_t r = begin; r < end; ++r)
+            *rstd[r] = normalize(y[r], x[r], coming(x, r), weight.data, x.cols, eps);
     });
     return true;
 }
@@ -53,10 +55,12 @@ static bool rms_norm_residual(const Call& call) {
     const double eps = number(call, 0);
     parallel_for(x.rows, (double)x.cols * 4 * sizeof(T), [&](int64_t begin, int64_t end) {
         for (int64_t r = begin; r < end; ++r) {
+            const T* const next = coming(residual, r);
             registers(x.cols, [&](int64_t i, auto n) {
+                fetch(next + i);
                 put(total[r] + i, n, get(x[r] + i, n) + get(residual[r] + i, n));
             });
-            *rstd[r] = normalize(y[r], (const T*)total[r], weight.data, x.cols, eps);
+            *rstd[r] = normalize(y[r], (const T*)total[r], coming(x, r), weight.data, x.cols, eps);
         }
     });
     return true;
@@ -66,13 +70,16 @@ NN_KERNEL("rms_norm_residual(x[R,D], residual[R,D], weight[D], eps) -> y[R,D], s
 
 // One row: dx, and dy xh added to dweight.
 template <class T>
-static inline void row_backward(T* dx, float* dweight, const T* dy, const T* x, const T* weight, float rstd,
-                                const T* dresidual, int64_t cols) {
+static inline void row_backward(T* dx, float* dweight, const T* dy, const T* x, const T* next_dy,
+                                const T* next_x, const T* weight, float rstd, const T* dresidual,
+                                int64_t cols) {
     const float mean =
         row_sum(cols, [&](int64_t i,
                           auto n) { return get(dy + i, n) * get(weight + i, n) * (get(x + i, n) * rstd); }) /
         (float)(cols ? cols : 1);
     registers(cols, [&](int64_t i, auto n) {
+        fetch(next_dy + i);
+        fetch(next_x + i);
         const Vec g = get(dy + i, n), normed = get(x + i, n) * rstd;
         put(dweight + i, n, get(dweight + i, n) + g * normed);
         Vec d = (g * get(weight + i, n) - normed * mean) * rstd;
@@ -95,7 +102,7 @@ static bool rms_norm_backward(const Call& call) {
         float* const own = partial + block * cols;
         memset(own, 0, (size_t)cols * sizeof(float));
         for (int64_t r = begin; r < end; ++r)
-            row_backward(dx[r], own, dy[r], x[r], weight.data, *rstd[r],
+            row_backward(dx[r], own, dy[r], x[r], coming(dy, r), coming(x, r), weight.data, *rstd[r],
                          dresidual.data ? dresidual[r] : nullptr, cols);
     });
     elements(cols, (double)(blocks + 1) * sizeof(float), [&](int64_t i, auto n) {

@@ -13,10 +13,11 @@ constexpr int64_t hot_cols = 8192;  // of a row of exponentials in the first-lev
 // float32: exponentials are kept, then scaled: one exponential per element.  They are kept where the result
 // goes, or in `hot` if that is written past the caches.
 template <bool past>
-static inline void softmax_row(float* y, const float* x, int64_t cols, float* hot) {
+static inline void softmax_row(float* y, const float* x, const float* next, int64_t cols, float* hot) {
     float* const kept = past ? hot : y;
     const float most = finite_max(row_max(cols, [&](int64_t i, auto n) { return get(x + i, n); }));
     const float total = row_sum(cols, [&](int64_t i, auto n) {
+        fetch(next + i);
         Vec e = exp(get(x + i, n) - most);
         if ((int64_t)n != width) e = first_lanes(e, n, Vec{});
         put(kept + i, n, e);
@@ -28,10 +29,13 @@ static inline void softmax_row(float* y, const float* x, int64_t cols, float* ho
 
 // Half precision: computed twice instead, since a rounded exponential must not be divided and rounded again.
 template <bool past>
-static inline void softmax_row(bf16* y, const bf16* x, int64_t cols, float*) {
+static inline void softmax_row(bf16* y, const bf16* x, const bf16* next, int64_t cols, float*) {
     const auto value = [&](int64_t i, auto n) { return get(x + i, n); };
     const float most = finite_max(row_max(cols, value));
-    const float total = row_exp_sum(cols, most, value);
+    const float total = row_exp_sum(cols, most, [&](int64_t i, auto n) {
+        fetch(next + i);
+        return value(i, n);
+    });
     const float scale = 1.0f / (total == 0.0f ? 1.0f : total);
     registers(cols, [&](int64_t i, auto n) { deliver<past>(y + i, n, exp(get(x + i, n) - most) * scale); });
 }
@@ -44,12 +48,24 @@ static bool softmax(const Call& call) {
     parallel_for(x.rows, (double)x.cols * (exp_bytes + 2 * sizeof(T)), [&](int64_t begin, int64_t end) {
         alignas(64) float hot[hot_cols];
         for (int64_t r = begin; r < end; ++r)
-            past ? softmax_row<true>(y[r], x[r], x.cols, hot) : softmax_row<false>(y[r], x[r], x.cols, hot);
+            past ? softmax_row<true>(y[r], x[r], coming(x, r), x.cols, hot)
+                 : softmax_row<false>(y[r], x[r], coming(x, r), x.cols, hot);
         stream_end();
     });
     return true;
 }
 NN_KERNEL("softmax(x[...,C]) -> y[...,C]", softmax, float, bf16)
+
+template <bool past, class T>
+static inline void softmax_row_backward(T* dx, const T* dy, const T* y, const T* next_dy, const T* next_y,
+                                        int64_t cols) {
+    const float dot = row_sum(cols, [&](int64_t i, auto n) { return get(dy + i, n) * get(y + i, n); });
+    registers(cols, [&](int64_t i, auto n) {
+        fetch(next_dy + i);
+        fetch(next_y + i);
+        deliver<past>(dx + i, n, get(y + i, n) * (get(dy + i, n) - dot));
+    });
+}
 
 template <class T>
 static bool softmax_backward(const Call& call) {
@@ -57,15 +73,9 @@ static bool softmax_backward(const Call& call) {
     const auto dy = rows<const T>(call, 1), y = rows<const T>(call, 2);
     const bool past = streams(dx);
     parallel_for(y.rows, (double)y.cols * 3 * sizeof(T), [&](int64_t begin, int64_t end) {
-        for (int64_t r = begin; r < end; ++r) {
-            const float dot =
-                row_sum(y.cols, [&](int64_t i, auto n) { return get(dy[r] + i, n) * get(y[r] + i, n); });
-            const auto value = [&](int64_t i, auto n) { return get(y[r] + i, n) * (get(dy[r] + i, n) - dot); };
-            if (past)
-                registers(y.cols, [&](int64_t i, auto n) { deliver<true>(dx[r] + i, n, value(i, n)); });
-            else
-                registers(y.cols, [&](int64_t i, auto n) { put(dx[r] + i, n, value(i, n)); });
-        }
+        for (int64_t r = begin; r < end; ++r)
+            past ? softmax_row_backward<true>(dx[r], dy[r], y[r], coming(dy, r), coming(y, r), y.cols)
+                 : softmax_row_backward<false>(dx[r], dy[r], y[r], coming(dy, r), coming(y, r), y.cols);
         stream_end();
     });
     return true;

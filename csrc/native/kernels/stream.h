@@ -1,12 +1,24 @@
-// Results too large for the caches are written past them: the store of a whole line then does not read it first.
+// Rows that come from memory and go there: what is fetched ahead, and what is written past the caches.
 #pragma once
 #include "kernels/kernel.h"
 
 namespace nn::NN_LEVEL {
 
+// While row r is computed from the first-level cache, this one is on its way there: 4 KiB ahead, or a row.
+template <class T>
+static inline const T* coming(const Rows<const T>& x, int64_t r) {
+    const int64_t later = r + 1 + 4096 / (x.cols * (int64_t)sizeof(T) + 1);
+    return x[later < x.rows ? later : x.rows - 1];
+}
+template <class T>
+static inline void fetch(const T* p) {
+    __builtin_prefetch(p);
+}
+
 constexpr int64_t stream_bytes = 24 << 20;  // a smaller result is still there when it is read next
 
-// Whether to write y so: every row begins where a line does.
+// Whether y goes past the caches, where the store of a whole line does not read it first: every row begins
+// where a line does.
 template <class T>
 static inline bool streams(const Rows<T>& y) {
     return y.rows * y.cols * (int64_t)sizeof(T) >= stream_bytes && (uintptr_t)y.data % 64 == 0 &&

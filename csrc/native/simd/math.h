@@ -5,11 +5,15 @@
 namespace nn::NN_LEVEL {
 
 // e^x = 2^n e^r with |r| <= ln2/2; Cephes' polynomial (Moshier, expf.c), ln2 in two parts (Cody & Waite).
-// 0 below -104, inf above 89; NaN stays NaN.  2^n in two factors, since n may lie outside the exponents of
-// either side.
+// 0 below -104, inf above 89; NaN stays NaN.  Without an instruction for it 2^n is two factors, since n may
+// lie outside the exponents of either side.
 static inline Vec exp(Vec x) {
+#if defined(__AVX512F__)  // either takes its second operand where one is NaN
+    x = (Vec)_mm512_max_ps(_mm512_set1_ps(-104.0f), _mm512_min_ps(_mm512_set1_ps(89.0f), (__m512)x));
+#else
     x = x > 89.0f ? set(89.0f) : x;
     x = x < -104.0f ? set(-104.0f) : x;
+#endif
     const Vec shifted = x * 1.44269504088896341f + 12582912.0f;  // rounds to an integer in the low bits
     const Vec n = shifted - 12582912.0f;
     Vec r = x - n * 0.693359375f;
@@ -21,9 +25,13 @@ static inline Vec exp(Vec x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r + 1.0f;
+#if defined(__AVX512F__)
+    return (Vec)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
     const Int whole = (Int)bits_of(shifted) - 0x4b400000;  // n, from the low bits
     const Int half = whole >> 1;
     return p * (Vec)((half + 127) << 23) * (Vec)((whole - half + 127) << 23);
+#endif
 }
 
 static inline Vec sigmoid(Vec x) { return 1.0f / (1.0f + exp(-x)); }

@@ -1,28 +1,30 @@
-"""PyTorch's single operations, float32, in the sizes of nn/bench/sizes.py: eager, or compiled."""
+"""PyTorch's single operations, float32 or bfloat16, in the sizes of nn/bench/sizes.py: eager, or compiled."""
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
+from nn.bench.models import DTYPES
 from nn.bench.peers import library
 from nn.bench.sizes import FORWARD, FULL, SMALL, Sizes, work
 from nn.bench.task import Task, Tasks
 
 
-def tasks(small: bool = False, compiled: bool = False) -> Tasks:
-    """As ours; "adamw" is the fused one, and not compiled."""
+def tasks(small: bool = False, compiled: bool = False, dtype: str = "f32") -> Tasks:
+    """As ours; "adamw" is the fused one, in float32, and not compiled."""
+    made_of = DTYPES[dtype]
     torch, sizes = library("torch"), SMALL if small else FULL
     torch.set_num_threads(int(os.environ["NN_THREADS"]))
     made: Tasks = {}
     for op in FORWARD:
-        made[f"{op} forward"] = lambda op=op: _task(torch, op, sizes, False, compiled)      # type: ignore[misc]
-        made[f"{op} forward + backward"] = lambda op=op: _task(                             # type: ignore[misc]
-            torch, op, sizes, True, compiled)
-    return made if compiled else made | {"adamw": lambda: _adamw(torch, sizes)}
+        made[f"{op} forward"] = partial(_task, torch, op, sizes, made_of, False, compiled)
+        made[f"{op} forward + backward"] = partial(_task, torch, op, sizes, made_of, True, compiled)
+    return made if compiled or dtype != "f32" else made | {"adamw": lambda: _adamw(torch, sizes)}
 
 
-def _task(torch: Any, op: str, sizes: Sizes, backward: bool, compiled: bool) -> Task:
-    function, inputs = _prepared(torch, op, sizes, backward)
+def _task(torch: Any, op: str, sizes: Sizes, dtype: str, backward: bool, compiled: bool) -> Task:
+    function, inputs = _prepared(torch, op, sizes, dtype, backward)
     call = torch.compile(function) if compiled else function
     above = torch.ones_like(call(*inputs)) if backward else None
 
@@ -35,17 +37,17 @@ def _task(torch: Any, op: str, sizes: Sizes, backward: bool, compiled: bool) -> 
             x.grad = None
         call(*inputs).backward(above)
 
-    return Task(both if backward else forward, **work(op, sizes, backward),
+    return Task(both if backward else forward, **work(op, sizes, backward, dtype),
                 facts={"versions": {"torch": torch.__version__}})
 
 
-def _prepared(torch: Any, op: str, sizes: Sizes,
+def _prepared(torch: Any, op: str, sizes: Sizes, dtype: str,
               backward: bool) -> tuple[Callable[..., Any], Sequence[Any]]:
     """(function, its inputs)"""
     f, s = torch.nn.functional, sizes
 
     def leaf(*shape: int, scale: float = 1.0) -> Any:
-        return (torch.randn(*shape) * scale).requires_grad_(backward)
+        return (torch.randn(*shape) * scale).to(getattr(torch, dtype)).requires_grad_(backward)
 
     if op == "rms_norm":
         return (lambda x, w: f.rms_norm(x, (s.width,), w, 1e-6)), [leaf(s.rows, s.width), leaf(s.width)]
