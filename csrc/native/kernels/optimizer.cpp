@@ -6,6 +6,10 @@
 
 namespace nn::NN_LEVEL {
 
+// Elements that are fetched before they are wanted, those that will be written to be written: eight streams
+// are more than the processor follows by itself (44 without, 48 GB/s with, of 50 million float32).
+constexpr int64_t ahead = 256;
+
 template <class T>
 static bool adamw(const Call& call) {
     const auto param = flat<float>(call, 0);
@@ -22,6 +26,10 @@ static bool adamw(const Call& call) {
     // All is read before anything is written: the arrays often lie at equal offsets in their pages, and a
     // read would wait for a write whose address has the same lower 12 bits.
     const auto update = [&](int64_t i, auto n) {
+        __builtin_prefetch(param.data + i + ahead, 1);
+        __builtin_prefetch(m.data + i + ahead, 1);
+        __builtin_prefetch(v.data + i + ahead, 1);
+        __builtin_prefetch(grad.data + i + ahead);
         const Vec g = get(grad + i, n) * scale, p = get(param + i, n) * keep;
         const Vec first = get(m + i, n) * b1 + g * rest1;
         const Vec second = get(v + i, n) * b2 + g * g * rest2;
