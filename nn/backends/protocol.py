@@ -101,6 +101,14 @@ causal_conv(x[B,S,C], weight[C,K], steps; dilation=1) -> y[B,T,C]
 causal_conv_backward(dy[B,T,C], x[B,S,C], weight[C,K]; dilation=1) -> dx[B,S,C], dweight[C,K]:float
     dx_s = Σ_j w_j ⊙ dy_{s−jδ}, dw_j = Σ dy_t ⊙ x_{t+jδ}
 
+selective_scan(x[B,T,C], delta[B,T,C]:float, a[C,N]:float, b[B,T,N], c[B,T,N], d[C]:float, h[B,C,N]:float,
+               parts; keep=True) -> y[B,T,C], last[B,C,N]:float, starts[B,P,N,C]:float
+    h_t = e^{δ_t a} ⊙ h_{t−1} + δ_t x_t b_tᵀ, y_t = h_t c_t + d ⊙ x_t; starts: h before each part of ⌈T/P⌉
+selective_scan_backward(dy[B,T,C], dlast[B,C,N]:float, x[B,T,C], delta[B,T,C]:float, a[C,N]:float, b[B,T,N],
+                        c[B,T,N], d[C]:float, starts[B,P,N,C]:float)
+        -> dx[B,T,C], ddelta[B,T,C]:float, da[C,N]:float, db[B,T,N], dc[B,T,N], dd[C]:float, dh[B,C,N]:float
+    from the states before the parts
+
 rope(x[B,H,T,D], cos[...,T,r], sin[...,T,r]; interleaved=False, inverse=False) -> y[B,H,T,D]
     pairs turned by the angle; inverse = backward
 rope_at(x[B,H,T,D], cos[P,r], sin[P,r], positions[B]; interleaved=False) -> y[B,H,T,D]

@@ -45,7 +45,7 @@ class Parameter(Tensor):
                 values = np.broadcast_to(self.draw(generator(*self.key), self._shape), self._shape)
             elif self.std:
                 values += generator(*self.key).standard_normal(self._shape, np.float32) * np.float32(self.std)
-            self.load(values.astype(self._dtype))
+            self.load(values.astype(self._dtype, order="C"))
         return self._array
 
     @data.setter

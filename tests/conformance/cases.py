@@ -162,6 +162,22 @@ def convolutions(kernel: str) -> Table:
         yield label(batch, steps, channels, taps, dilation), build
 
 
+@table("selective_scan", "selective_scan_backward")
+def scans(kernel: str) -> Table:
+    for batch, length, channels, states, parts in ((2, 5, 3, 4, 2), (1, 1, 1, 1, 1), (3, 1, 70, 16, 1),
+                                                   (0, 2, 3, 4, 1), (2, 0, 3, 4, 1), (1, 3, 2, 0, 2),
+                                                   (1, 2, 0, 3, 1), (1, 2, 65, 3, 4), (2, 19, 131, 17, 3)):
+        def build(draw: Draw, b: int = batch, t: int = length, c: int = channels, n: int = states,
+                  p: int = parts) -> tuple[Arguments, dict[str, Any]]:
+            given = (draw(b, t, c), draw.wide(b, t, c, low=0.0, high=1.5),
+                     draw.wide(c, n, low=-3.0, high=0.0), draw(b, t, n), draw(b, t, n), draw.wide(c))
+            if kernel == "selective_scan":
+                return (*given, draw.wide(b, c, n), p), {"keep": n != 16}
+            return (draw(b, t, c), draw.wide(b, c, n), *given, draw.wide(b, p, n, c)), {}
+
+        yield label(batch, length, channels, states, parts), build
+
+
 @table("top_k")
 def largest_of_rows(kernel: str) -> Table:
     for rows, width, k in ((1, 1, 1), (2, 5, 5), (3, 33, 4), (2, 1000, 50), (1, 700, 699), (0, 4, 2)):

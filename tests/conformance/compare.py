@@ -19,7 +19,7 @@ from tests.conformance.cases import DTYPES, HALF, Case
 
 IN_PLACE = {"accumulate": (0,), "adamw": (0, 2, 3), "cache_append": (0, 1)}   # arguments that are the results
 SYMBOLS = {"k": "K", "num_experts": "E", "choices": "K", "tokens": "N",       # integers that stand for axes
-           "outputs": "O", "features": "F", "steps": "T"}
+           "outputs": "O", "features": "F", "steps": "T", "parts": "P"}
 TERMS = {"gathered_swiglu": 4.0, "gathered_swiglu_backward": 4.0,      # of rounded sums of products
          "attention_backward": 8.0,       # dP and its row mean are sums of products; they may cancel
          "linear_cross_entropy": 4.0}     # dlogits may be rounded to the storage type before sums

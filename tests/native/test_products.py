@@ -88,3 +88,51 @@ def test_extreme_exponents(scale: float) -> None:
         error = np.abs(y.astype(np.float64) - x.astype(np.float64) @ w.astype(np.float64).T)
         assert np.all(error <= 100 * (UNIT * size + 2.0**-149))
     assert np.array_equal(kernels.linear(np.zeros_like(x), weight), np.zeros((70, 90), np.float32))
+
+
+TINY, HUGE = 1e-42, 1e30           # a denormal, and one whose square is infinite
+
+
+def mixed(seed: int, rows: int, width: int, scales: tuple[float, ...]) -> np.ndarray:
+    """Rows of all of these scales; zeros take the large ones away from some sums"""
+    random = np.random.default_rng(seed)
+    signs = random.choice([-1.0, 1.0], (rows, width)) * random.uniform(1.0, 2.0, (rows, width))
+    return (signs * random.choice(scales, (rows, width))).astype(np.float32)
+
+
+def assert_ieee(y: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
+    """Element by element: NaN and infinities as the products' sum has them in any order, and where no sum of
+    magnitudes overflows as near as one rounding per term, or per denormal."""
+    with np.errstate(all="ignore"):
+        products = a[:, :, None].astype(np.float64) * b[None].astype(np.float64)
+        exact, size = products.sum(axis=1), np.abs(products).sum(axis=1)
+    finite = np.isfinite(size)
+    assert np.array_equal(np.isnan(y[~finite]), np.isnan(exact[~finite]))
+    assert np.array_equal(y[~finite], exact[~finite], equal_nan=True)
+    safe = finite & (np.where(finite, size, np.inf) < 3e38)
+    error = np.abs(y[safe].astype(np.float64) - exact[safe])
+    limit = (a.shape[1] + 2) * (UNIT * size[safe] + 2.0**-149)
+    assert np.all(error <= limit), f"{np.max(error / limit):.3g} of what is allowed"
+
+
+LEFT = ((1.0,), (TINY, 1.0), (TINY, HUGE), (TINY, 1e-20, 1.0, 1e12), (TINY,), (1e-35, 1.0))
+RIGHT = ((1.0,), (0.0, 1.0), (0.0, TINY, 1e18), (0.0, HUGE), (TINY, 1e-20))
+
+
+@pytest.mark.parametrize("left", LEFT, ids=str)
+@pytest.mark.parametrize("right", RIGHT, ids=str)
+def test_scales_mixed_within_a_row(left: tuple[float, ...], right: tuple[float, ...]) -> None:
+    x, weight = mixed(1, 70, 60, left), mixed(2, 50, 60, right)
+    assert_ieee(kernels.linear(x, weight), x, weight.T)
+    assert_ieee(kernels.linear(weight, x), weight, x.T)
+    dx, dweight = kernels.linear_backward(mixed(3, 70, 50, right), x, weight)
+    assert_ieee(dweight, mixed(3, 70, 50, right).T, x)
+    assert_ieee(dx, mixed(3, 70, 50, right), weight)
+
+
+def test_infinities_and_nan_among_all_scales() -> None:
+    x, weight = mixed(1, 70, 60, (TINY, 1.0, HUGE)), mixed(2, 50, 60, (0.0, 1e-5, 1.0))
+    x[3, 5], x[20, 7], x[21, 2], x[50:60, 11] = np.inf, -np.inf, np.nan, np.inf
+    weight[7, 11], weight[8, 5], weight[9, 0], weight[10, 3] = -np.inf, 0.0, np.nan, np.inf
+    assert_ieee(kernels.linear(x, weight), x, weight.T)
+    assert_ieee(kernels.matmul(np.stack([x, x]), np.ascontiguousarray([weight.T] * 2))[1], x, weight.T)

@@ -45,6 +45,9 @@ def work(dtype: Any) -> dict[str, Callable[[], Any]]:
     cache, new = draw(2, 2, 600, 64, dtype=dtype), draw(2, 6, 1, 64, dtype=dtype)
     held = np.array([600, 333], np.int32)
     ids = RANDOM.integers(0, 600, 701)
+    steps, rates, bc = np.abs(draw(2, 90, 530)), -np.abs(draw(530, 16)), draw(2, 90, 16, dtype=dtype)
+    scanned, state = draw(2, 90, 530, dtype=dtype), draw(2, 530, 16)
+    starts = draw(2, 4, 16, 530)
     return packed_work(dtype) | {
         "add": lambda: kernels.add(x, dy),
         "add_row": lambda: kernels.add_row(x, weight),
@@ -54,6 +57,13 @@ def work(dtype: Any) -> dict[str, Callable[[], Any]]:
         "causal_conv": lambda: kernels.causal_conv(x[None], weight[:, None].repeat(4, axis=1), 698),
         "causal_conv_backward": lambda: kernels.causal_conv_backward(
             dy[None, :698], x[None], weight[:, None].repeat(4, axis=1)),
+        "selective_scan": lambda: kernels.selective_scan(
+            scanned, steps, rates, bc, bc, state[0, :, 0].copy(), state, 4),
+        "selective_scan, one token": lambda: kernels.selective_scan(
+            *(z[:, :1] for z in (scanned, steps)), rates, bc[:, :1], bc[:, :1], state[0, :, 0].copy(), state,
+            1, keep=False),
+        "selective_scan_backward": lambda: kernels.selective_scan_backward(
+            scanned, state, scanned, steps, rates, bc, bc, state[0, :, 0].copy(), starts),
         "top_k": lambda: kernels.top_k(x, 20),
         "gelu_backward": lambda: kernels.gelu_backward(dy, x),
         "layer_norm": lambda: kernels.layer_norm(x, weight, weight, 1e-6),

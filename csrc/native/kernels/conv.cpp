@@ -3,21 +3,9 @@
 //
 // The weight is laid out by taps first, so that channels are read side by side.  dw: partial sums per fixed
 // block of positions, added in order.
-#include "kernels/kernel.h"
+#include "kernels/steps.h"
 
 namespace nn::NN_LEVEL {
-
-template <class T>
-struct Steps {  // [B,T,C], channels dense
-    T* data;
-    int64_t steps, stride[2];
-    T* operator()(int64_t b, int64_t t) const { return data + b * stride[0] + t * stride[1]; }
-};
-template <class T>
-static inline Steps<T> steps(const Call& call, int index) {
-    const Array& a = call.array[index];
-    return {static_cast<T*>(a.data), a.shape[1], {a.stride[0], a.stride[1]}};
-}
 
 struct Taps {  // [K][C] of weight[C,K]
     int64_t count, channels;

@@ -60,6 +60,7 @@ from nn.backends.reference.optimizer import adamw, embedding, scatter_add, sum_o
 from nn.backends.reference.packed import packed_experts, packed_linear, packed_swiglu
 from nn.backends.reference.rotary import rope, rope_at
 from nn.backends.reference.sampling import top_k
+from nn.backends.reference.scan import selective_scan, selective_scan_backward
 from nn.backends.reference.softmax import log_softmax, log_softmax_backward, softmax, softmax_backward
 
 __all__ = [
@@ -73,6 +74,7 @@ __all__ = [
     "moe_dispatch", "moe_dispatch_backward", "moe_z_loss", "moe_z_loss_backward", "mul", "mul_row",
     "packed_experts", "packed_linear", "packed_swiglu", "rms_norm", "rms_norm_backward",
     "rms_norm_residual", "rope", "rope_at", "router_topk", "router_topk_backward", "scale", "scatter_add",
-    "silu", "silu_backward", "softmax", "softmax_backward", "sum_of_squares", "swiglu", "swiglu_backward",
-    "swiglu_packed", "swiglu_packed_backward", "to_bfloat16", "top_k", "widen",
+    "selective_scan", "selective_scan_backward", "silu", "silu_backward", "softmax", "softmax_backward",
+    "sum_of_squares", "swiglu", "swiglu_backward", "swiglu_packed", "swiglu_packed_backward",
+    "to_bfloat16", "top_k", "widen",
 ]

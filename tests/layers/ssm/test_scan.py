@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from nn import ops
+from nn.backends.reference.scan import run
 from nn.layers.ssm import (
     MambaKernelInputs,
     MambaKernelParams,
@@ -64,7 +65,7 @@ def test_prefixes_of_any_length(backwards: bool) -> None:
         expected = h.copy()
         for t in range(length - 2, -1, -1) if backwards else range(1, length):
             expected[:, t] += a[:, t] * expected[:, t + 1 if backwards else t - 1]
-        scan.run(a, h, backwards)
+        run(a, h, backwards)
         close(h, expected, 1e-13)
 
 
@@ -166,9 +167,9 @@ def test_reference_kernel_is_the_definition(shape: tuple[int, int, int, int]) ->
     given[2] = np.log(-given[2])
     arguments = for_kernel([Tensor(z) for z in given], gate)
     kernel = MambaReferenceKernel()
-    for run in (kernel, MambaReferenceKernel(mode="recurrent"), kernel.forward_recurrent,
+    for one in (kernel, MambaReferenceKernel(mode="recurrent"), kernel.forward_recurrent,
                 lambda *z: kernel.forward_chunk(*z, chunk_size=4)):
-        y, state = run(*arguments)
+        y, state = one(*arguments)
         close(y.data, np.swapaxes(expected * gate, 1, 2), 1e-12)
         close(state.ssm.data, last, 1e-12)
 

@@ -1,10 +1,26 @@
-"""Convolution over time, and the choice of the next token."""
+"""Convolution over time, the selective scan, and the choice of the next token."""
 
 from tests.mutants.native.workshop import Mutant
 
 CONV, SAMPLING = "kernels/conv.cpp", "kernels/sampling.cpp"
+SCAN, SCAN_BACKWARD = "kernels/scan.cpp", "kernels/scan_backward.cpp"
 
 MUTANTS = [
+    Mutant(SCAN, "every part begins with the first state",
+           "if (s.starts.data) keep_start(s.starts, group, i, h.data);",
+           "if (s.starts.data) keep_start(s.starts, group, 0, h.data);", "selective_scan"),
+    Mutant(SCAN, "a lone token is read before it is written",
+           "read += now * get(c + k, n);",
+           "read += get(before + k, n) * get(c + k, n);", "selective_scan"),
+    Mutant(SCAN_BACKWARD, "the gradient of a decay without the state that it decays",
+           "m = kept * load(h + own);",
+           "m = kept * load(h + size + own);", "selective_scan_backward"),
+    Mutant(SCAN_BACKWARD, "one group of channels is all that reads and writes",
+           "for (int64_t g = 0; g < s.groups; ++g)\n                    total",
+           "for (int64_t g = 0; g < 1; ++g)\n                    total", "selective_scan_backward"),
+    Mutant(SCAN_BACKWARD, "the last part's rates are all",
+           "store(da + k, load(da + k) + load(memory.da + k));",
+           "store(da + k, load(memory.da + k));", "selective_scan_backward"),
     Mutant(CONV, "the dilation is left out of the gradient", "const int64_t t = s - j * far;",
            "const int64_t t = s - j;", "causal_conv_backward"),
     Mutant(CONV, "the first tap is applied to every position",
