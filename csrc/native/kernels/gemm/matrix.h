@@ -43,12 +43,17 @@ static inline void add_bias(float* c, int64_t ldc, const float* bias, int64_t le
         });
 }
 
+// Of the longer side, which alone is cut: BLAS packs the other operand anew for every piece, so pieces are
+// few and long, an even number of them.
+static inline int64_t blas_piece(int64_t longer) {
+    constexpr int64_t longest = 1536, step = 64;
+    const int64_t count = 2 * panels(longer, 2 * longest), even = panels(panels(longer, count), step) * step;
+    return even < 2 * step ? 2 * step : even;
+}
+
 static inline void by_blas(float* c, int64_t ldc, const Matrix<float>& a, const Matrix<float>& b, int64_t m,
                            int64_t n, int64_t k, const float* bias, bool add) {
-    // Split along the longer side alone, since BLAS packs the other operand anew for every piece.
-    const int64_t longer = m > n ? m : n;
-    const int64_t quarter = (longer / 4 + 63) / 64 * 64;
-    const int64_t piece = quarter < 128 ? 128 : (quarter > 1024 ? 1024 : quarter);
+    const int64_t longer = m > n ? m : n, piece = blas_piece(longer);
     const int64_t lda = leading(a, m, k), ldb = leading(b, k, n);
     const OneBlasThread alone;
     parallel_for(panels(longer, (int)piece), (double)(m * n / longer * piece) * (double)k / 4,
