@@ -12,7 +12,7 @@ from nn.backends import kernels, native, use_backend
 
 pytestmark = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
 LEVELS = native.levels() if native.missing() is None else []
-SHAPES = ((70, 90, 40), (33, 801, 65), (801, 33, 65), (40, 50, 1700), (65, 130, 4300))
+SHAPES = ((70, 90, 40), (33, 801, 65), (801, 33, 65), (40, 50, 1700), (65, 130, 4300), (1000, 130, 40))
 UNIT = 2.0**-24
 
 
@@ -76,7 +76,17 @@ def test_what_is_not_finite_comes_out_as_with_ieee() -> None:
     assert np.allclose(y[finite], expected[finite], rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e-22, 1e15])
+def assert_close(y: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
+    """y = a b, element by element, down to denormals."""
+    wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
+    error = np.abs(y.astype(np.float64) - wide_a @ wide_b)
+    assert np.all(error <= 100 * (UNIT * (np.abs(wide_a) @ np.abs(wide_b)) + 2.0**-149))
+
+
+SCALES = (1e-42, 1e-38, 1e-30, 1e-22, 1e15, 1e30)
+
+
+@pytest.mark.parametrize("scale", SCALES)
 def test_extreme_exponents(scale: float) -> None:
     """Rows of any scale beside others of 1: no part of a small element is lost, nothing overflows early."""
     x, weight = draw(1, 70, 100), draw(2, 90, 100)
@@ -84,9 +94,12 @@ def test_extreme_exponents(scale: float) -> None:
     for factor in (1.0, 1e5):
         w = weight * np.float32(factor)
         y = kernels.linear(x, w)
-        size = np.abs(x.astype(np.float64)) @ np.abs(w.astype(np.float64)).T
-        error = np.abs(y.astype(np.float64) - x.astype(np.float64) @ w.astype(np.float64).T)
-        assert np.all(error <= 100 * (UNIT * size + 2.0**-149))
+        assert_close(y, x, w.T)
+        with np.errstate(over="ignore", invalid="ignore"):
+            dx, dweight = kernels.linear_backward(y, np.ones_like(x), w)
+        if scale < 1e20:                     # else the true gradient overflows
+            assert_close(dx, y, w)
+        assert_close(dweight, y.T, np.ones_like(x))
     assert np.array_equal(kernels.linear(np.zeros_like(x), weight), np.zeros((70, 90), np.float32))
 
 
@@ -136,3 +149,15 @@ def test_infinities_and_nan_among_all_scales() -> None:
     weight[7, 11], weight[8, 5], weight[9, 0], weight[10, 3] = -np.inf, 0.0, np.nan, np.inf
     assert_ieee(kernels.linear(x, weight), x, weight.T)
     assert_ieee(kernels.matmul(np.stack([x, x]), np.ascontiguousarray([weight.T] * 2))[1], x, weight.T)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_experts_rows_of_any_scale(scale: float) -> None:
+    x, weight, offsets = draw(1, 64, 40), draw(2, 2, 50, 40), np.array([0, 40, 64])
+    x[10:30] *= np.float32(scale)
+    y = kernels.grouped_linear(x, weight, offsets)
+    dx, dweight = kernels.grouped_linear_backward(y, x * 0 + 1, weight, offsets)
+    for expert, rows in enumerate((slice(0, 40), slice(40, 64))):
+        assert_close(y[rows], x[rows], weight[expert].T)
+        assert_close(dx[rows], y[rows], weight[expert])
+        assert_close(dweight[expert], y[rows].T, np.ones((y[rows].shape[0], 40), np.float32))

@@ -75,9 +75,10 @@ static inline bool linear_by_panels(const Rows<T>& y, const Rows<const T>& x, co
                });
     multiply_groups<P, 1>(
         groups, a, weight.outputs, k, [&](int64_t e) { return Operand<T>{weight[e], weight.row, 1}; }, right,
-        [&](const Group& group, int64_t row, int64_t here, int64_t column, int64_t count,
-            const Sums<P>* sums) { write<P>(target, group.first + row, here, column, count, sums); });
-    return left.fits() && right.fits();
+        [&](int64_t row, int64_t column, auto n, const Sums<P>* sums, int64_t i, int v) {
+            put_to(target, target.to[row] + column, n, sums[0][i][v]);
+        });
+    return left.fits(right, k);
 }
 
 template <class T>
@@ -154,15 +155,10 @@ static inline bool swiglu_by_panels(const Gathered<T>& all) {
     multiply_groups<P, 2>(
         groups, a, all.half, k, [&](int64_t e) { return Operand<T>{all.weight[e], all.weight.row, 1}; },
         right,
-        [&](const Group& group, int64_t row, int64_t here, int64_t column, int64_t count,
-            const Sums<P>* sums) {
-            for_registers<P>(here, count, all.half - column,
-                             [&](int64_t i, int64_t panel, int v, int64_t at, auto n) {
-                                 all.put_both(group.first + row + i, column + at, n, sums[2 * panel][i][v],
-                                              sums[2 * panel + 1][i][v]);
-                             });
+        [&](int64_t row, int64_t column, auto n, const Sums<P>* sums, int64_t i, int v) {
+            all.put_both(row, column, n, sums[0][i][v], sums[1][i][v]);
         });
-    return left.fits() && right.fits();
+    return left.fits(right, k);
 }
 
 template <class T>

@@ -77,10 +77,11 @@ static inline bool linear_gradients(const Rows<T>& dx, const Experts<float>& dwe
     multiply_groups<P, 1>(
         groups, by_rows, weight.inputs, outputs,
         [&](int64_t e) { return Operand<T>{weight[e], 1, weight.row}; }, of_weight,
-        [&](const Group& group, int64_t row, int64_t here, int64_t column, int64_t count,
-            const Sums<P>* sums) { write<P>(target, group.first + row, here, column, count, sums); });
+        [&](int64_t row, int64_t column, auto n, const Sums<P>* sums, int64_t i, int v) {
+            put_to(target, target.to[row] + column, n, sums[0][i][v]);
+        });
     weight_gradients<P, T>(groups, by_columns, x, dweight, of_x);
-    return of_dy.fits() && of_weight.fits() && of_x.fits();
+    return of_dy.fits(of_weight, outputs) && of_dy.fits(of_x, groups.rows);
 }
 
 template <class T>
@@ -171,7 +172,8 @@ struct Columns {
                                x.count, k, add);
         }
         for (int64_t p = 0; p * P::rows < k; ++p) {
-            P::template pack<true>(by_column.data, {gradient.data, 1, k}, p * P::rows, k, rows_here);
+            of_gradient.add(
+                P::template pack<true>(by_column.data, {gradient.data, 1, k}, p * P::rows, k, rows_here));
             multiply_panels<P>(sums + p * x.count, by_column.data, x.slice(group, 0, r), x.stride(group),
                                x.count, rows_here, r > 0);
         }
@@ -269,7 +271,7 @@ static inline bool swiglu_gradients(const Rows<T>& dx, const Experts<float>& dwe
                      fence();
                  });
     sum_choices<P>(dx, groups, parts_of_dx.data, all_panels, inverse, all.choices);
-    return of_x.fits() && of_gradient.fits() && of_weight.fits();
+    return of_gradient.fits(of_weight, 2 * half) && of_gradient.fits(of_x, groups.rows);
 }
 
 template <class T>

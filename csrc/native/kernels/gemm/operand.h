@@ -30,4 +30,17 @@ struct Range {
     }
 };
 
+// Float32 on tiles: whether nothing of the two operands' rows gets lost in what tiles flush to zero, below
+// 2^-126, and no part overflows.  Otherwise BLAS computes this chunk of this block of k, and a grouped
+// product is formed without tiles.
+static inline bool fits(const Range& a, const Range& b, int64_t k) {
+    constexpr uint32_t large = 0x5d800000, one = 0x3f800000, infinite = 0x7f800000;  // 2^60
+    if (a.most >= large || b.most >= large) return false;
+    float x, y;
+    const uint32_t least_a = a.least == infinite ? one : a.least, least_b = b.least == infinite ? one : b.least;
+    memcpy(&x, &least_a, sizeof x);
+    memcpy(&y, &least_b, sizeof y);
+    return (double)x * y / ((double)x + y + 1.0) >= (double)k * 0x1p-96;
+}
+
 }  // namespace nn::NN_LEVEL

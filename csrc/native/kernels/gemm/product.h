@@ -55,18 +55,30 @@ static inline void write_some(Out* to, N n, Vec y, const Beside<T>& with, int64_
     put(to, n, y);
 }
 
-template <class Out, class T>
-static inline void write_tile(Out* c, int64_t ldc, const Vec (&sums)[mr][nv], int64_t rows_here,
-                              int64_t cols_here, const Beside<T>& with) {
-    for (int64_t i = 0; i < rows_here && i < mr; ++i)
-        for (int v = 0; v < nv; ++v) {
-            const int64_t col = v * width, left = cols_here - col;
-            if (left >= width)
-                write_some(c + i * ldc + col, All{}, sums[i][v], with, i, col);
-            else if (left > 0)
-                write_some(c + i * ldc + col, left, sums[i][v], with, i, col);
-        }
-}
+// A tile of c whose sums are formed.  Where the unit that multiplies is not the one that writes (AMX), it is
+// written row by row while the next tile's sums are formed.
+template <class T, class Out>
+struct Later {
+    Out* c = nullptr;
+    int64_t ldc = 0, rows = 0, cols = 0;
+    const Vec (*sums)[nv] = nullptr;
+    Beside<T> with = {};
+    int64_t row = 0, each = 0;
+
+    void up_to(int64_t end) {
+        for (; row < end && row < rows; ++row)
+            for (int v = 0; v < nv; ++v) {
+                const int64_t col = v * width, left = cols - col;
+                if (left >= width)
+                    write_some(c + row * ldc + col, All{}, sums[row][v], with, row, col);
+                else if (left > 0)
+                    write_some(c + row * ldc + col, left, sums[row][v], with, row, col);
+            }
+    }
+    void begin(int64_t steps) { each = panels(rows, steps > 0 ? steps : 1); }
+    void some() { up_to(row + each); }
+    void end() { up_to(rows); }
+};
 
 // sums of the product with its operands exchanged
 static inline void transpose_tile(Vec (&to)[mr][nv], const Vec (&from)[mr][nv]) {
@@ -106,13 +118,15 @@ static inline Cut<T> cut(int64_t m, int64_t n, int64_t k, bool a_contiguous, boo
     constexpr int64_t most = parts<T> == 1 ? 4096 : 768, most_sub = 512;
     Cut<T> c;
     c.by_rows = m >= n;
-    // Tiles take either operand on the left, where packing rows of contiguous k is a copy, and the other is
-    // the cheap one on the right: the private one, which is larger, decides.
-    const bool contiguous = c.by_rows ? a_contiguous : b_contiguous;
-    c.exchanged = either_side && contiguous != c.by_rows;
     c.blocks = k > most ? panels(k, most) : 1;
     c.block = panels(panels(k, c.blocks), 2 * pair_step) * 2 * pair_step;
     if (c.block == 0) c.block = 2 * pair_step;
+    // Tiles take either operand on the left, where packing rows of contiguous k is a copy; on the right
+    // packing the others is.  Exchanged operands' sums are turned.  Counted: elements transposed.
+    const double of_a = (double)(m * k) * parts<T>, of_b = (double)(n * k) * parts<T>;
+    const double as_they_are = (a_contiguous ? 0 : of_a) + (b_contiguous ? of_b : 0);
+    const double exchanged = (a_contiguous ? of_a : 0) + (b_contiguous ? 0 : of_b);
+    c.exchanged = either_side && exchanged + 2.0 * (double)(m * n * c.blocks) < as_they_are;
     const int64_t subs = panels(c.block, most_sub);
     c.sub = parts<T> == 1 ? panels(panels(c.block, subs), 2 * pair_step) * pair_step : c.block / 2;
     const int size = c.by_rows != c.exchanged ? mr : nr;
@@ -142,18 +156,6 @@ static inline Range pack_shared(uint32_t* to, const Operand<T>& from, int64_t co
     return range;
 }
 
-// Float32 on tiles: whether nothing of the two operands' rows gets lost in what tiles flush to zero, below
-// 2^-126, and no part overflows.  Otherwise BLAS computes this chunk of this block of k.
-static inline bool fits(const Range& a, const Range& b, int64_t k) {
-    constexpr uint32_t large = 0x5d800000, one = 0x3f800000, infinite = 0x7f800000;  // 2^60
-    if (a.most >= large || b.most >= large) return false;
-    float x, y;
-    const uint32_t least_a = a.least == infinite ? one : a.least, least_b = b.least == infinite ? one : b.least;
-    memcpy(&x, &least_a, sizeof x);
-    memcpy(&y, &least_b, sizeof y);
-    return (double)x * y / ((double)x + y + 1.0) >= (double)k * 0x1p-96;
-}
-
 template <class T, class Out>
 struct BlockOfK {
     const Product<T, Out>& all;
@@ -166,12 +168,12 @@ struct BlockOfK {
 };
 
 template <class T, class Out>
-static inline void write(const BlockOfK<T, Out>& block, const Vec (&sums)[mr][nv], int64_t top, int64_t left,
-                         int64_t rows_here, int64_t cols_here) {
+static inline Later<T, Out> later(const BlockOfK<T, Out>& block, const Vec (&sums)[mr][nv], int64_t top,
+                                  int64_t left, int64_t rows_here, int64_t cols_here) {
     const Product<T, Out>& p = block.all;
     const Beside<T> with{block.earlier ? block.earlier + top * block.stride + left : nullptr, block.stride,
                          block.bias ? block.bias + left : nullptr};
-    write_tile(p.c + top * p.ldc + left, p.ldc, sums, rows_here, cols_here, with);
+    return {p.c + top * p.ldc + left, p.ldc, rows_here < mr ? rows_here : mr, cols_here, sums, with};
 }
 
 #if defined(__AMX_BF16__)
@@ -216,11 +218,15 @@ static inline void chunk(const BlockOfK<T, Out>& block, const uint32_t* shared, 
     (void)range, (void)shared_range;
 #endif
     const int64_t sub = block.cut.sub, kept = sub < pairs ? own_panels : 1;
-    const Scratch<Vec> sums(kept * mr * nv);
+    const Scratch<Vec> sums((kept + 1) * mr * nv);
+    const auto tile = [&](int64_t i) -> auto& {
+        return *reinterpret_cast<Vec(*)[mr][nv]>(sums + i * mr * nv);
+    };
+    Later<T, Out> before;
     for (int64_t s = 0; s * other_size < others; ++s)
         for (int64_t at = 0; at < pairs || at == 0; at += sub)
             for (int64_t q = 0; q < own_panels; ++q) {
-                auto& here = *reinterpret_cast<Vec(*)[mr][nv]>(sums + (kept > 1 ? q : 0) * mr * nv);
+                auto& here = tile(kept > 1 ? q : 0);
                 const uint32_t* const own = packed + q * words + at * own_size * parts<T>;
                 const uint32_t* const other = shared + s * other_words + at * other_size * parts<T>;
                 const int64_t length = pairs - at < sub ? pairs - at : sub;
@@ -230,18 +236,18 @@ static inline void chunk(const BlockOfK<T, Out>& block, const uint32_t* shared, 
                 const int64_t rows_here = by_rows ? own_here : other_here,
                               cols_here = by_rows ? other_here : own_here;
                 if (at + sub >= pairs) expect_write(p.c + top * p.ldc + left, p.ldc, rows_here);
-                micro_kernel<T>(here, private_left ? own : other, private_left ? other : own, length, at > 0);
+                micro_kernel<T>(here, private_left ? own : other, private_left ? other : own, length, at > 0,
+                                before);
                 if (at + sub < pairs) continue;
-                if constexpr (either_side) {
-                    if (private_left != by_rows) {
-                        Vec turned[mr][nv];
-                        transpose_tile(turned, here);
-                        write(block, turned, top, left, rows_here, cols_here);
-                        continue;
-                    }
+                if (either_side && private_left != by_rows) {
+                    transpose_tile(tile(kept), here);
+                    before = later(block, tile(kept), top, left, rows_here, cols_here);
+                } else {
+                    before = later(block, here, top, left, rows_here, cols_here);
                 }
-                write(block, here, top, left, rows_here, cols_here);
+                if (!either_side) before.end();
             }
+    before.end();
 }
 
 template <bool private_left, class T, class Out>

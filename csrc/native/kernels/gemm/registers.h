@@ -46,6 +46,13 @@ static inline void micro_kernel(Vec (&sums)[mr][nv], const uint32_t* a, const ui
     }
 }
 
+struct Nothing {};
+template <class T, class Meanwhile>  // which the same units would do: nothing to gain here
+static inline void micro_kernel(Vec (&sums)[mr][nv], const uint32_t* a, const uint32_t* b, int64_t pairs,
+                                bool add, const Meanwhile&) {
+    micro_kernel<T>(sums, a, b, pairs, add);
+}
+
 // ---- packing ----
 
 static inline uint32_t pair_at(const bf16* p, int64_t inner) {

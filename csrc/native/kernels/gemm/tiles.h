@@ -186,10 +186,19 @@ static inline void end_sums(Vec (&sums)[mr][nv]) {
     _tile_dpbf16ps(2, 5, 6); \
     _tile_dpbf16ps(3, 5, 7);
 
-template <class T>
+struct Nothing {
+    void begin(int64_t) const {}
+    void some() const {}
+    void end() const {}
+};
+
+// `meanwhile`: what other units do, step by step, while the tile unit works: they write the sums of the tile
+// before.
+template <class T, class Meanwhile>
 static inline void micro_kernel(Vec (&sums)[mr][nv], const uint32_t* a, const uint32_t* b, int64_t pairs,
-                                bool add = false) {
+                                bool add, Meanwhile&& meanwhile) {
     begin_sums(sums, add);
+    meanwhile.begin(panels(pairs, pair_step));
     for (int64_t k = 0; k < pairs; k += 16, a += parts<T> * 512, b += parts<T> * 512) {
         if constexpr (parts<T> == 1) {
             NN_TILES_A(0) NN_TILES_B(0) NN_TILES_MULTIPLY
@@ -201,8 +210,15 @@ static inline void micro_kernel(Vec (&sums)[mr][nv], const uint32_t* a, const ui
             NN_TILES_A(2) NN_TILES_MULTIPLY
             NN_TILES_A(0) NN_TILES_MULTIPLY
         }
+        meanwhile.some();
     }
+    meanwhile.end();
     end_sums(sums);
+}
+template <class T>
+static inline void micro_kernel(Vec (&sums)[mr][nv], const uint32_t* a, const uint32_t* b, int64_t pairs,
+                                bool add = false) {
+    micro_kernel<T>(sums, a, b, pairs, add, Nothing{});
 }
 #undef NN_TILES_A
 #undef NN_TILES_B

@@ -64,13 +64,15 @@ static inline int64_t panels_at_once(int64_t all, int64_t panel_bytes) {
 
 // sums[i] (+)= a times panel i of b, over the whole of k; a by blocks, so that it is read from the first
 // cache
-template <class P>
+template <class P, class Meanwhile = Nothing>
 static inline void multiply_panels(Sums<P>* sums, const typename P::Unit* a, const typename P::Unit* b,
-                                   int64_t b_stride, int64_t count, int64_t k, bool add = false) {
+                                   int64_t b_stride, int64_t count, int64_t k, bool add = false,
+                                   Meanwhile&& meanwhile = {}) {
     for (int64_t start = 0; start < k || start == 0; start += k_block) {
         const int64_t here = k - start < k_block ? k - start : k_block, at = P::units(start);
         for (int64_t i = 0; i < count; ++i)
-            P::multiply(sums[i], a + at * P::rows, b + i * b_stride + at * P::cols, here, add || start > 0);
+            P::multiply(sums[i], a + at * P::rows, b + i * b_stride + at * P::cols, here, add || start > 0,
+                        meanwhile);
     }
 }
 
@@ -98,8 +100,38 @@ struct PackedRows {
     }
 };
 
-// store(group, row, rows_here, column, count, sums): a panel of rows against `count` panels of columns, each
-// of them `streams` panels, whose columns are `cols` apart (gate and up).  b(expert) has streams * cols rows.
+// What has not been stored yet of the sums of a panel of rows: while tiles work on the next panel, some
+// registers at every step (the gate's exponentials take as long as the products of a short k).
+template <class P, int streams, class F>
+struct Behind {
+    const F* store;
+    const Sums<P>* sums = nullptr;
+    int64_t first = 0, rows = 0, column = 0, count = 0, cols = 0;  // where they go; panels; all columns
+    int64_t row = 0, panel = 0, each = 0;
+
+    void one() {
+        for (int v = 0; v < 2; ++v) {
+            const int64_t at = column + panel * P::cols + v * width;
+            if (cols - at >= width)
+                (*store)(first + row, at, All{}, sums + panel * streams, row, v);
+            else if (cols - at > 0)
+                (*store)(first + row, at, cols - at, sums + panel * streams, row, v);
+        }
+        if (++panel == count) panel = 0, ++row;
+    }
+    void begin(int64_t) const {}
+    void some() {
+        for (int64_t i = 0; i < each && row < rows; ++i) one();
+    }
+    void end() const {}
+    void finish() {
+        while (row < rows) one();
+    }
+};
+
+// store(row, column, n, sums, i, v): n columns of a row, lanes of register v of row i of sums[0] to
+// sums[streams - 1].  A panel of rows is multiplied with several panels of columns, each of them `streams`
+// panels, whose columns are `cols` apart (gate and up).  b(expert) has streams * cols rows.
 template <class P, int streams, class B, class F>
 static inline void multiply_groups(const Groups& groups, const PackedRows<P>& a, int64_t cols, int64_t k,
                                    const B& b, Extent& extent, const F& store) {
@@ -111,7 +143,7 @@ static inline void multiply_groups(const Groups& groups, const PackedRows<P>& a,
                  [&](int64_t begin, int64_t end) {
                      const typename P::Loop loop;
                      const Scratch<typename P::Unit> packed(at_once * streams * b_stride);
-                     alignas(64) Sums<P> sums[most_panels];
+                     const Scratch<Sums<P>> sums(2 * most_panels);  // of two panels of rows in turn
                      for (int64_t task = begin; task < end; ++task) {
                          const Group& group = groups[task / blocks];
                          const int64_t left = task % blocks * at_once;
@@ -123,12 +155,18 @@ static inline void multiply_groups(const Groups& groups, const PackedRows<P>& a,
                                                                 start + (left + i / streams) * P::cols,
                                                                 start + cols, k));
                          }
+                         Behind<P, streams, F> behind = {&store};
+                         const int64_t steps = here * streams * panels(k, 32);
                          for (int64_t r = 0; r < group.rows; r += P::rows) {
-                             multiply_panels<P>(sums, a.panel(group, r), packed.data, b_stride,
-                                                here * streams, k);
+                             Sums<P>* const own = sums + r / P::rows % 2 * most_panels;
+                             multiply_panels<P>(own, a.panel(group, r), packed.data, b_stride, here * streams,
+                                                k, false, behind);
+                             behind.finish();
                              const int64_t rows_here = group.rows - r < P::rows ? group.rows - r : P::rows;
-                             store(group, r, rows_here, left * P::cols, here, sums);
+                             behind = {&store, own, group.first + r, rows_here, left * P::cols, here, cols};
+                             behind.each = panels(rows_here * here, steps > 0 ? steps : 1);
                          }
+                         behind.finish();
                      }
                      fence();
                  });

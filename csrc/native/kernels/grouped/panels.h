@@ -29,8 +29,10 @@ struct GemmPanels {
     static Range pack(Unit* to, const Operand<T>& from, int64_t first, int64_t count, int64_t k) {
         return pack_panel<is_a>(to, from, first, count, k);
     }
-    static void multiply(Sums<GemmPanels>& sums, const Unit* a, const Unit* b, int64_t k, bool add) {
-        micro_kernel<T>(sums, a, b, pairs(k), add);
+    template <class Meanwhile>
+    static void multiply(Sums<GemmPanels>& sums, const Unit* a, const Unit* b, int64_t k, bool add,
+                         Meanwhile&& meanwhile) {
+        micro_kernel<T>(sums, a, b, pairs(k), add, meanwhile);
     }
 };
 
@@ -80,7 +82,9 @@ struct FloatPanels {
         return {};
     }
 
-    static void multiply(Sums<FloatPanels>& sums, const float* a, const float* b, int64_t k, bool add) {
+    template <class Meanwhile>
+    static void multiply(Sums<FloatPanels>& sums, const float* a, const float* b, int64_t k, bool add,
+                         Meanwhile&&) {
         Vec own[rows][2];
         for (int i = 0; i < rows; ++i)
             for (int v = 0; v < 2; ++v) own[i][v] = add ? sums[i][v] : Vec{};
@@ -112,17 +116,23 @@ struct Choice<float> {
 };
 #endif
 
-// The largest magnitude that packing saw in an operand, as bits; NaN counts as larger than infinity.
+// What packing saw in an operand, in all threads.
 struct Extent {
-    uint32_t most = 0;
+    Range all;
     void add(const Range& range) {
-        uint32_t known = __atomic_load_n(&most, __ATOMIC_RELAXED);
-        while (range.most > known && !__atomic_compare_exchange_n(&most, &known, range.most, true,
-                                                                  __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+        replace(all.least, range.least, [](uint32_t known, uint32_t seen) { return seen < known; });
+        replace(all.most, range.most, [](uint32_t known, uint32_t seen) { return seen > known; });
+    }
+    bool fits(const Extent& other, int64_t k) const { return NN_LEVEL::fits(all, other.all, k); }
+
+  private:
+    template <class Better>
+    static void replace(uint32_t& place, uint32_t seen, const Better& better) {
+        uint32_t known = __atomic_load_n(&place, __ATOMIC_RELAXED);
+        while (better(known, seen) &&
+               !__atomic_compare_exchange_n(&place, &known, seen, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
         }
     }
-    // Beyond 2^127 the first part may round to infinity; below 2^-75 (all of it) the last parts may be lost.
-    bool fits() const { return most < 0x7f000000 && (most == 0 || most > 0x1a000000); }
 };
 
 }  // namespace nn::NN_LEVEL
