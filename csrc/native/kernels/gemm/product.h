@@ -3,7 +3,8 @@
 // One operand, the one with fewer rows, is packed once and shared by all threads.  The rows of the other are
 // cut in chunks that a thread packs for itself, as large as its second cache takes, and multiplies with all
 // panels of the shared one at once: so each element is read from memory once.  Within a chunk a panel of the
-// shared operand, up to `sub` elements of k, stays in the first cache while the chunk's panels pass by.
+// shared operand, up to `sub` elements of k, stays in the first cache while the chunk's panels pass by; tiles
+// have both fetched ahead.
 // k is cut in blocks that the shared operand's panels must fit in; sums over blocks are kept in float32.
 //
 // Every sum is formed in the order of k in fixed blocks: an element depends neither on the chunk nor on the
@@ -127,8 +128,8 @@ static inline Cut<T> cut(int64_t m, int64_t n, int64_t k, bool a_contiguous, boo
     const double as_they_are = (a_contiguous ? 0 : of_a) + (b_contiguous ? of_b : 0);
     const double exchanged = (a_contiguous ? of_a : 0) + (b_contiguous ? 0 : of_b);
     c.exchanged = either_side && exchanged + 2.0 * (double)(m * n * c.blocks) < as_they_are;
-    const int64_t subs = panels(c.block, most_sub);
-    c.sub = parts<T> == 1 ? panels(panels(c.block, subs), 2 * pair_step) * pair_step : c.block / 2;
+    const int64_t subs = either_side ? 1 : panels(c.block, most_sub);  // tiles fetch ahead instead
+    c.sub = panels(panels(c.block, subs), 2 * pair_step) * pair_step;
     const int size = c.by_rows != c.exchanged ? mr : nr;
     const int64_t fit = second_cache / 4 / panel_words<T>(size, c.block), all = panels(c.by_rows ? m : n, size);
     const int64_t eighth = panels(all, 8);

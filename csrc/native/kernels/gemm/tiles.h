@@ -174,17 +174,32 @@ static inline void end_sums(Vec (&sums)[mr][nv]) {
     _tile_stored(3, &sums[16][1], sizeof sums[0]);
 }
 
+// Some lines of both panels, fetched between two multiplications: a tile load that waits for the second cache
+// keeps the tile unit waiting, too (all that a later step takes: 1.6 times as fast; in one go: no gain).
+template <int lines>
+static inline void fetch(const uint32_t* a, const uint32_t* b, int64_t first) {
+#pragma GCC unroll 8
+    for (int i = 0; i < lines; ++i) {
+        __builtin_prefetch(a + (first + i) * 16);
+        __builtin_prefetch(b + (first + i) * 16);
+    }
+}
+
 #define NN_TILES_A(p)               \
     _tile_loadd(4, a + (p) * 512, 64); \
     _tile_loadd(5, a + (p) * 512 + 256, 64);
 #define NN_TILES_B(p)                 \
     _tile_loadd(6, b + (p) * 512, 128); \
     _tile_loadd(7, b + (p) * 512 + 16, 128);
-#define NN_TILES_MULTIPLY   \
-    _tile_dpbf16ps(0, 4, 6); \
-    _tile_dpbf16ps(1, 4, 7); \
-    _tile_dpbf16ps(2, 5, 6); \
-    _tile_dpbf16ps(3, 5, 7);
+#define NN_TILES_MULTIPLY(at, lines)    \
+    _tile_dpbf16ps(0, 4, 6);            \
+    fetch<lines>(a, b, at);             \
+    _tile_dpbf16ps(1, 4, 7);            \
+    fetch<lines>(a, b, at + lines);     \
+    _tile_dpbf16ps(2, 5, 6);            \
+    fetch<lines>(a, b, at + 2 * lines); \
+    _tile_dpbf16ps(3, 5, 7);            \
+    fetch<lines>(a, b, at + 3 * lines);
 
 struct Nothing {
     void begin(int64_t) const {}
@@ -201,14 +216,14 @@ static inline void micro_kernel(Vec (&sums)[mr][nv], const uint32_t* a, const ui
     meanwhile.begin(panels(pairs, pair_step));
     for (int64_t k = 0; k < pairs; k += 16, a += parts<T> * 512, b += parts<T> * 512) {
         if constexpr (parts<T> == 1) {
-            NN_TILES_A(0) NN_TILES_B(0) NN_TILES_MULTIPLY
+            NN_TILES_A(0) NN_TILES_B(0) NN_TILES_MULTIPLY(64, 8)
         } else {  // smallest first, and one operand changed at a time
-            NN_TILES_A(0) NN_TILES_B(2) NN_TILES_MULTIPLY
-            NN_TILES_B(1) NN_TILES_MULTIPLY
-            NN_TILES_A(1) NN_TILES_MULTIPLY
-            NN_TILES_B(0) NN_TILES_MULTIPLY
-            NN_TILES_A(2) NN_TILES_MULTIPLY
-            NN_TILES_A(0) NN_TILES_MULTIPLY
+            NN_TILES_A(0) NN_TILES_B(2) NN_TILES_MULTIPLY(96, 4)
+            NN_TILES_B(1) NN_TILES_MULTIPLY(112, 4)
+            NN_TILES_A(1) NN_TILES_MULTIPLY(128, 4)
+            NN_TILES_B(0) NN_TILES_MULTIPLY(144, 4)
+            NN_TILES_A(2) NN_TILES_MULTIPLY(160, 4)
+            NN_TILES_A(0) NN_TILES_MULTIPLY(176, 4)
         }
         meanwhile.some();
     }
