@@ -59,4 +59,4 @@ def create_update(model: Any, config: TrainConfig) -> Update:
                           optimizer_options=config.optimizer_options, **settings)
     settings |= config.optimizer_options
     optimizer = create_optimizer(config.optimizer, model.named_parameters(), **settings)
-    return HostUpdate(model, optimizer, clip=config.clip, seed=config.seed)
+    return HostUpdate(model, optimizer, clip=config.clip, seed=config.seed, recorded=True)
