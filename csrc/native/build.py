@@ -28,7 +28,7 @@ AVX512_BF16 = (*AVX512, "-mavx512bf16", "-mavx512vnni")
 # name: (number in core/types.h, flags).  A level added here is added there and in core/cpu.cpp.
 LEVELS: dict[str, dict[str, tuple[int, tuple[str, ...]]]] = {
     "x86_64": {
-        "generic": (0, ()),
+        "generic": (0, ("-O2",)),               # few processors have no more: not worth the time of -O3
         "avx2": (1, AVX2),
         "avx512": (2, AVX512),
         "avx512_bf16": (3, AVX512_BF16),

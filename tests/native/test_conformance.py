@@ -12,7 +12,7 @@ import pytest
 from nn.backends import BACKENDS, kernels, native
 from nn.backends.protocol import KERNELS
 from tests.conformance.cases import cases
-from tests.conformance.compare import LAYOUTS, check_on, in_layout
+from tests.conformance.compare import IN_PLACE, LAYOUTS, check_on, in_layout
 from tests.gradients import about
 
 pytestmark = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
@@ -37,11 +37,14 @@ def test_every_level(level: str, kernel: str) -> None:
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("kernel", SERVED)
 def test_every_level_with_strides(level: str, kernel: str) -> None:
+    """What lies as no kernel takes it is copied first; what is changed in place is the reference's."""
+    before = native.fallbacks()
     with native.use_level(level):
         for case in cases(kernel, "float32"):
             for layout in LAYOUTS:
                 with about(f"{level} {case.id} {layout}"):
                     check_on(BACKEND, in_layout(case, layout))
+    assert kernel in IN_PLACE or native.fallbacks() == before, "ran on the reference"
 
 
 def test_integers_of_either_size() -> None:

@@ -16,6 +16,7 @@
 //   - in every other array the last axis is dense, whatever the strides of the axes before it;
 //     axes that "..." stands for are walked with one stride;
 //   - all sizes that share a letter agree; element types are as marked.
+// What lies otherwise in memory the module copies first, unless it is changed in place or a step is recorded.
 #pragma once
 #include <string>
 #include <vector>

@@ -1,4 +1,5 @@
-// The selective scan:  h_t = e^{delta_t a} h_{t-1} + delta_t x_t b_t,  y_t = sum of h_t c_t over states + d x_t
+// The selective scan:
+//     h_t = e^{delta_t a} h_{t-1} + delta_t x_t b_t,   y_t = sum of h_t c_t over states + d x_t
 //
 // A thread takes 64 channels of a text through all of its tokens: channels on lanes, their states [N][64] in
 // the first cache, nothing but x, delta and y moved.  For one token (a step of decoding) states are on lanes,
@@ -33,8 +34,8 @@ static inline void fetch_ahead(const Scan<T>& s, const Channels& group, int64_t 
 }
 
 template <class T>
-static inline void scan_token(const Scan<T>& s, const Channels& group, int64_t t, const float* rates, float* h,
-                              float* weights) {
+static inline void scan_token(const Scan<T>& s, const Channels& group, int64_t t, const float* rates,
+                              float* h, float* weights) {
     const int64_t states = s.a.cols;
     float *const b = weights, *const c = weights + states;
     widened(b, s.b(group.batch, t), states);
@@ -55,7 +56,8 @@ static inline void scan_token(const Scan<T>& s, const Channels& group, int64_t t
     });
 }
 
-static inline void keep_start(const Rows4<float>& starts, const Channels& group, int64_t part, const float* h) {
+static inline void keep_start(const Rows4<float>& starts, const Channels& group, int64_t part,
+                              const float* h) {
     for (int64_t k = 0; k < starts.size[2]; ++k)
         registers(group.count, [&](int64_t i, auto n) {
             put(starts(group.batch, part, k) + group.first + i, n, load(h + k * together + i));
@@ -88,7 +90,8 @@ static inline void scan_channels(const Scan<T>& s, int64_t text, int64_t first, 
         float* const after = s.last(text, first + i);
         Vec read = {};
         registers(s.a.cols, [&](int64_t k, auto n) {
-            const Vec now = exp(steps[i] * get(rate + k, n)) * get(before + k, n) + written[i] * get(b + k, n);
+            const Vec decay = exp(steps[i] * get(rate + k, n));
+            const Vec now = decay * get(before + k, n) + written[i] * get(b + k, n);
             put(after + k, n, now);
             read += now * get(c + k, n);
         });

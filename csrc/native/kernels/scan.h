@@ -23,7 +23,8 @@ static inline double group_bytes(int64_t tokens, int64_t states) {
 }
 
 // to[N][together] of from[count][N]; channels beyond count are 0
-static inline void channels_last(float* to, const float* from, int64_t stride, int64_t count, int64_t states) {
+static inline void channels_last(float* to, const float* from, int64_t stride, int64_t count,
+                                 int64_t states) {
     for (int64_t c = 0; c < together; c += width)
         for (int64_t n = 0; n < states; n += width) {
             const int64_t wide = states - n < width ? states - n : width;
@@ -34,7 +35,8 @@ static inline void channels_last(float* to, const float* from, int64_t stride, i
             for (int64_t i = 0; i < wide; ++i) store(to + (n + i) * together + c, float_of(block[i]));
         }
 }
-static inline void channels_first(float* to, int64_t stride, const float* from, int64_t count, int64_t states) {
+static inline void channels_first(float* to, int64_t stride, const float* from, int64_t count,
+                                  int64_t states) {
     for (int64_t c = 0; c < count; c += width)
         for (int64_t n = 0; n < states; n += width) {
             const int64_t wide = states - n < width ? states - n : width;

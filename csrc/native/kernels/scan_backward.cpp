@@ -1,10 +1,11 @@
 // The selective scan backwards, from u = dy and what reaches the last state; e_t = e^{delta_t a}:
-//     dh_t = u_t c_t + e_{t+1} dh_{t+1},  dc_t = sum h_t u_t,  db_t = sum dh_t delta_t x_t,  s_t = sum dh_t b_t,
-//     m_t = dh_t e_t h_{t-1},  dx_t = d u_t + delta_t s_t,  ddelta_t = sum m_t a + x_t s_t,  da = sum delta_t m_t
+//     dh_t = u_t c_t + e_{t+1} dh_{t+1},   dc_t = sum h_t u_t,   db_t = sum dh_t delta_t x_t
+//     s_t = sum dh_t b_t,   m_t = dh_t e_t h_{t-1},   dx_t = d u_t + delta_t s_t
+//     ddelta_t = sum m_t a + x_t s_t,   da = sum delta_t m_t
 //
-// As forward, a thread takes 64 channels of a text through all tokens; part by part from the last, whose states
-// and decays it forms again from the state before it and keeps in the second cache.  dc and db are sums over
-// channels: one number per group of them, added in the groups' order; da and dd of every text likewise.
+// As forward, a thread takes 64 channels of a text through all tokens; part by part from the last, whose
+// states and decays it forms again from the state before it and keeps in the second cache.  dc and db are
+// sums over channels: one number per group, added in the groups' order; da and dd of every text likewise.
 #include "kernels/scan.h"
 
 namespace nn::NN_LEVEL {
@@ -51,7 +52,7 @@ static inline void form_states(const ScanBackward<T>& s, const Channels& group, 
             store(memory.h + k * together + i, get(s.starts(group.batch, part, k) + group.first + i, n));
         });
     for (int64_t t = at.begin; t < at.end; ++t) {
-        const float* const before = memory.h + (t - at.begin) * size;
+        float *const before = memory.h + (t - at.begin) * size, *const after = before + size;
         float *const decays = memory.decays + (t - at.begin) * size, *const b = memory.weights.data;
         widened(b, s.b(group.batch, t), states);
         registers(group.count, [&](int64_t i, auto n) {
@@ -60,7 +61,7 @@ static inline void form_states(const ScanBackward<T>& s, const Channels& group, 
             for (int64_t k = i; k < size; k += together) {
                 const Vec decay = exp(delta * load(rates + k));
                 store(decays + k, decay);
-                store(const_cast<float*>(before) + size + k, decay * load(before + k) + written * b[k / together]);
+                store(after + k, decay * load(before + k) + written * b[k / together]);
             }
         });
     }
@@ -77,8 +78,9 @@ static inline void fetch_ahead(const ScanBackward<T>& s, const Channels& group, 
 }
 
 template <class T>
-static inline void token_backward(const ScanBackward<T>& s, const Channels& group, int64_t t, const float* rates,
-                                  const float* h, const float* decays, const ScanMemory& memory) {
+static inline void token_backward(const ScanBackward<T>& s, const Channels& group, int64_t t,
+                                  const float* rates, const float* h, const float* decays,
+                                  const ScanMemory& memory) {
     const int64_t states = s.states, size = states * together;
     float *const b = memory.weights.data, *const c = b + states;
     widened(b, s.b(group.batch, t), states);
@@ -119,7 +121,8 @@ static inline void group_backward(const ScanBackward<T>& s, const Channels& grou
     float* const da = s.da_of + (group.batch * s.groups + group.index) * size;
     memset(da, 0, (size_t)size * sizeof(float));
     memset(s.dd_of + (group.batch * s.groups + group.index) * together, 0, together * sizeof(float));
-    channels_last(memory.carry.data, s.dlast(group.batch, group.first), s.dlast.stride[1], group.count, s.states);
+    channels_last(memory.carry.data, s.dlast(group.batch, group.first), s.dlast.stride[1], group.count,
+                  s.states);
     for (int64_t part = parts; part-- > 0;) {
         const ScanPart at(part, parts, s.tokens);
         form_states(s, group, part, at, rates, memory);
@@ -163,8 +166,9 @@ static inline void add_groups(const ScanBackward<T>& s, int64_t texts) {
             const int64_t text = row / s.tokens, t = row % s.tokens;
             const auto sum = [&](int64_t from, int64_t k, auto n) {
                 Vec total = {};
+                const float* const first = s.of_states + (text * s.groups * s.tokens + t) * 2 * s.states;
                 for (int64_t g = 0; g < s.groups; ++g)
-                    total += get(s.of_states + ((text * s.groups + g) * s.tokens + t) * 2 * s.states + from + k, n);
+                    total += get(first + g * s.tokens * 2 * s.states + from + k, n);
                 return total;
             };
             registers(s.states, [&](int64_t k, auto n) {
@@ -217,9 +221,10 @@ static bool selective_scan_backward(const Call& call) {
     add_groups(s, texts);
     return true;
 }
-NN_KERNEL("selective_scan_backward(dy[B,T,C], dlast[B,C,N]:float, x[B,T,C], delta[B,T,C]:float, a[C,N]:float, "
-          "b[B,T,N], c[B,T,N], d[C]:float, starts[B,P,N,C]:float) -> dx[B,T,C], ddelta[B,T,C]:float, "
-          "da[C,N]:float, db[B,T,N], dc[B,T,N], dd[C]:float, dh[B,C,N]:float",
+NN_KERNEL("selective_scan_backward(dy[B,T,C], dlast[B,C,N]:float, x[B,T,C], delta[B,T,C]:float, "
+          "a[C,N]:float, b[B,T,N], c[B,T,N], d[C]:float, starts[B,P,N,C]:float) "
+          "-> dx[B,T,C], ddelta[B,T,C]:float, da[C,N]:float, db[B,T,N], dc[B,T,N], "
+          "dd[C]:float, dh[B,C,N]:float",
           selective_scan_backward, float, bf16)
 
 }  // namespace nn::NN_LEVEL

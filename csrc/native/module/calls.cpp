@@ -109,6 +109,7 @@ struct Arguments {
     DType same = DType::none;
     int64_t bytes = 0;
     std::string why;
+    std::vector<py::object> copies;  // of arrays that lie as no kernel takes them
 
     explicit Arguments(const Bound& b) : bound(b) { call.kernel = b.kernel; }
     const Signature& signature() const { return bound.kernel->signature; }
@@ -154,7 +155,12 @@ bool Arguments::take_array(const Item& item, PyObject* value, Array& out) {
     const Given as_given{
         const_cast<void*>(array.data()),   static_cast<int>(array.ndim()), shape, stride, dtype,
         static_cast<int>(array.itemsize())};
-    return take(item, as_given, same, sizes, out, why);
+    if (take(item, as_given, same, sizes, out, why)) return true;
+    // A recording could not repeat the copy, and knows only what a kernel writes.
+    const bool dense = array.flags() & py::array::c_style;
+    if (dense || item.in_place || recording_here()) return false;
+    copies.push_back(array.attr("copy")());
+    return take_array(item, copies.back().ptr(), out);
 }
 
 bool Arguments::take_number(const Item& item, PyObject* value, Number& out) {

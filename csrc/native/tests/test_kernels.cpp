@@ -219,26 +219,25 @@ TEST(kernel_experts) {
 
 TEST(kernel_selective_scan) {
     for (DType T : types)
-        for (auto [B, L, C, N, P] : {std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>{2, 9, 131, 17, 2},
-                                     {1, 1, 3, 5, 1},
-                                     {1, 2, 65, 3, 4},
-                                     {2, 0, 3, 4, 1}}) {
+        for (auto [B, L, C, N, P] : std::vector<std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>>{
+                 {2, 9, 131, 17, 2}, {1, 1, 3, 5, 1}, {1, 2, 65, 3, 4}, {2, 0, 3, 4, 1}}) {
             Tensor y({B, L, C}, T), last({B, C, N}), starts({B, P, N, C}), x({B, L, C}, T), delta({B, L, C});
             Tensor a({C, N}), b({B, L, N}, T), c({B, L, N}, T, 3), d({C}), h({B, C, N});
+            const double parts = static_cast<double>(P);
             for (double keep : {0.0, 1.0})
                 same_bits({&y, &last}, [&] {
                     Prepared("selective_scan", T,
                              {y.array(), last.array(), keep != 0.0 ? starts.array() : nn::Array{}, x.array(),
                               delta.array(), a.array(), b.array(), c.array(), d.array(), h.array()},
-                             {static_cast<double>(P), keep})();
+                             {parts, keep})();
                 });
-            Tensor dx({B, L, C}, T), ddelta({B, L, C}), da({C, N}), db({B, L, N}, T), dc({B, L, N}, T), dd({C});
-            Tensor dh({B, C, N}), dy({B, L, C}, T, 5);
+            Tensor dx({B, L, C}, T), ddelta({B, L, C}), da({C, N}), db({B, L, N}, T), dc({B, L, N}, T);
+            Tensor dd({C}), dh({B, C, N}), dy({B, L, C}, T, 5);
             same_bits({&dx, &ddelta, &da, &db, &dc, &dd, &dh}, [&] {
                 Prepared("selective_scan_backward", T,
-                         {dx.array(), ddelta.array(), da.array(), db.array(), dc.array(), dd.array(), dh.array(),
-                          dy.array(), last.array(), x.array(), delta.array(), a.array(), b.array(), c.array(),
-                          d.array(), starts.array()})();
+                         {dx.array(), ddelta.array(), da.array(), db.array(), dc.array(), dd.array(),
+                          dh.array(), dy.array(), last.array(), x.array(), delta.array(), a.array(),
+                          b.array(), c.array(), d.array(), starts.array()})();
             });
         }
 }
