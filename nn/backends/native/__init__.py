@@ -74,7 +74,7 @@ def fallbacks() -> dict[tuple[str, str], int]:
 
 def fallen_back(before: dict[tuple[str, str], int] | None = None) -> str:
     """What has been added to fallbacks() since it was `before`, for a person, the most frequent first:
-    "softmax 3 times (x: last axis not dense), ..."; empty if nothing."""
+    "rms_norm 3 times (weight: float64 where float32 is taken), ..."; empty if nothing."""
     since = _fallbacks - Counter(before or {})
     return ", ".join(f"{kernel} {count} time{'s' * (count > 1)} ({why})"
                      for (kernel, why), count in since.most_common())
