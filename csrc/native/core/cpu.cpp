@@ -35,16 +35,26 @@ bool may_use_tiles() {
 bool may_use_tiles() { return false; }
 #endif
 
+#if defined(__x86_64__)
+// F16C: not every compiler's run-time library knows it by name.
+bool converts_halves() {
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 // The compiler's run-time library asks CPUID, and XGETBV whether the system saves the registers.
 bool processor_has(Level level) {
     switch (level) {
         case Level::generic: return true;
 #if defined(__x86_64__)
-        case Level::avx2: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+        case Level::avx2:  // every flag that build.py compiles a level with
+            return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                   __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") && converts_halves();
         case Level::avx512:
             return processor_has(Level::avx2) && __builtin_cpu_supports("avx512f") &&
-                   __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-                   __builtin_cpu_supports("avx512vl");
+                   __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
+                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
         case Level::avx512_bf16:
             return processor_has(Level::avx512) && __builtin_cpu_supports("avx512bf16") &&
                    __builtin_cpu_supports("avx512vnni");
