@@ -36,8 +36,10 @@ class Ceilings:
         made: list[dict[str, Any]] = [
             {"name": f"multiply-adds, {self.levels[dtype]}", "dtype": dtype, "rate": rate, "unit": "FLOP/s"}
             for dtype, rate in self.operations.items()]
-        return [*made, {"name": f"read, {self.streams} streams a thread", "dtype": "",
-                        "rate": self.read_bytes, "unit": "B/s"}]
+        if self.read_bytes:
+            made.append({"name": f"read, {self.streams} streams a thread", "dtype": "",
+                         "rate": self.read_bytes, "unit": "B/s"})
+        return made
 
     def seconds(self, flops: float, size: float, dtype: str) -> tuple[str, float]:
         """(what limits, the least seconds) of work of so many operations and bytes; ("", 0) if unknown."""

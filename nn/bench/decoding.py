@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from nn.bench.models import DTYPES, decoded, weight_bytes
+from nn.bench.models import decoded, factors, prefill_flops, weight_bytes
 from nn.bench.task import Task, Tasks
-from nn.flops import breakdown
 from nn.generate import SamplingConfig, generate
 from nn.tensor import no_grad
 
@@ -42,7 +41,7 @@ def decode_task(built: Any, model: str, dtype: str, prompt: int, new: int) -> Ta
             pass
         return time.perf_counter() - start
 
-    return Task(decode, tokens=new, bytes=new * weight_bytes(model, dtype), dtype=_factors(dtype),
+    return Task(decode, tokens=new, bytes=new * weight_bytes(model, dtype), dtype=factors(dtype),
                 facts={"weight_mb": weight_bytes(model, dtype) / 1e6})
 
 
@@ -54,17 +53,10 @@ def prefill_task(built: Any, dtype: str, length: int) -> Task:
         with no_grad():
             built(ids, cache=built.init_state(1), last_only=True)
 
-    work = breakdown(built.config, length)
-    head = work.pop("head", 0.0)                  # of one position alone
-    return Task(prefill, tokens=length, flops=length * sum(work.values()) + head, dtype=_factors(dtype))
+    return Task(prefill, tokens=length, flops=prefill_flops(built.config, length), dtype=factors(dtype))
 
 
 def prompt_ids(count: int, vocab_size: int) -> list[int]:
     """The same ids for every library."""
     return [(i * 7919 + 13) % min(31000, vocab_size - 500) + 500 if vocab_size > 1000 else
             (i * 7919 + 13) % vocab_size for i in range(count)]
-
-
-def _factors(dtype: str) -> str:
-    """The type that products of such weights are formed in: int8 for quantized ones"""
-    return DTYPES.get(dtype, "int8")

@@ -83,4 +83,17 @@ def weight_bytes(name: str, dtype: str) -> float:
     return (sum(active.values()) - unread) * WEIGHTS[dtype]
 
 
-__all__ = ["DECODED", "DTYPES", "TRAINED", "WEIGHTS", "cache", "decoded", "trained", "weight_bytes"]
+def prefill_flops(config: Any, length: int) -> float:
+    """Of reading a prompt of so many tokens, the head once, behind the last."""
+    work = flops.breakdown(config, length)
+    head = work.pop("head", 0.0)
+    return length * sum(work.values()) + head
+
+
+def factors(dtype: str) -> str:
+    """The type that products with weights of a format are formed in: int8 for the quantized ones."""
+    return DTYPES.get(dtype, "int8")
+
+
+__all__ = ["DECODED", "DTYPES", "TRAINED", "WEIGHTS", "cache", "decoded", "factors", "prefill_flops",
+           "trained", "weight_bytes"]

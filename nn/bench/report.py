@@ -2,7 +2,7 @@
 
 A row has name, library, dtype, threads, tokens_per_second or seconds, low and high (the fastest and the
 slowest sample, in the same unit), samples, disturbed, peak_rss_mb, percent_of_ceiling and which ceiling, date
-and machine."""
+and machine; ours also the kernels that ran, and what fell back on the reference."""
 
 import os
 from collections.abc import Sequence

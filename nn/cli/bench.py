@@ -28,6 +28,7 @@ from nn.models.decoder import Decoder
 from nn.names import check_name
 from nn.optim import clip_scale, create_optimizer, grad_norm
 from nn.tensor import no_grad
+from nn.threads import computing_threads, described
 from nn.train.gradients import accumulate
 
 
@@ -39,6 +40,7 @@ class Options:
     batch_size: int = 8              # sequences per training step
     seq_len: int = 256               # tokens per sequence
     repeat: int = 5                  # times that each thing is measured; the median counts
+    threads: int = 0                 # to compute with; 0 = NN_THREADS, else all usable cores
 
 
 VERBS = ("cpu", "train", "decode", "startup", "kernels")      # bench_VERB.py
@@ -58,11 +60,14 @@ def run(argv: list[str]) -> int:
     model, work = from_config(config), sum(breakdown(config, options.seq_len).values())
     active = model.num_parameters(active=True)
     facts([("model", f"{model.num_parameters():,} parameters, {active:,} active, float32"),
-           ("work", f"{work / 1e6:.3f} MFLOP per token forward, three times that in training")])
-    peak = _matrix_product(options.repeat)
+           ("work", f"{work / 1e6:.3f} MFLOP per token forward, three times that in training"),
+           ("threads", described(options.threads))])
+    peak = _matrix_product(options)
     rows = [("", "ms", "tokens/s", "GFLOP/s", "of the matrix product"),
             ("matrix product 1024³, float32", f"{2e3 * 1024**3 / peak:.1f}", "", f"{peak / 1e9:.1f}", "")]
-    for name, tokens, factor, seconds in _measured(model, options):
+    with computing_threads(options.threads):
+        measured = _measured(model, options)
+    for name, tokens, factor, seconds in measured:
         speed = tokens * work * factor / seconds
         rows.append((name, f"{seconds * 1e3:.1f}", f"{tokens / seconds:,.0f}", f"{speed / 1e9:.1f}",
                      f"{speed / peak:.1%}"))
@@ -98,10 +103,13 @@ def _measured(model: Decoder, options: Options) -> list[tuple[str, int, int, flo
     return rows
 
 
-def _matrix_product(repeat: int) -> float:
-    """FLOP/s of a large product: the ceiling for everything here."""
+def _matrix_product(options: Options) -> float:
+    """FLOP/s of a large product, all the threads being the BLAS': the ceiling for everything here."""
+    with computing_threads(options.threads) as threads:
+        count = threads
     a = np.random.default_rng(0).standard_normal((1024, 1024), dtype=np.float32)
-    return 2 * 1024**3 / _median(lambda: a @ a, repeat)
+    with computing_threads(count):
+        return 2 * 1024**3 / _median(lambda: a @ a, options.repeat)
 
 
 def _median(action: Callable[[], object], repeat: int) -> float:

@@ -1,19 +1,20 @@
 """What the verbs bench cpu, train, decode and startup have in common: how it is measured, and how shown."""
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from nn.backends import native
 from nn.cli.terminal import facts, table
 from nn.errors import InputError
+from nn.threads import computing_threads
 
 
 @dataclass(frozen=True)
 class HowOptions:
     # How to measure
-    threads: int = 0                   # of every library; 0 = the usable cores
+    threads: int = 0                   # of every library; 0 = NN_THREADS, else all usable cores
     samples: int = 5                   # that count, of each row; the median is quoted
     seconds: float = 0.4               # of one sample, at least
     peers: str = "all"                 # other libraries: all that are installed, none, or names: torch,...
@@ -24,17 +25,18 @@ class HowOptions:
             raise InputError(f"threads: {self.threads}, samples: {self.samples}, seconds: {self.seconds}; "
                              "give threads of 0 or more, 1 sample or more, and 0 seconds or more")
 
+    def count(self) -> int:
+        """Of threads."""
+        with computing_threads(self.threads) as threads:
+            return threads
+
     def run(self) -> Any:
         """The same for nn.bench."""
         from nn.bench.runs import Policy
         from nn.bench.suites import Run
 
-        return Run(self.threads or usable_cores(), Policy(self.samples, 2 * self.samples, self.seconds),
+        return Run(self.count(), Policy(self.samples, 2 * self.samples, self.seconds),
                    tuple(self.peers.split(",")), **({"ceiling_bytes": 1 << 20} if self.seconds == 0 else {}))
-
-
-def usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def show(rows: Iterable[dict[str, Any]], options: HowOptions) -> int:
@@ -47,8 +49,11 @@ def show(rows: Iterable[dict[str, Any]], options: HowOptions) -> int:
         if options.json:
             print(json.dumps(row), flush=True)
     if not options.json:
-        threads = options.threads or usable_cores()
-        facts([("machine", machine()), ("threads", str(threads)),
+        facts([("machine", machine()), ("native kernels", native.summary()),
+               ("threads", str(options.count())),
                ("samples", f"{options.samples}, in turns; the median, and fastest to slowest"), ("", "")])
         table(table_rows(found))
+        for row in found:
+            if fallen := row.get("fallbacks"):
+                print(f"{row['name']}: the reference ran instead of a native kernel: {fallen}")
     return int(any("error" in row and row["library"] == OURS for row in found))

@@ -22,6 +22,7 @@ from nn.config import update, variant
 from nn.data import TokenShard, read_documents, split, write_tokens
 from nn.errors import InputError
 from nn.eval import compressed_bits_per_byte, negative_log_likelihood
+from nn.threads import computing_threads, described
 from nn.train import corpus
 
 
@@ -36,6 +37,7 @@ class Options:
     seq_len: int | None = None               # tokens per window (default: the model's context)
     overlap: int = 1                         # tokens of the window before to see; more is slower and better
     batch_size: int = 16                     # windows at a time
+    threads: int = 0                         # to compute with; 0 = NN_THREADS, else all usable cores
 
     def __post_init__(self) -> None:
         for name in ("seq_len", "overlap", "batch_size"):
@@ -67,9 +69,11 @@ def run(argv: list[str]) -> int:
     text = _text(options.data, options.held_out_fraction, tokenizer) if options.data else _held_out(folder)
     seq_len = options.seq_len or min(context, max(1, len(text.tokens)))
     size = f"{text.num_bytes:,} bytes, {len(text.tokens):,} tokens, read {seq_len} at a time"
-    facts([("model", f"{folder}: {model.num_parameters():,} parameters"), ("text", f"{text.name}: {size}")])
-    nats = negative_log_likelihood(model, text.tokens, seq_len=seq_len, batch_size=options.batch_size,
-                                   prefix_id=tokenizer.eos_id, overlap=options.overlap)
+    facts([("model", f"{folder}: {model.num_parameters():,} parameters"), ("text", f"{text.name}: {size}"),
+           ("threads", described(options.threads))])
+    with computing_threads(options.threads):
+        nats = negative_log_likelihood(model, text.tokens, seq_len=seq_len, batch_size=options.batch_size,
+                                       prefix_id=tokenizer.eos_id, overlap=options.overlap)
     _report(nats, text)
     return 0
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nn.backends import native
-from nn.bench import models, suites, weights
+from nn.bench import models, startup, suites, weights
 from nn.bench.report import OURS
 from nn.bench.runs import Contender, Policy, Result, in_turns, workers
 from nn.errors import InputError
@@ -48,6 +48,8 @@ def test_one_json_object_per_row(cuda_nn, words: tuple[str, ...], names: list[st
     for row in ours:
         assert REQUIRED | {speed} <= row.keys()
         assert row["threads"] == 1
+        assert row["kernels"].startswith(native.missing() or native.level())
+        assert isinstance(row["fallbacks"], str)
         assert row[speed] > 0
         assert 0 < row["low"] <= row[speed] <= row["high"]
         assert row["peak_rss_mb"] > 1
@@ -81,6 +83,19 @@ def test_the_start(cuda_nn) -> None:
     assert status == 0
     assert [row["name"] for row in rows_of(out)] == ["start python", "import numpy", "import nn",
                                                     "first token of tiny"]
+
+
+def test_the_processes_of_startup_have_the_threads_that_rows_say() -> None:
+    assert startup._run(startup._python("import os; print(os.environ['NN_THREADS'])"), 3) == "3\n"
+
+
+def test_threads_of_the_whole_model(cuda_nn) -> None:
+    words = ("bench", "--preset", "gpt-tiny", "--batch-size", 1, "--seq-len", 4, "--repeat", 1)
+    for count in (1, 2):
+        status, out, err = cuda_nn(*words, "--threads", count)
+        assert (status, err) == (0, "")
+        assert f"{count} thread" in out
+    assert cuda_nn(*words, "--threads", -1)[0] == 2
 
 
 @pytest.mark.parametrize(("words", "message"), [

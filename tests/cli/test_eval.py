@@ -34,6 +34,13 @@ def test_perplexity_of_bytes_is_two_to_the_bits_per_token(cuda_nn, trained: Path
     assert num_bytes > 100
 
 
+def test_no_number_depends_on_the_threads(cuda_nn, trained: Path) -> None:
+    one, two = (cuda_nn("eval", "--run", trained, "--threads", count)[1] for count in (1, 2))
+    assert "1 thread" in one
+    assert "2 threads" in two
+    assert final(one) == final(two)
+
+
 def test_other_text(cuda_nn, trained: Path, tmp_path: Path) -> None:
     (tmp_path / "other.txt").write_text("abc" * 500)
     found = final(

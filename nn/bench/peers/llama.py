@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from nn.bench.decoding import prompt_ids
-from nn.bench.models import DECODED, cache
+from nn.bench.models import DECODED, cache, factors, prefill_flops
 from nn.bench.peers import library
 from nn.bench.task import Task, Tasks
 from nn.models.config import MoETransformerConfig
@@ -27,7 +27,7 @@ def tasks(model: str, dtype: str, prompt: int, new: int, prefill: int) -> Tasks:
     def opened() -> "LlamaModel":
         if not made:
             room = max(prompt + new, prefill) + 8
-            made.append(LlamaModel(gguf_file(model, dtype), room, max(prompt, prefill)))
+            made.append(LlamaModel(model, dtype, room, max(prompt, prefill)))
         return made[0]
 
     return {"decode": lambda: opened().decoding(prompt, new), "prefill": lambda: opened().reading(prefill)}
@@ -36,7 +36,8 @@ def tasks(model: str, dtype: str, prompt: int, new: int, prefill: int) -> Tasks:
 class LlamaModel:
     """A model that llama.cpp has loaded, with room for so many tokens, read at most `batch` at a time."""
 
-    def __init__(self, path: Path, room: int, batch: int) -> None:
+    def __init__(self, name: str, dtype: str, room: int, batch: int) -> None:
+        self.name, self.dtype, path = name, dtype, gguf_file(name, dtype)
         lc = self.lc = library("llama_cpp")
         self._silence = lc.llama_log_callback(lambda *_: None)
         lc.llama_log_set(self._silence, None)
@@ -85,7 +86,8 @@ class LlamaModel:
             self.feed(ids)
             return time.perf_counter() - start
 
-        return Task(read, tokens=length, facts=self.facts)
+        return Task(read, tokens=length, flops=prefill_flops(DECODED[self.name], length),
+                    dtype=factors(self.dtype), facts=self.facts)
 
 
 # ---- files ----

@@ -6,10 +6,9 @@ import time
 from typing import Any
 
 from nn.bench.decoding import prompt_ids
-from nn.bench.models import DECODED, DTYPES, weight_bytes
+from nn.bench.models import DECODED, DTYPES, prefill_flops, weight_bytes
 from nn.bench.peers import library
 from nn.bench.task import Task, Tasks
-from nn.flops import breakdown
 
 
 def tasks(model: str, dtype: str, prompt: int, new: int, prefill: int) -> Tasks:
@@ -120,11 +119,9 @@ class TorchModel:
 
     def reading(self, length: int) -> Task:
         ids = self.torch.tensor(prompt_ids(length, self.config.vocab_size))
-        work = breakdown(self.config, length)
-        head = work.pop("head", 0.0)
 
         def read() -> None:
             self(ids, 0)
 
-        return Task(read, tokens=length, flops=length * sum(work.values()) + head,
+        return Task(read, tokens=length, flops=prefill_flops(self.config, length),
                     dtype=DTYPES[self.dtype], facts=self.facts)
