@@ -5,6 +5,7 @@ replayed without Python between them, on buffers planned by lifetime (csrc/nativ
     metrics = gradients(batches, seed=0, step=1)      # what nn.train.gradients.accumulate gives, bit by bit
 
 The second step of one shape is recorded; the optimizer's stays outside, for it needs the gradients' norm.
+Gradients lie where those of the step before lay, which are written over.
 What cannot be recorded runs kernel by kernel, and the log says once why: layers that draw random numbers or
 look at values (KNOWN lists those that do neither), hooks, constraints, several micro-batches."""
 
@@ -23,6 +24,8 @@ from nn.layers.auxiliary import Stacked, figures_later
 from nn.train.gradients import Batch, accumulate, scored_tokens
 
 log = logging.getLogger("nn.train")
+MOST = 4        # recordings of one training: each costs two steps; where shapes change, or how many targets
+                # count, none pays
 # Modules whose Python does the same at every step, whatever the values are.
 KNOWN = frozenset((
     "CausalSelfAttention", "DecoderBlock", "Embedding", "Ends", "Experts", "FeedForward", "GroupedAttention",
@@ -69,6 +72,7 @@ class RecordedGradients:
         self.recorded: Recorded | None = None
         self.why = ""
         self._last: Any = None                   # the shape of the step before
+        self._made = 0                           # recordings
 
     def __call__(self, batches: Sequence[Batch], *, seed: int, step: int) -> dict[str, Any]:
         why = "several micro-batches" if len(batches) > 1 else unrecordable(self.model)
@@ -83,6 +87,8 @@ class RecordedGradients:
 
     def _ready(self, batch: Batch) -> bool:
         """Whether the batch has been computed by a recorded step"""
+        if any(np.asarray(each).dtype.kind not in "iu" for each in batch):
+            return False                         # eagerly it is refused
         valid = scored_tokens([batch])
         shape = (np.shape(batch[0]), np.shape(batch[1]), valid)
         seen, self._last = self._last == shape, shape
@@ -97,6 +103,10 @@ class RecordedGradients:
     def _record(self, batch: Batch, valid: int) -> bool:
         from nn.backends.native.recording import AlreadyRecording
         self.recorded = None                     # its memory first
+        if self._made == MOST:
+            self._say("the batches' shapes change too often")
+            return False
+        self._made += 1
         try:
             self.recorded = recorded(self.model, batch, valid)
         except AlreadyRecording:                 # another thread is: at the next step, then

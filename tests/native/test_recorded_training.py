@@ -12,7 +12,7 @@ from nn.models import MoETransformer
 from nn.models.hooks import Hook
 from nn.models.presets import TINY
 from nn.optim import create_optimizer
-from nn.train.recorded import Recorded
+from nn.train.recorded import MOST, Recorded
 from nn.train.update import HostUpdate
 from tests.native.test_training import MODELS
 
@@ -136,3 +136,22 @@ def test_several_micro_batches_run_kernel_by_kernel() -> None:
     for step in (1, 2, 3):
         update([batch(0), batch(1)], step=step, lr=1e-2)
     assert "micro-batches" in refused(update)
+
+
+def test_shapes_that_change_are_not_recorded_for_ever() -> None:
+    update, eager = (update_of(MoETransformer.tiny(seed=1), recorded) for recorded in (True, False))
+    batches = [batch(i, rows=1 + i // 2 % 2) for i in range(2 * MOST + 4)]
+    with use_backend("native"):
+        expected = steps(eager, batches)
+    assert_same(steps(update, batches), expected)
+    assert "change too often" in refused(update)
+    assert bits(update.model) == bits(eager.model)
+
+
+def test_targets_that_are_no_integers_are_refused() -> None:
+    update = update_of(MoETransformer.tiny())
+    steps(update, [batch(0)] * 2)
+    recording(update)
+    inputs, targets = batch(1)
+    with pytest.raises(InputError, match="targets"):
+        update([(inputs, targets + 0.5)], step=3, lr=1e-2)
