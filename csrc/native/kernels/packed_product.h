@@ -42,11 +42,19 @@ static inline void by_rows(const Packed& weight, const Rows<const T>& x, const W
     const int64_t parts = (x.rows + rows_together - 1) / rows_together;
     const double bytes_here = (double)(pair * weight.panel_bytes());
     const double work = x.rows > most_rows ? bytes_here * (double)x.rows / 4 : bytes_here;
+    const bool in_blocks = weight.format == Format::f32 && x.rows > most_rows;
     spread(pairs * parts, work, [&](int64_t begin, int64_t end) {
+        const Scratch<float> kept(in_blocks ? rows_together * pair_rows : 1);
         for (int64_t unit = begin; unit < end; ++unit) {
             const int64_t at = unit % pairs, first = unit / pairs * rows_together;
             const int64_t last = first + rows_together < x.rows ? first + rows_together : x.rows;
             const int count = panels - at * pair < pair ? 1 : pair;
+            if (in_blocks) {
+                many_rows_f32(kept.data, activations.inputs.from(first), last - first, weight, at * pair,
+                              count);
+                for (int64_t r = first; r < last; ++r) write(r, at, kept + (r - first) * pair_rows);
+                continue;
+            }
             for (int64_t r = first; r < last; r += most_rows) {
                 alignas(64) float sums[most_rows * pair_rows];
                 const int64_t here = last - r < most_rows ? last - r : most_rows;

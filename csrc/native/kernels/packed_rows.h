@@ -152,6 +152,42 @@ static inline void row_products(float* to, const Inputs& x, int64_t rows_here, c
     }
 }
 
+// to[rows][pair_rows] += rows of x, k elements of each, times P panels of float32
+template <int R, int P>
+static inline void add_products_f32(float* to, const Inputs& x, const Panels& w, int64_t rows_here,
+                                    int64_t k) {
+    int64_t r = 0;
+    for (; r + R <= rows_here; r += R) {
+        Sums<R, P> sums;
+        float* const at = to + r * pair_rows;
+        for (int i = 0; i < R; ++i)
+            for (int j = 0; j < P * lanes; ++j) sums[i][j] = load(at + i * pair_rows + j * width);
+        products_f32<R, P>(sums, x.from(r), w, k);
+        for (int i = 0; i < R; ++i)
+            for (int j = 0; j < P * lanes; ++j) store(at + i * pair_rows + j * width, sums[i][j]);
+    }
+    if constexpr (R > 1)
+        if (r < rows_here)
+            add_products_f32<R / 2, P>(to + r * pair_rows, x.from(r), w, rows_here - r, k);
+}
+
+// to[rows][pair_rows]: many rows with panels [first, first + count) of float32, in blocks of k whose part of
+// the panels stays in the first cache while the rows pass by
+static inline void many_rows_f32(float* to, const Inputs& x, int64_t rows_here, const Packed& weight,
+                                 int64_t first, int count) {
+    constexpr int64_t most = 192;
+    memset(to, 0, (size_t)(rows_here * pair_rows) * sizeof(float));
+    for (int64_t k = 0; k < weight.inputs; k += most) {
+        const int64_t here = weight.inputs - k < most ? weight.inputs - k : most;
+        const Panels w = {weight.data + first * weight.panel_bytes() + k * 64, weight.panel_bytes()};
+        const Inputs part = {x.floats + k, x.stride, nullptr, nullptr, nullptr, 0};
+        if (count == pair)
+            add_products_f32<most_rows, pair>(to, part, w, rows_here, here);
+        else
+            add_products_f32<most_rows, 1>(to, part, w, rows_here, here);
+    }
+}
+
 // to[panels][16]: one row with panels [first, first + count), P at once while there are so many
 template <int P>
 static inline void panels_at_once(float* to, const Inputs& x, const Packed& weight, int64_t first,
