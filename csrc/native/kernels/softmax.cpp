@@ -10,34 +10,28 @@ constexpr double exp_bytes = 6;
 
 constexpr int64_t hot_cols = 8192;  // of a row of exponentials in the first-level cache or near it
 
-// float32: exponentials are kept, then scaled: one exponential per element.  They are kept where the result
-// goes, or in `hot` if that is written past the caches.
-template <bool past>
-static inline void softmax_row(float* y, const float* x, const float* next, int64_t cols, float* hot) {
-    float* const kept = past ? hot : y;
+// Exponentials are formed once and kept as float32: where a float32 result goes, or in memory of their own if
+// that is half precision or written past the caches.  Where there is none, for long rows, they are formed
+// twice.
+template <bool past, class T>
+static inline void softmax_row(T* y, const T* x, const T* next, int64_t cols, float* kept) {
     const float most = finite_max(row_max(cols, [&](int64_t i, auto n) { return get(x + i, n); }));
     const float total = row_sum(cols, [&](int64_t i, auto n) {
         fetch(next + i);
         Vec e = exp(get(x + i, n) - most);
         if ((int64_t)n != width) e = first_lanes(e, n, Vec{});
-        put(kept + i, n, e);
+        if (kept) put(kept + i, n, e);
         return e;
     });
     const float scale = 1.0f / (total == 0.0f ? 1.0f : total);
-    registers(cols, [&](int64_t i, auto n) { deliver<past>(y + i, n, get(kept + i, n) * scale); });
+    registers(cols, [&](int64_t i, auto n) {
+        deliver<past>(y + i, n, (kept ? get(kept + i, n) : exp(get(x + i, n) - most)) * scale);
+    });
 }
 
-// Half precision: computed twice instead, since a rounded exponential must not be divided and rounded again.
-template <bool past>
-static inline void softmax_row(bf16* y, const bf16* x, const bf16* next, int64_t cols, float*) {
-    const auto value = [&](int64_t i, auto n) { return get(x + i, n); };
-    const float most = finite_max(row_max(cols, value));
-    const float total = row_exp_sum(cols, most, [&](int64_t i, auto n) {
-        fetch(next + i);
-        return value(i, n);
-    });
-    const float scale = 1.0f / (total == 0.0f ? 1.0f : total);
-    registers(cols, [&](int64_t i, auto n) { deliver<past>(y + i, n, exp(get(x + i, n) - most) * scale); });
+static inline float* exponentials(float* y, float* own, int64_t, bool past) { return past ? own : y; }
+static inline float* exponentials(bf16*, float* own, int64_t cols, bool) {
+    return cols <= hot_cols ? own : nullptr;
 }
 
 template <class T>
@@ -47,9 +41,11 @@ static bool softmax(const Call& call) {
     const bool past = streams(y) && y.cols <= hot_cols;
     parallel_for(x.rows, (double)x.cols * (exp_bytes + 2 * sizeof(T)), [&](int64_t begin, int64_t end) {
         alignas(64) float hot[hot_cols];
-        for (int64_t r = begin; r < end; ++r)
-            past ? softmax_row<true>(y[r], x[r], coming(x, r), x.cols, hot)
-                 : softmax_row<false>(y[r], x[r], coming(x, r), x.cols, hot);
+        for (int64_t r = begin; r < end; ++r) {
+            float* const kept = exponentials(y[r], hot, x.cols, past);
+            past ? softmax_row<true>(y[r], x[r], coming(x, r), x.cols, kept)
+                 : softmax_row<false>(y[r], x[r], coming(x, r), x.cols, kept);
+        }
         stream_end();
     });
     return true;

@@ -48,14 +48,32 @@ static inline Vec load(const float* p) {
 }
 static inline void store(float* p, Vec x) { memcpy(p, &x, sizeof x); }
 
-static inline Vec widen(Short x) { return float_of(__builtin_convertvector(x, Bits) << 16); }
+static inline Vec widen(Short x) {
+#if defined(__AVX512F__)  // a conversion of vectors is four instructions in GCC 12
+    return float_of((Bits)_mm512_cvtepu16_epi32((__m256i)x) << 16);
+#elif defined(__AVX2__)
+    return float_of((Bits)_mm256_cvtepu16_epi32((__m128i)x) << 16);
+#else
+    return float_of(__builtin_convertvector(x, Bits) << 16);
+#endif
+}
 
-// To nearest, ties to even, denormals kept; NaN stays NaN.  (vcvtneps2bf16 would flush denormals.)
+// To nearest, ties to even, denormals kept, which vcvtneps2bf16 would flush; NaN stays NaN.
 static inline Short narrow(Vec x) {
+#if defined(__AVX512BF16__)
+    constexpr int denormal = 0x20;
+    if (__builtin_expect(_mm512_fpclass_ps_mask((__m512)x, denormal) == 0, 1))
+        return (Short)_mm512_cvtneps_pbh((__m512)x);
+#endif
     const Bits b = bits_of(x);
     const Bits rounded = (b + 0x7fff + ((b >> 16) & 1)) >> 16;
     const Bits quiet = (b >> 16) | 0x40;
-    return __builtin_convertvector((Bits)((x == x) ? (Int)rounded : (Int)quiet), Short);
+    const Bits kept = (Bits)((x == x) ? (Int)rounded : (Int)quiet);
+#if defined(__AVX512F__)
+    return (Short)_mm512_cvtepi32_epi16((__m512i)kept);
+#else
+    return __builtin_convertvector(kept, Short);
+#endif
 }
 
 static inline Vec load(const bf16* p) {
