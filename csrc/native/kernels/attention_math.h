@@ -54,11 +54,12 @@ static inline Vec power_of_two(Vec x) {
     const __mmask16 seen = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-125.0f), _CMP_NLT_UQ);
     return (Vec)_mm512_maskz_scalef_ps(seen, (__m512)p, (__m512)(shifted - 12582912.0f));
 #else
-    return x < -125.0f ? Vec{} : (Vec)((Int)p + ((Int)shifted << 23));
+    const Vec whole = (Vec)(((Int)shifted << 23) + 0x3f800000);  // 2^n: a product keeps NaN, a sum of bits not
+    return x < -125.0f ? Vec{} : p * whole;
 #endif
 }
 
-// ln x for x >= 1; Cephes' polynomial (logf.c), ln 2 in two parts.
+// ln x for x >= 1, NaN stays NaN; Cephes' polynomial (logf.c), ln 2 in two parts.
 static inline Vec natural_log(Vec x) {
     const Bits bits = bits_of(x) - 0x3f3504f3u;  // the mantissa from sqrt(1/2) on
     const Vec e = __builtin_convertvector((Int)bits >> 23, Vec);
@@ -72,7 +73,7 @@ static inline Vec natural_log(Vec x) {
     p = p * f + 2.0000714765e-1f;
     p = p * f - 2.4999993993e-1f;
     p = p * f + 3.3333331174e-1f;
-    return f + (p * f * z - e * 2.12194440e-4f - z * 0.5f) + e * 0.693359375f;
+    return x != x ? x : f + (p * f * z - e * 2.12194440e-4f - z * 0.5f) + e * 0.693359375f;
 }
 
 static inline float smallest(Vec x) { return -largest(-x); }
