@@ -1,8 +1,9 @@
 """Decoding on the CPU: the step from one token to the next is recorded once and replayed.
 
 What device.py does on a device: the cache has a fixed place, positions and lengths are read from memory, and
-a replay runs the kernels one after the other without Python between them.  Sampling stays outside.  A step
-that cannot be recorded runs kernel by kernel, and the log says once why."""
+a replay runs the kernels one after the other without Python between them.  Sampling stays outside.  Where
+weights have been loaded meanwhile the step is recorded anew.  A step that cannot be recorded runs kernel by
+kernel, and the log says once why, as does refusals()."""
 
 import logging
 from typing import Any
@@ -17,7 +18,12 @@ from nn.generate.sampling import sample
 
 log = logging.getLogger("nn.generate")
 MOST_POSITIONS = 1 << 16
-_said: set[str] = set()
+_refused: list[str] = []
+
+
+def refusals() -> list[str]:
+    """Of this process so far: why texts went on kernel by kernel whose step should have been recorded."""
+    return list(_refused)
 
 
 def servable(model: Any, positions: int = 0) -> bool:
@@ -46,6 +52,7 @@ class RecordedTexts:
         self._held, self._drawn = length, 0
         self._ids = prompts                                # those that the model has not seen
         self.step: Any = None                              # the recorded step, once there is one
+        self._weights: Any = None                          # nn.backends.native.recording.Places, at that time
         self._logits: Any = None                           # where it leaves its result
         self._eager = False                                # it cannot be recorded
 
@@ -64,6 +71,8 @@ class RecordedTexts:
         """[B,V] behind the history, all of which the cache then holds."""
         if self._drawn:
             self._make_room()
+        if self.step is not None and not self._weights.unchanged():
+            self.step = self._logits = None                # its memory first
         if self._drawn and self.step is None and not self._eager and self._record():
             self.cache.advance(1)
         elif self.step is None:
@@ -80,21 +89,21 @@ class RecordedTexts:
     def _record(self) -> bool:
         """Whether the step is recorded now, and has been run; it does not count yet: the cache holds what it
         held."""
-        from nn.backends.native.recording import AlreadyRecording, record
+        from nn.backends.native.recording import AlreadyRecording, Places, record
         held = self.cache.length
         try:
             with record(everything=True) as step:
                 self._logits = step.result(self._forward(), "logits")
                 self.cache.advance(held - self.cache.length)     # before the recording checks itself
-            self.step = step
+            self.step, self._weights = step, Places(self.model.parameters())
         except AlreadyRecording:                                 # another thread is: at the next token, then
             pass
         except (InputError, MemoryError) as problem:
             self._eager = True
             why = str(problem) or "out of memory"
-            if why not in _said:
-                _said.add(why)
+            if why not in _refused:
                 log.info("decoding goes on kernel by kernel, its step cannot be recorded (%s)", why)
+            _refused.append(why)
         self.cache.advance(held - self.cache.length)
         return self.step is not None
 

@@ -26,7 +26,7 @@ from nn.train.gradients import Batch, accumulate, scored_tokens
 log = logging.getLogger("nn.train")
 MOST = 4        # recordings of one training: each costs two steps; where shapes change, or how many targets
                 # count, none pays
-# Modules whose Python does the same at every step, whatever the values are.
+# Modules of this package whose Python does the same at every step, whatever the values are.
 KNOWN = frozenset((
     "CausalSelfAttention", "DecoderBlock", "Embedding", "Ends", "Experts", "FeedForward", "GroupedAttention",
     "LanguageModel", "Layer", "LayerNorm", "Linear", "MLP", "MoELayer", "MoETransformer", "PreNorm",
@@ -43,14 +43,14 @@ class Recorded:
     valid: int                                   # targets that count
     total: np.ndarray                            # the loss with what is added to it []
     figures: dict[str, Any]                      # arrays [], or Stacked
-    weights: list[tuple[Any, np.ndarray, bool]]  # every parameter, where it lies, whether it is trained
+    weights: Any                                 # nn.backends.native.recording.Places of all parameters
     gradients: list[tuple[Any, np.ndarray]]
 
     def serves(self, batch: Batch, valid: int) -> bool:
         """Whether it is of this shape, and weights lie where they lay"""
         shapes = (np.shape(batch[0]), np.shape(batch[1]))
         return ((self.inputs.shape, self.targets.shape) == shapes and self.valid == valid
-                and all(p.data is data and p.requires_grad == trained for p, data, trained in self.weights))
+                and self.weights.unchanged())
 
     def replay(self, batch: Batch) -> None:
         """InputError for ids or targets out of range"""
@@ -135,7 +135,7 @@ class RecordedGradients:
 
 def recorded(model: Any, batch: Batch, valid: int) -> Recorded:
     """Record the step of a batch, whose gradients the model has then.  InputError if that cannot be."""
-    from nn.backends.native.recording import record
+    from nn.backends.native.recording import Places, record
     inputs, targets = (np.array(each, np.int64, order="C") for each in batch)
     one = np.ones((), np.float32)
     named = model.named_parameters()
@@ -148,8 +148,7 @@ def recorded(model: Any, batch: Batch, valid: int) -> Recorded:
                 step.result(array, name)
         gradients = [(p, step.result(p.grad, f"the gradient of {name}"))
                      for name, p in named.items() if p.grad is not None]
-    return Recorded(step, inputs, targets, valid, total.data, figures,
-                    [(p, p.data, p.requires_grad) for p in named.values()], gradients)
+    return Recorded(step, inputs, targets, valid, total.data, figures, Places(named.values()), gradients)
 
 
 def unrecordable(model: Any) -> str:
@@ -159,7 +158,7 @@ def unrecordable(model: Any) -> str:
     if tape.state.path is not None or tape.state.count is not None:
         return "every operation is looked at"
     for module in model.modules():
-        if type(module).__name__ not in KNOWN:
+        if type(module).__name__ not in KNOWN or not type(module).__module__.startswith("nn."):
             return f"{type(module).__name__} may look at values"
         if module.training and hasattr(module, "noise") and getattr(module, "draws", True):
             return f"{type(module).__name__} draws random numbers"

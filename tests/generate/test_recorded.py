@@ -11,7 +11,7 @@ from nn import MoETransformer
 from nn.backends import native, use_backend
 from nn.errors import NonFiniteError
 from nn.generate import SamplingConfig, generate, generate_batch
-from nn.generate.recorded import RecordedTexts, servable
+from nn.generate.recorded import RecordedTexts, refusals, servable
 from nn.models import Hook
 from nn.models.presets import TINY
 from nn.ops.count import count_flops
@@ -27,8 +27,8 @@ def made(dtype: str = "float32", **changes: Any) -> MoETransformer:
     return model
 
 
-def followed(model: Any, prompts: np.ndarray, *, eager: bool, steps: int = 24) -> tuple[list[bytes], Any]:
-    """The logits' bits of every step, and the texts."""
+def watched(model: Any, prompts: np.ndarray, *, eager: bool) -> tuple[list[bytes], Any]:
+    """The logits' bits of every step that is to come, and the texts."""
     texts = RecordedTexts(model, prompts, SAMPLED, np.arange(len(prompts)))
     texts._eager = eager
     bits, logits = [], texts.logits
@@ -39,10 +39,19 @@ def followed(model: Any, prompts: np.ndarray, *, eager: bool, steps: int = 24) -
         return found
 
     texts.logits = noted                                                      # type: ignore[method-assign]
+    return bits, texts
+
+
+def followed(model: Any, prompts: np.ndarray, *, eager: bool, steps: int = 24) -> tuple[list[bytes], Any]:
+    bits, texts = watched(model, prompts, eager=eager)
+    follow(texts, steps)
+    return bits, texts
+
+
+def follow(texts: Any, steps: int) -> None:
     with no_grad():
         for _ in range(steps):
             texts.next()
-    return bits, texts
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -77,13 +86,36 @@ def test_generate_uses_it() -> None:
 def test_what_cannot_be_recorded_is_said_once(caplog: pytest.LogCaptureFixture,
                                               monkeypatch: pytest.MonkeyPatch) -> None:
     model = made(num_experts=0)
-    monkeypatch.setattr("nn.generate.recorded._said", set())
+    monkeypatch.setattr("nn.generate.recorded._refused", [])
     model.logit_softcap = 30.0                                     # NumPy's tanh, behind the head
     expected = followed(model, np.array([[1, 2, 3]]), eager=True)[1]._history[0, 3:].tolist()
     with caplog.at_level(logging.INFO):
         found = [list(generate(model, [1, 2, 3], SAMPLED)) for _ in range(2)]
     assert found == [expected, expected]
     assert caplog.text.count("its step cannot be recorded") == 1
+    assert len(refusals()) == 2
+    assert len(set(refusals())) == 1
+
+
+def test_weights_loaded_meanwhile_are_seen() -> None:
+    """load() and load_state_dict() give parameters other arrays: a replay would go on with the old ones."""
+    found = []
+    for eager in (False, True):
+        model, other = made(num_experts=0), made(num_experts=0)
+        for p in other.parameters():
+            p.data *= 1.5
+        bits, texts = watched(model, np.array([[1, 2, 3]]), eager=eager)
+        follow(texts, 4)
+        first = texts.step
+        model.layers[0].parameters()[0].load(other.layers[0].parameters()[0].data)
+        follow(texts, 3)
+        second = texts.step
+        model.load_state_dict(other.state_dict())
+        follow(texts, 4)
+        assert eager or len({id(each) for each in (first, second, texts.step)}) == 3
+        found.append(bits)
+    assert found[0] == found[1]
+    assert len(set(found[0])) == 11
 
 
 def test_without_memory_for_a_recording(monkeypatch: pytest.MonkeyPatch) -> None:

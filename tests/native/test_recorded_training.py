@@ -120,8 +120,16 @@ def checkpointed() -> MoETransformer:
     return model
 
 
-@pytest.mark.parametrize(("make", "why"), [(noisy, "random numbers"), (watched, "hooks"),
-                                           (checkpointed, "again in backward")])
+def namesake() -> MoETransformer:
+    """A class of the caller's with the name of one of ours, which may do anything"""
+    model = MoETransformer.tiny()
+    mlp = model.layers[0].mlp
+    mlp.__class__ = type(type(mlp).__name__, (type(mlp),), {"__module__": "mine"})
+    return model
+
+
+@pytest.mark.parametrize(("make", "why"), [(namesake, "look at values"), (noisy, "random numbers"),
+                                           (watched, "hooks"), (checkpointed, "again in backward")])
 def test_what_cannot_be_recorded_says_so(make: Any, why: str, caplog: pytest.LogCaptureFixture) -> None:
     update, eager = update_of(make()), update_of(make(), recorded=False)
     with caplog.at_level("INFO", "nn.train"):

@@ -29,6 +29,18 @@ class AlreadyRecording(InputError):
     """One recording at a time: another is active, of this thread or another."""
 
 
+class Places:
+    """Where a model's parameters lie when a step is recorded.  A replay reads what lies there: where one has
+    been given another array (Parameter.load, load_state_dict) the step must be recorded anew."""
+
+    def __init__(self, parameters: Iterable[Any]) -> None:
+        self._held = [(p, p.data, p.requires_grad) for p in parameters if p.allocated]
+
+    def unchanged(self) -> bool:
+        """Whether every parameter has the array it had, and is trained if it was"""
+        return all(p.data is data and p.requires_grad == trained for p, data, trained in self._held)
+
+
 class Step:
     """A recorded step; see `record`."""
 
