@@ -18,6 +18,7 @@ from nn.cli.sources import Changes, open_model, untrained
 from nn.cli.terminal import stream
 from nn.errors import InputError
 from nn.generate import SamplingConfig, stream_text
+from nn.generate.recorded import refusals
 from nn.threads import computing_threads, described
 
 
@@ -45,11 +46,13 @@ def run(argv: list[str]) -> int:
     if options.pack:
         model = model.pack(options.pack)
     pieces = stream_text(model, tokenizer, options.prompt, sampling, truncate_prompt=options.truncate_prompt)
-    before = native.fallbacks()
+    before, earlier = native.fallbacks(), len(refusals())
     with computing_threads(options.threads) as threads:
         stream(chain([options.prompt], pieces))
     if getattr(model, "device", None) is None and sys.stderr.isatty():
         print(f"({described(threads)})", file=sys.stderr)
     if fallen := native.fallen_back(before):
         print(f"(the reference ran instead of a native kernel: {fallen})", file=sys.stderr)
+    for why in dict.fromkeys(refusals()[earlier:]):
+        print(f"(decoding went on kernel by kernel, its step cannot be recorded: {why})", file=sys.stderr)
     return 0

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from nn.backends import native
 from nn.cli.terminal import stream
+from nn.errors import InputError
 from nn.train import find_checkpoint, load_trained
 
 
@@ -45,6 +47,21 @@ def test_a_hugging_face_folder(cuda_nn, trained: Path, tmp_path: Path) -> None:
     assert cuda_nn("generate", "--checkpoint", tmp_path, *words) == cuda_nn(
         "generate", "--run", trained, *words
     )
+
+
+@pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
+def test_a_step_that_is_not_recorded_is_said(cuda_nn, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def record(**_: object) -> object:
+        raise InputError("too large a cache")
+
+    words = ["generate", "--run", trained, "--prompt", "verse", "--max-tokens", 5]
+    text = cuda_nn(*words)
+    monkeypatch.setattr("nn.backends.native.recording.record", record)
+    status, out, err = cuda_nn(*words)
+    assert (status, out) == text[:2]
+    assert err == "(decoding went on kernel by kernel, its step cannot be recorded: too large a cache)\n"
+    monkeypatch.undo()
+    assert cuda_nn(*words) == text
 
 
 def test_packed_weights(cuda_nn, trained: Path) -> None:
