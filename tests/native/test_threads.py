@@ -44,11 +44,22 @@ def work(dtype: Any) -> dict[str, Callable[[], Any]]:
     heads, angles = draw(2, 6, 160, 64, dtype=dtype), draw(160, 32)
     cache, new = draw(2, 2, 600, 64, dtype=dtype), draw(2, 6, 1, 64, dtype=dtype)
     held = np.array([600, 333], np.int32)
-    ids = RANDOM.integers(0, 600, 701)
+    ids, long, draw_load = RANDOM.integers(0, 600, 701), draw(200, 32), np.abs(draw(16))
     steps, rates, bc = np.abs(draw(2, 90, 530)), -np.abs(draw(530, 16)), draw(2, 90, 16, dtype=dtype)
     scanned, state = draw(2, 90, 530, dtype=dtype), draw(2, 530, 16)
     starts = draw(2, 4, 16, 530)
-    return packed_work(dtype) | {
+    return packed_work(dtype) | written_in_place(dtype) | elementwise_work(dtype) | {
+        "softmax_backward": lambda: kernels.softmax_backward(dy, x),
+        "log_softmax": lambda: kernels.log_softmax(x),
+        "log_softmax_backward": lambda: kernels.log_softmax_backward(dy, x),
+        "rms_norm_residual": lambda: kernels.rms_norm_residual(x, dy, weight, 1e-6),
+        "cross_entropy_backward": lambda: kernels.cross_entropy_backward(rstd[:, 0], x, targets, rstd[:, 0]),
+        "moe_balance_loss_backward": lambda: kernels.moe_balance_loss_backward(
+            np.ones(1, np.float32), draw_load, 9001, 0.1),
+        "moe_z_loss_backward": lambda: kernels.moe_z_loss_backward(
+            np.ones(1, np.float32), logits, probs[:, 0].copy(), 0.1),
+        "expert_order": lambda: kernels.expert_order(experts, 16),
+        "rope_at": lambda: kernels.rope_at(heads, np.cos(long), np.sin(long), np.array([0, 30])),
         "add": lambda: kernels.add(x, dy),
         "add_row": lambda: kernels.add_row(x, weight),
         "contiguous": lambda: kernels.contiguous(hidden.reshape(1, 2, 701, 62).transpose(0, 2, 1, 3)),
@@ -102,6 +113,48 @@ def work(dtype: Any) -> dict[str, Callable[[], Any]]:
     }
 
 
+def elementwise_work(dtype: Any) -> dict[str, Callable[[], Any]]:
+    x, dy, z, row = (draw(*shape, dtype=dtype) for shape in ((701, 530), (701, 530), (701, 530), (530,)))
+    half = draw(701, 265, dtype=dtype)
+    return {
+        "mul": lambda: kernels.mul(x, dy),
+        "mul_row": lambda: kernels.mul_row(x, row),
+        "scale": lambda: kernels.scale(x, 0.3),
+        "to_bfloat16": lambda: kernels.to_bfloat16(x.astype(np.float32)),
+        "silu": lambda: kernels.silu(x),
+        "silu_backward": lambda: kernels.silu_backward(dy, x),
+        "gelu": lambda: kernels.gelu(x),
+        "gelu_tanh": lambda: kernels.gelu_tanh(x),
+        "gelu_tanh_backward": lambda: kernels.gelu_tanh_backward(dy, x),
+        "swiglu_backward": lambda: kernels.swiglu_backward(dy, x, z),
+        "swiglu_packed": lambda: kernels.swiglu_packed(x),
+        "swiglu_packed_backward": lambda: kernels.swiglu_packed_backward(half, x),
+    }
+
+
+def written_in_place(dtype: Any) -> dict[str, Callable[[], Any]]:
+    """On copies, which are the result"""
+    param, grad, total = draw(701, 530), draw(701, 530, dtype=dtype), draw(701, 530)
+    cache, new = draw(3, 4, 300, 64, dtype=dtype), draw(3, 4, 150, 64, dtype=dtype)
+
+    def accumulate() -> Any:
+        kernels.accumulate(found := total.copy(), grad)
+        return found
+
+    def adamw() -> Any:
+        p, m, v, stored = param.copy(), total.copy(), np.abs(total), grad.astype(ml_dtypes.bfloat16)
+        kernels.adamw(p, param, m, v, lr=0.1, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, step=3,
+                      stored=stored)
+        return p, m, v, stored
+
+    def cache_append() -> Any:
+        k, v = cache.copy(), cache[:, ::-1].copy()
+        kernels.cache_append(k, v, new, new, np.array([0, 150, 77]))
+        return k, v
+
+    return {"accumulate": accumulate, "adamw": adamw, "cache_append": cache_append}
+
+
 def packed_work(dtype: Any) -> dict[str, Callable[[], Any]]:
     """Of one row, of few and of many, with panels that do not share out evenly"""
     experts, gates = RANDOM.integers(0, 4, (70, 2)), np.abs(draw(70, 2))
@@ -111,11 +164,18 @@ def packed_work(dtype: Any) -> dict[str, Callable[[], Any]]:
         up = PackedWeight.pack(draw(4, 320, 96), form, gated=True).data
         down = PackedWeight.pack(draw(4, 96, 160), form).data
         kind = f"{form.name} {rows}"
-        return {f"packed_linear {kind}": lambda: kernels.packed_linear(x, weight, int(form), 1450),
+        gated = PackedWeight.pack(draw(1450, 96), form, gated=True).data
+        return {f"packed_swiglu {kind}": lambda: kernels.packed_swiglu(x, gated, int(form), 725),
+                f"packed_linear {kind}": lambda: kernels.packed_linear(x, weight, int(form), 1450),
                 f"packed_experts {kind}": lambda: kernels.packed_experts(
                     x, up, down, gates[:rows], experts[:rows], 4, 160, int(form))}
 
     return {name: run for form in Format for rows in (1, 3, 70) for name, run in both(form, rows).items()}
+
+
+def test_every_kernel_has_work() -> None:
+    names = {name.replace(",", "").split()[0] for name in work(np.float32)}
+    assert names == set(native.extension().kernels())
 
 
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16], ids=["float32", "bfloat16"])
