@@ -87,8 +87,11 @@ class Decoder(Module):
 
     def pack(self, format: str) -> "Decoder":
         """A model for inference whose large weights are packed: f32, bf16, q8_0 or q4_0 (nn/packed).  It
-        generates as this one does, on the CPU at the speed of memory; it shares embedding and norms with
-        this one, and has no gradients.  nn.layers.packed.file saves and maps such models."""
+        generates as this one does, on the CPU at the speed of memory, and has no gradients.
+
+        What is not packed (embedding, norms, routers, biases) it shares with this model, the rest is as it
+        was: once this one is trained further, or changed in place, the packed one is neither the old nor the
+        new model.  Pack again then.  nn.layers.packed.file saves and maps models that share nothing."""
         from nn.layers.packed.convert import packed
         if self.packed_format is not None:
             raise InputError(f"pack: packed already, as {self.packed_format.name}; pack the model it was "

@@ -1,5 +1,6 @@
 """A model with packed weights, made of one without: the large matrices of attention, feed-forward, experts
-and head are packed, everything else is shared with the model it was made of.
+and head are packed, everything else is shared with the model it was made of: which must not change any more,
+or is packed again when it has.
 
 Queries, keys and values become one product, gate and up another.  Layers that are not known here keep their
 weights as they are, as do rows that a quantized format has no blocks for."""
@@ -27,7 +28,8 @@ Make = Callable[[str, Parts, bool], PackedWeight]             # (name, parts, ga
 def packed(model: Any, form: Format | str, make: Make | None = None, *, share: bool = True) -> Any:
     """Another model of that format; `make` gives the weights, by default packed from the model's own.
 
-    share: what is not packed is the model's own parameters; else others of their shapes, to be loaded."""
+    share: what is not packed is the model's own parameters, and changes with them while what is packed does
+    not; else others of their shapes, to be loaded."""
     form = Format.of(form)
     if model.device is not None:
         raise InputError("pack: the model is on a device, packed weights are the CPU's; model.to(None) first")
