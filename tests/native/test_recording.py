@@ -228,6 +228,37 @@ class TestRefusals:
         with pytest.raises(InputError, match="the replay gave 1 of 1 results otherwise"):
             twice()
 
+    @pytest.mark.parametrize("everything", [False, True])
+    @pytest.mark.parametrize("size", [8, 1 << 19])
+    @pytest.mark.parametrize("first", [True, False])
+    def test_something_else_wrote_what_a_kernel_reads(self, first: bool, size: int, everything: bool) -> None:
+        """Before the first read only arrays that are named are watched"""
+        x, state = draw(2, size), draw(2, size)
+
+        def wrong() -> Step:
+            with record([] if everything else [x, state], everything=everything) as step:
+                y = kernels.softmax(x)
+                if not first:
+                    kernels.softmax(state)
+                state[...] = y
+                kernels.softmax(state)
+            return step
+
+        if everything and first:
+            assert wrong().calls == 2
+            return
+        with pytest.raises(InputError, match="1 of 2 arrays that kernels read were changed by"):
+            wrong()
+
+    def test_what_is_written_and_not_read_does_not_matter(self) -> None:
+        x, other, grad = draw(4, 8), draw(4, 8), draw(4, 8)
+        with record([x, other, grad]) as step:
+            kernels.softmax(x)
+            other[...] = 1.0
+            kernels.accumulate(grad, x)                              # a kernel's own changes are none
+            kernels.softmax(grad)
+        assert step.calls == 3
+
     def test_the_reference_would_run(self) -> None:
         x = draw(8, 8)
         with (pytest.raises(InputError, match="cannot be recorded: x: last axis not dense"),

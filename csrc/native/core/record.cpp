@@ -32,28 +32,6 @@ void extent(const Array& array, char*& begin, int64_t& bytes) {
     bytes = empty ? 0 : high - low;
 }
 
-// Of the bits, place by place: four chains of multiplications, which tell any two contents apart but with
-// probability 2^-64 or so.  Copies of all gradients of a model would be as large as the model.
-struct Fingerprint {
-    uint64_t chain[4] = {1, 2, 3, 4};
-    bool operator==(const Fingerprint&) const = default;
-};
-Fingerprint fingerprint(const char* data, int64_t bytes) {
-    Fingerprint f;
-    const auto mix = [&f](int i, uint64_t word) {
-        const uint64_t x = (f.chain[i] ^ word) * 0x9e3779b97f4a7c15u;
-        f.chain[i] = x ^ (x >> 29);
-    };
-    int64_t at = 0;
-    for (; at + 32 <= bytes; at += 32) {
-        uint64_t word[4];
-        std::memcpy(word, data + at, 32);
-        for (int i = 0; i < 4; ++i) mix(i, word[i]);
-    }
-    for (; at < bytes; ++at) mix(0, static_cast<unsigned char>(data[at]));
-    return f;
-}
-
 // Calls f(index, item) for every array of the kernel, in a call's order.
 template <class F>
 void each_array(const Signature& signature, const F& f) {
@@ -65,10 +43,26 @@ void each_array(const Signature& signature, const F& f) {
 
 }  // namespace
 
+void Recording::note_read(char* data, int64_t bytes) {
+    bool named = false;
+    for (Range& range : declared_)
+        if (holds(range.begin, range.bytes, data)) named = range.read = true;
+    const auto same = [&](const Range& range) { return range.begin == data && range.bytes == bytes; };
+    if (!named && std::none_of(found_.begin(), found_.end(), same))
+        found_.push_back({data, bytes, samples(data, bytes), true});
+}
+
+bool Recording::written_to(const Range& range) const {
+    return std::any_of(written_.begin(), written_.end(), [&](const Range& other) {
+        return range.begin < other.begin + other.bytes && other.begin < range.begin + range.bytes;
+    });
+}
+
 Recording::~Recording() { pool_give(arena_); }
 
 void Recording::declare(const void* data, int64_t bytes) {
-    declared_.push_back({static_cast<char*>(const_cast<void*>(data)), bytes});
+    char* const begin = static_cast<char*>(const_cast<void*>(data));
+    declared_.push_back({begin, bytes, samples(begin, bytes)});
 }
 
 void Recording::allocated(void* data, int64_t bytes) {
@@ -119,6 +113,11 @@ std::string Recording::before(const Call& call) {
                       "than " + std::to_string(most_saved >> 20) + " MiB of such memory";
         else if (item.in_place && buffer < 0)
             changed_.push_back({begin, std::vector<char>(begin, begin + bytes)});
+        if (!refusal.empty() || buffer >= 0) return;
+        if (result || item.in_place)
+            written_.push_back({begin, bytes, {}});
+        else
+            note_read(begin, bytes);
     });
     int number = 0;
     for (const Item& item : call.kernel->signature.arguments)
@@ -184,12 +183,30 @@ void Recording::move_to_arena() {
 }
 
 std::string Recording::finish() {
-    plan();
-    move_to_arena();
-    const std::string found = check();
+    std::string found = changed_between();
+    if (found.empty()) {
+        plan();
+        move_to_arena();
+        found = check();
+    }
     changed_.clear();
     changed_.shrink_to_fit();
     return found;
+}
+
+// Of what kernels only read; see the header.
+std::string Recording::changed_between() const {
+    int64_t differing = 0, read = 0;
+    for (const auto* ranges : {&declared_, &found_})
+        for (const Range& range : *ranges)
+            if (range.read && !written_to(range)) {
+                ++read;
+                differing += !(samples(range.begin, range.bytes) == range.bits);
+            }
+    return differing == 0 ? ""
+                          : std::to_string(differing) + " of " + std::to_string(read) +
+                                " arrays that kernels read were changed by something else meanwhile, "
+                                "which is not recorded";
 }
 
 std::string Recording::check() {

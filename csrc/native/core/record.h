@@ -16,12 +16,18 @@
 // still holds when the recording ends are its outputs; they stay where they are and belong to the recording.
 //
 // The check: the arena and the outputs are overwritten with NaN, what was changed in place is put back, and
-// the first replay must give every output and everything changed in place to the bit.  It finds what add()
-// cannot see.  It takes copies of what is changed in place; before() refuses where they would be too large.
+// the first replay must give every output and everything changed in place to the bit.  And what kernels read
+// of declared memory, and none changes, must hold at the end what it held when it was declared by name or, by
+// declare_all_but, first read (of arrays above 1 MiB, in samples).  So a write that is not recorded is found
+// in results and in memory that is only read.  Not found, and the caller's care: under declare_all_but a write
+// before the first read; one that a later write takes back; one between the samples; one into memory that
+// kernels change, too, if it changes no bit of what the replay gives.
+// It takes copies of what is changed in place; before() refuses where they would be too large.
 #pragma once
 #include <string>
 #include <vector>
 
+#include "core/fingerprint.h"
 #include "core/types.h"
 
 namespace nn {
@@ -64,9 +70,11 @@ class Recording {
         bool held = true;
         int64_t place = 0;  // in the arena
     };
-    struct Range {
+    struct Range {  // declared memory
         char* begin;
         int64_t bytes;
+        Fingerprint bits;   // in samples
+        bool read = false;  // by a kernel
     };
     struct Step {
         Call call;
@@ -81,12 +89,17 @@ class Recording {
 
     int find_buffer(const void* data) const;
     bool declared(const void* data) const;
+    void note_read(char* data, int64_t bytes);
+    bool written_to(const Range& range) const;
     void plan();
     void move_to_arena();
+    std::string changed_between() const;
     std::string check();
 
     std::vector<Buffer> buffers_;
     std::vector<Range> declared_;
+    std::vector<Range> found_;    // declared as all that was there
+    std::vector<Range> written_;  // declared memory that kernels write
     bool (*made_)(const void*) = nullptr;
     std::vector<Step> steps_;
     std::vector<Changed> changed_;

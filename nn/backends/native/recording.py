@@ -12,8 +12,11 @@ A call that cannot be recorded (the reference would run it, or something else ma
 InputError that names it.  Numbers that change from step to step are given as NumPy float64 arrays of no axes,
 which are inputs too.
 
-At the end buffers are planned by lifetime, and a first replay must give the same bits: see
-csrc/native/core/record.h."""
+At the end buffers are planned by lifetime, and a first replay must give the same bits; arrays that kernels
+read, and none changes, must hold what they held: a NumPy operation that writes into them, or into a result,
+between two kernels is an InputError.  Not found, and the caller's care: what it writes before a kernel first
+reads it (with `everything`; arrays in `inputs` are watched from the start), and into arrays that kernels
+change, too.  See csrc/native/core/record.h."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
