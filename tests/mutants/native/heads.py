@@ -6,6 +6,7 @@ ROPE, CACHE, ATTENTION, ROWS, DECODE, BACKWARD = (
     f"kernels/{name}"
     for name in ("rope.cpp", "cache.cpp", "attention.cpp", "attention_rows.h", "attention_decode.cpp",
                  "attention_backward.cpp"))
+MATH = "kernels/attention_math.h"
 
 MUTANTS = [
     Mutant(ROPE, "the halves are turned the other way", "put(y + i, n, a * c - b * s);",
@@ -34,6 +35,9 @@ MUTANTS = [
     Mutant(ATTENTION, "queries that see nothing are divided by nothing",
            "empty > 0.0f ? Vec{} : 1.0f / run.l[v]",
            "1.0f / run.l[v]", "attention"),
+    Mutant(MATH, "the logarithm of NaN is a number", "x != x ? x : f + (", "f + (", "test_nan.py"),
+    Mutant(MATH, "NaN's bits are added to", "Vec{} : p * whole;",
+           "Vec{} : (Vec)((Int)p + ((Int)shifted << 23));", "test_nan.py"),
     Mutant(DECODE, "the window of a decoding step is left out", "(int64_t)number(call, 1), true};",
            "0, true};", "decode_attention"),
     Mutant(ROWS, "a part's sum is not brought to the common maximum",
