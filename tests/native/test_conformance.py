@@ -5,13 +5,15 @@ tests/conformance runs the level that would be chosen; here each is forced in tu
 taken: the reference's answer would prove nothing."""
 
 import re
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from nn.backends import BACKENDS, kernels, native
 from nn.backends.protocol import KERNELS
-from tests.conformance.cases import cases
+from tests.conformance.cases import Case, cases
 from tests.conformance.compare import IN_PLACE, LAYOUTS, check_on, in_layout
 from tests.gradients import about
 
@@ -44,6 +46,36 @@ def test_every_level_with_strides(level: str, kernel: str) -> None:
             for layout in LAYOUTS:
                 with about(f"{level} {case.id} {layout}"):
                     check_on(BACKEND, in_layout(case, layout))
+    assert kernel in IN_PLACE or native.fallbacks() == before, "ran on the reference"
+
+
+def rows_apart(value: Any) -> Any:
+    """The same values, the last axis dense, gaps along the one before it and where matrices end."""
+    if not isinstance(value, np.ndarray) or value.ndim < 2:
+        return value
+    rows, width = value.shape[-2:]
+    wide = np.full((*value.shape[:-2], rows + 1, width + 3), 99, value.dtype)
+    view = wide[..., :rows, :width]
+    view[...] = value
+    return view
+
+
+def with_rows_apart(case: Case) -> Case:
+    options = {name: rows_apart(value) for name, value in case.options.items()}
+    arguments = tuple(map(rows_apart, case.arguments))
+    return replace(case, layout="rows-apart", arguments=arguments, options=options)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("kernel", SERVED)
+def test_every_level_with_rows_apart(level: str, kernel: str) -> None:
+    """What kernels read where it lies, without a copy."""
+    before = native.fallbacks()
+    with native.use_level(level):
+        for dtype in DTYPES:
+            for case in cases(kernel, dtype):
+                with about(f"{level} {case.id} rows-apart"):
+                    check_on(BACKEND, with_rows_apart(case))
     assert kernel in IN_PLACE or native.fallbacks() == before, "ran on the reference"
 
 
