@@ -16,7 +16,7 @@ LEVELS = native.levels() if native.missing() is None else []
 
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16], ids=["float32", "bfloat16"])
 def test_chunks_of_rows_add_up(dtype: Any) -> None:
-    rows, width, vocabulary = 70, 3, 300_001            # two chunks of 64 MiB of logits
+    rows, width, vocabulary = 70, 3, 480_001            # two chunks of 128 MiB of logits
     x = RANDOM.standard_normal((rows, width)).astype(dtype)
     weight = (8.0 * RANDOM.standard_normal((vocabulary, width))).astype(dtype)
     targets = RANDOM.integers(0, vocabulary, rows)

@@ -8,7 +8,7 @@
 
 namespace nn::NN_LEVEL {
 
-constexpr int64_t logits_at_once = 1 << 24;  // 64 MiB: the weight is packed anew for every chunk
+constexpr int64_t logits_at_once = 1 << 25;  // 128 MiB: the weight is packed anew for every chunk
 
 struct Labels {
     Ints targets;
