@@ -61,8 +61,8 @@ bool processor_has(Level level) {
         case Level::amx: return processor_has(Level::avx512_bf16) && may_use_tiles();
 #elif defined(__linux__) && defined(__aarch64__)
         case Level::neon_bf16: {
-            constexpr unsigned long dot_products = 1UL << 20;                  // HWCAP_ASIMDDP
-            constexpr unsigned long more = 1UL << 13 | 1UL << 14;              // HWCAP2_I8MM, HWCAP2_BF16
+            constexpr unsigned long dot_products = 1UL << 20;  // HWCAP_ASIMDDP
+            constexpr unsigned long more = 1UL << 13 | 1UL << 14;  // HWCAP2_I8MM, HWCAP2_BF16
             return (getauxval(AT_HWCAP) & dot_products) && (getauxval(AT_HWCAP2) & more) == more;
         }
 #endif
