@@ -18,6 +18,7 @@ from nn.files import replacing
 from nn.layers.packed.convert import packed, shape_of
 from nn.models import from_config
 from nn.packed.layout import PANEL, Format, panel_bytes
+from nn.packed.memory import mapped as mapped_file
 from nn.packed.memory import room
 from nn.packed.weight import PackedWeight
 
@@ -58,7 +59,7 @@ def mapped(config: Any, dtype: str, folder: Path) -> Any:
         size, path = PackedWeight.size(form, shape, gated), folder / f"{name}.{form.name}"
         if not path.exists():
             _write(path, size, form, shape[-1], name)
-        return PackedWeight(np.asarray(np.memmap(path, np.uint8, "r")), form, shape, gated)
+        return PackedWeight(mapped_file(path), form, shape, gated)
 
     return packed(_described(config, form), form, stored)
 

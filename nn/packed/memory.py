@@ -2,7 +2,10 @@
 
 Without huge pages every 4 KiB that is read costs a walk through the page tables."""
 
+import os
 import threading
+from contextlib import suppress
+from pathlib import Path
 from weakref import ReferenceType, ref
 
 import numpy as np
@@ -12,6 +15,7 @@ from nn.packed.layout import LINE
 
 SLAB = (32 << 20) - LINE             # the pool's own header fills it up
 LARGE = SLAB // 4                    # from here on a weight has memory of its own
+POPULATE_READ = 22                   # MADV_POPULATE_READ, Linux 5.14; the module mmap has no name for it
 
 
 class _Slabs:
@@ -40,3 +44,20 @@ def room(size: int) -> np.ndarray:
     if native.missing():
         return np.empty(size, np.uint8)
     return native.empty((size,), np.uint8) if size >= LARGE else _slabs.take(size)
+
+
+def mapped(path: str | Path) -> np.ndarray:
+    """uint8 of a whole file, mapped to be read.  Where memory is larger than the file, its pages are brought
+    in at once: otherwise the first tokens do that, a few pages at a time."""
+    file = np.memmap(path, np.uint8, "r")
+    if hasattr(file._mmap, "madvise") and file.size < _memory():         # type: ignore[attr-defined]
+        with suppress(OSError):                                          # an older kernel
+            file._mmap.madvise(POPULATE_READ)                            # type: ignore[attr-defined]
+    return np.asarray(file)
+
+
+def _memory() -> int:
+    """Bytes of this machine's; 0 where that is not known"""
+    with suppress(AttributeError, OSError, ValueError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 0

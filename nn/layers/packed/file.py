@@ -18,6 +18,7 @@ from nn.errors import InputError
 from nn.files import replacing
 from nn.layers.packed.convert import Parts, from_parts, packed, shape_of
 from nn.packed.layout import LINE, Format
+from nn.packed.memory import mapped
 from nn.packed.weight import PackedWeight
 
 NAMES = {DType.float64: "F64", DType.float32: "F32", DType.float16: "F16", DType.bfloat16: "BF16"}
@@ -55,7 +56,7 @@ def load(model: Any, path: str | Path) -> Any:
     meta, tensors, start = _read_header(Path(path))
     if not meta:
         raise InputError(f"{path}: holds no packed weights; nn.layers.packed.file.save writes them")
-    file = np.memmap(path, np.uint8, "r")
+    file = mapped(path)
 
     def tensor(name: str, dtype: str, shape: Shape, size: int) -> np.ndarray:
         if name not in tensors:
@@ -67,7 +68,7 @@ def load(model: Any, path: str | Path) -> Any:
         if not 0 <= a <= b <= len(file) - start or b - a != size:
             raise InputError(f"{path}: {name} takes {size} bytes, the file has {b - a} of them at {a} of "
                              f"{len(file) - start}; it is damaged or cut off, save it again")
-        return np.asarray(file[start + a : start + b])
+        return file[start + a : start + b]
 
     def stored(name: str, parts: Parts, gated: bool) -> PackedWeight:
         shape = shape_of(parts)
