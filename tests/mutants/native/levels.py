@@ -1,0 +1,28 @@
+"""Code of some levels' own: tiles (AMX), integer products (VNNI)."""
+
+from tests.mutants.native.workshop import Mutant
+
+OPERAND, TILES, PACKED_TILES, QUANTIZED = (
+    f"kernels/{name}.h" for name in ("gemm/operand", "gemm/tiles", "packed_tiles", "quantized"))
+
+MUTANTS = [
+    Mutant(TILES, "float32 on tiles loses its third part",
+           "for (int p = 0; p < 3; ++p) to[p][i] = three[p];",
+           "for (int p = 0; p < 3; ++p) to[p][i] = p < 2 ? three[p] : Bits{};",
+           "test_products.py::test_float32_is_float32", "amx"),
+    Mutant(TILES, "the columns after the sixteenth are those before it",
+           "_tile_loadd(7, b + (p) * 512 + 16, 128);", "_tile_loadd(7, b + (p) * 512, 128);",
+           "linear", "amx"),
+    Mutant(OPERAND, "products of denormals go to the tiles",
+           "return (double)x * y / ((double)x + y + 1.0) >= (double)k * 0x1p-96;",
+           "return (double)x * y >= 0.0 * (double)k;", "test_products.py::test_extreme_exponents", "amx"),
+    Mutant(OPERAND, "infinities go to the tiles", "if (a.most >= large || b.most >= large) return false;",
+           "if (a.most > infinite && b.most >= large) return false;",
+           "test_products.py::test_what_is_not_finite_comes_out_as_with_ieee", "amx"),
+    Mutant(PACKED_TILES, "rows of a tile that there are not keep what was there",
+           "data[part * size + r * stride + i] = 0;", "data[part * size + r * stride + i] = 0x7fc0;",
+           "packed_linear", "amx"),
+    Mutant(QUANTIZED, "integer products begin one too high",
+           "return whole(-128 * sum_of_x); }", "return whole(-127 * sum_of_x); }", "packed_linear",
+           "avx512_bf16"),
+]
