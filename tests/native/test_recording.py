@@ -62,6 +62,18 @@ def test_replay_is_the_eager_run(rows: int) -> None:
     assert all(seconds > 0 for _, _, seconds in profile)
 
 
+def test_a_part_of_a_result() -> None:
+    """The rows that are read move with the result that they lie in."""
+    x = draw(6, 16)
+    with record(inputs=[x]) as step:
+        part = kernels.softmax(kernels.softmax(x)[2:5])
+    x[...] = draw(6, 16)
+    step.replay()
+    with use_backend("native"):
+        expected = kernels.softmax(kernels.softmax(x)[2:5])
+    assert part.tobytes() == expected.tobytes()
+
+
 def test_memory_is_planned_by_lifetime() -> None:
     x, w = draw(64, 96), draw(96)
     with record(inputs=[x, w]) as step:
