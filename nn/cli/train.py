@@ -34,6 +34,7 @@ from nn.train import (
     progress,
     train,
 )
+from nn.train.recorded import refusals
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,8 @@ def _end(result: TrainResult) -> int:
         print(f"\nloss curve: {result.run / 'loss.png'}")
     if fallen := native.fallen_back():
         print(f"\nthe reference ran instead of a native kernel: {fallen}")
+    for why in dict.fromkeys(refusals()):
+        print(f"\nsteps ran kernel by kernel, they cannot be recorded: {why}")
     print(result.final_line())
     return 0
 

@@ -6,8 +6,9 @@ replayed without Python between them, on buffers planned by lifetime (csrc/nativ
 
 The second step of one shape is recorded; the optimizer's stays outside, for it needs the gradients' norm.
 Gradients lie where those of the step before lay, which are written over.
-What cannot be recorded runs kernel by kernel, and the log says once why: layers that draw random numbers or
-look at values (KNOWN lists those that do neither), hooks, constraints, several micro-batches."""
+What cannot be recorded runs kernel by kernel, and the log says once why, as does refusals(): layers
+that draw random numbers or look at values (KNOWN lists those that do neither), hooks, constraints, several
+micro-batches."""
 
 import logging
 import math
@@ -31,6 +32,14 @@ KNOWN = frozenset((
     "CausalSelfAttention", "DecoderBlock", "Embedding", "Ends", "Experts", "FeedForward", "GroupedAttention",
     "LanguageModel", "Layer", "LayerNorm", "Linear", "MLP", "MoELayer", "MoETransformer", "PreNorm",
     "RMSNorm", "Router", "Stack", "Transformer"))
+
+
+_refused: list[str] = []
+
+
+def refusals() -> list[str]:
+    """Of this process so far: why training steps ran kernel by kernel that should have been recorded."""
+    return list(_refused)
 
 
 @dataclass(frozen=True)
@@ -130,6 +139,8 @@ class RecordedGradients:
     def _say(self, why: str) -> None:
         if why and why != self.why:
             self.why = why
+            if forced() in (None, "native") and not native.missing():
+                _refused.append(why)
             log.info("training steps run kernel by kernel, they cannot be recorded (%s)", why)
 
 

@@ -1,7 +1,7 @@
 """The BLAS that NumPy carries, for the native kernels: addresses of three functions, or nothing.
 
-We write no float32 matrix product of our own.  NumPy's OpenBLAS is loaded already, and exports cblas_sgemm
-under a name that says its integers have 64 bits; csrc/native/core/blas.h says how it is called."""
+Large float32 products go by it where there are no tiles.  NumPy's OpenBLAS is loaded already, and exports
+cblas_sgemm under a name that says its integers have 64 bits; csrc/native/core/blas.h calls it."""
 
 import ctypes
 import sys
