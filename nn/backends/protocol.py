@@ -165,9 +165,9 @@ moe_combine_backward(dy[N,D], ys[M,D], weights[N,K]:float, order[M], inverse[M])
         -> dys[M,D], dweights[N,K]:float
     dys[r] = weight of r's pair · dy of r's token, dweights[n,k] = Σ dy[n] ys[inverse[n,k]]
 grouped_linear(x[M,I], weight[E,O,I], offsets[E+1]; batch_invariant=True) -> y[M,O]
-    y = x weight[expert]ᵀ by ranges of rows
+    y = x weight[expert]ᵀ by ranges of rows, zero in rows of no range
 grouped_linear_backward(dy[M,O], x[M,I], weight[E,O,I], offsets[E+1]) -> dx[M,I], dweight[E,O,I]:float
-    dx = dy weight, dweight = dyᵀ x
+    dx = dy weight (zero in rows of no range), dweight = dyᵀ x
 gathered_swiglu(x[N,I], weight[E,C,I], offsets[E+1], order[M], choices; batch_invariant=True, keep=True)
         -> y[M,F], hidden[M,C]
     hidden = grouped_linear of moe_dispatch, y = swiglu_packed of it; without keep, hidden is None

@@ -94,6 +94,8 @@ def test_offsets_that_do_not_begin_with_0_are_the_references() -> None:
     y = kernels.gathered_swiglu(x, up, offsets, order, 1)[0]
     assert native.fallbacks()[("gathered_swiglu", "these values")] == before + 1
     assert np.array_equal(y, reference.gathered_swiglu(x, up, offsets, order, 1)[0])
+    assert not y[:2].any()                                   # rows of no expert, in memory just taken
+    assert y[2:].all()
 
 
 @built

@@ -138,6 +138,12 @@ def _groups(offsets: Array) -> list[tuple[int, slice]]:
     return [(e, slice(a, b)) for e, (a, b) in enumerate(pairwise(edges)) if b > a]
 
 
+def _clear_outside(rows: Array, offsets: Array) -> None:
+    """Zero in the rows of no expert: those of dropped pairs, and any before the first range."""
+    rows[: int(offsets[0]), :] = 0.0
+    rows[int(offsets[-1]) :, :] = 0.0
+
+
 def _by_tiles(x: Array, weight: Array) -> Array:
     """x weightᵀ in products of TILE rows each, the last one filled up with zeros."""
     xp, missing = namespace(x), -x.shape[0] % TILE
@@ -154,7 +160,7 @@ def grouped_linear(x: Array, weight: Array, offsets: Array, *, batch_invariant: 
     batch_invariant: a row's bits depend on its place in its group, not on the group's size (see TILE)."""
     xp = namespace(x)
     y = xp.empty((x.shape[0], weight.shape[1]), dtype=x.dtype)
-    y[int(offsets[-1]) :, :] = 0.0                                    # rows of dropped pairs
+    _clear_outside(y, offsets)
     for e, rows in _groups(offsets):
         group, matrix = widen(x[rows, :]), widen(weight[e, ...])
         product = _by_tiles(group, matrix) if batch_invariant else xp.matmul(group, matrix.T)
@@ -166,7 +172,7 @@ def grouped_linear_backward(dy: Array, x: Array, weight: Array, offsets: Array) 
     """(dx[M,I], dweight[E,O,I]); an expert without rows has gradient zero."""
     xp = namespace(x)
     dx = xp.empty(x.shape, dtype=x.dtype)
-    dx[int(offsets[-1]) :, :] = 0.0
+    _clear_outside(dx, offsets)
     dweight = xp.zeros(weight.shape, dtype=widen(weight[:0, ...]).dtype)
     for e, rows in _groups(offsets):
         g = widen(dy[rows, :])
