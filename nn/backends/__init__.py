@@ -72,7 +72,7 @@ BACKENDS = (
 
 def forced() -> str | None:
     """The backend that use_backend() or NN_BACKEND asks for; None = the best for each kernel."""
-    return _override.name or os.environ.get("NN_BACKEND") or None
+    return _override.name or (_NN_BACKEND in _environment and os.environ["NN_BACKEND"]) or None
 
 
 class _Override(threading.local):

@@ -187,6 +187,8 @@ embedding(weight[V,D], ids[N]) -> y[N,D]
     y[n] = weight[ids[n]]
 top_k(z[B,V], k) -> ids[B,K]:int
     the k largest of each row, ties to the lowest id: ascending ids
+next_token(z[B,V], counters[B,3]; temperature=1, top_k=0, top_p=1, min_p=0) -> ids[B]:int
+    drawn as reference/drawing.py says at (key, row, step) of nn.random; 0: the largest; no finite largest: -1
 
 scatter_add(source[N,D], index[N], rows) -> out[rows,D]:float
     out[index[n]] += source[n], in order

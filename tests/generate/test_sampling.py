@@ -5,9 +5,12 @@ import math
 import numpy as np
 import pytest
 
+from nn.backends.reference.drawing import cooled as temperature
+from nn.backends.reference.drawing import draw, min_p, top_p, weights
+from nn.backends.reference.drawing import largest as top_k
 from nn.errors import InputError, NonFiniteError
 from nn.generate import SamplingConfig, sample
-from nn.generate.sampling import draw, min_p, repetition_penalty, temperature, top_k, top_p, weights
+from nn.generate.sampling import repetition_penalty
 from nn.random import bits, derive
 
 RNG = np.random.default_rng(0)

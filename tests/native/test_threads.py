@@ -76,6 +76,9 @@ def work(dtype: Any) -> dict[str, Callable[[], Any]]:
         "selective_scan_backward": lambda: kernels.selective_scan_backward(
             scanned, state, scanned, steps, rates, bc, bc, state[0, :, 0].copy(), starts),
         "top_k": lambda: kernels.top_k(x, 20),
+        "next_token": lambda: kernels.next_token(x.reshape(1, -1), place[None, 1:], top_p=0.95),
+        "next_token, the largest": lambda: kernels.next_token(
+            x.reshape(1, -1), place[None, 1:], temperature=0.0),
         "gelu_backward": lambda: kernels.gelu_backward(dy, x),
         "layer_norm": lambda: kernels.layer_norm(x, weight, weight, 1e-6),
         "layer_norm_backward": lambda: kernels.layer_norm_backward(dy, x, weight, rstd - 0.5, rstd),

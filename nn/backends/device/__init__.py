@@ -68,7 +68,7 @@ from nn.backends.device.optimizer import (
 from nn.backends.device.packed import packed_experts, packed_linear, packed_swiglu
 from nn.backends.device.rotary import rope
 from nn.backends.device.router import jitter, router_topk, router_topk_backward
-from nn.backends.device.sampling import sample, sampling_key, top_k
+from nn.backends.device.sampling import next_token, sample, sampling_key, top_k
 from nn.backends.device.scan import selective_scan, selective_scan_backward
 from nn.backends.device.softmax import log_softmax, log_softmax_backward, softmax, softmax_backward
 
@@ -81,7 +81,7 @@ __all__ = [
     "jitter", "layer_norm", "layer_norm_backward", "linear", "linear_backward", "linear_cross_entropy",
     "log_softmax", "log_softmax_backward", "matmul", "moe_balance_loss", "moe_balance_loss_backward",
     "moe_combine", "moe_combine_backward", "moe_dispatch", "moe_dispatch_backward", "moe_z_loss",
-    "moe_z_loss_backward", "mul", "mul_row", "packed_experts", "packed_linear", "packed_swiglu",
+    "moe_z_loss_backward", "mul", "mul_row", "next_token", "packed_experts", "packed_linear", "packed_swiglu",
     "rms_norm", "rms_norm_backward", "rms_norm_residual", "rope", "rope_at", "router_topk",
     "router_topk_backward", "sample", "sampling_key", "scale", "scatter_add", "selective_scan",
     "selective_scan_backward", "silu", "silu_backward", "softmax", "softmax_backward", "sum_of_squares",

@@ -5,6 +5,7 @@
 """
 
 from ctypes import byref, sizeof
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from nn import random
 from nn.backends.device.arrays import expect_device, scratch
 from nn.backends.reference.sampling import top_k
 
-__all__ = ["random_bits", "sample", "sampling_key", "top_k"]
+__all__ = ["next_token", "random_bits", "sample", "sampling_key", "top_k"]
 
 INT64 = np.dtype(np.int64)
 
@@ -68,6 +69,15 @@ def sample(logits: DeviceArray, history: DeviceArray | None, lengths: DeviceArra
                                                                               config.temperature))
     device.call("sample_forward", byref(call), workspace, size)
     return tokens
+
+
+def next_token(z: DeviceArray, counters: DeviceArray, *, temperature: float = 1.0, top_k: int = 0,
+               top_p: float = 1.0, min_p: float = 0.0) -> DeviceArray:
+    """ids[B] of logits z[B,V] at counters[B,3]: (key, row, step) of each row; `sample` without penalty."""
+    config = SimpleNamespace(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+                             repetition_penalty=1.0)
+    keys, rows, steps = (counters[:, word].contiguous() for word in range(3))
+    return sample(z, None, None, config, keys, steps, rows=rows)
 
 
 def random_bits(key: DeviceArray, words: DeviceArray, count: int) -> DeviceArray:

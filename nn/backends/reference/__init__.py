@@ -17,6 +17,7 @@ from nn.backends.reference.activation import (
 )
 from nn.backends.reference.attention import attention, attention_backward, cache_append, decode_attention
 from nn.backends.reference.conv import causal_conv, causal_conv_backward
+from nn.backends.reference.drawing import next_token
 from nn.backends.reference.elementwise import (
     accumulate,
     add,
@@ -72,6 +73,7 @@ __all__ = [
     "linear_backward", "linear_cross_entropy", "log_softmax", "log_softmax_backward", "matmul",
     "moe_balance_loss", "moe_balance_loss_backward", "moe_combine", "moe_combine_backward",
     "moe_dispatch", "moe_dispatch_backward", "moe_z_loss", "moe_z_loss_backward", "mul", "mul_row",
+    "next_token",
     "packed_experts", "packed_linear", "packed_swiglu", "rms_norm", "rms_norm_backward",
     "rms_norm_residual", "rope", "rope_at", "router_topk", "router_topk_backward", "scale", "scatter_add",
     "selective_scan", "selective_scan_backward", "silu", "silu_backward", "softmax", "softmax_backward",

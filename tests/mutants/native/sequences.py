@@ -2,7 +2,7 @@
 
 from tests.mutants.native.workshop import Mutant
 
-CONV, SAMPLING = "kernels/conv.cpp", "kernels/sampling.cpp"
+CONV, LARGEST, TOKEN = "kernels/conv.cpp", "kernels/largest.h", "kernels/next_token.cpp"
 SCAN, SCAN_BACKWARD = "kernels/scan.cpp", "kernels/scan_backward.cpp"
 
 MUTANTS = [
@@ -29,10 +29,19 @@ MUTANTS = [
     Mutant(CONV, "the weight's gradient is one block's",
            "for (int64_t block = 0; block < blocks; ++block) total",
            "for (int64_t block = 0; block < 1; ++block) total", "causal_conv_backward"),
-    Mutant(SAMPLING, "the heap forgets the right child",
+    Mutant(LARGEST, "the heap forgets the right child",
            "if (child + 1 < count && before(heap[child + 1], heap[child])) ++child;",
            "", "top_k"),
-    Mutant(SAMPLING, "what is left over from whole registers is not looked at",
+    Mutant(LARGEST, "what is left over from whole registers is not looked at",
            "for (; i < count; ++i) look(i);",
            "", "top_k"),
+    Mutant(TOKEN, "ties are all in the nucleus", "while (ties > 0 && ++last < count)",
+           "while (++last < count)", "next_token"),
+    Mutant(TOKEN, "row and step are exchanged", "c1 = row, c2 = step", "c1 = step, c2 = row", "next_token"),
+    Mutant(TOKEN, "a mask's -inf is taken for NaN", "if (!finite && any_nan(z, count)) return NAN;",
+           "if (!finite) return NAN;", "next_token"),
+    Mutant(TOKEN, "the register of the largest is found, not its lane", "if (any(found)) break;",
+           "if (any(found)) return at;", "test_next_token.py"),
+    Mutant(TOKEN, "the last of equal maxima's pieces", "if (most_in[p] > most) most",
+           "if (most_in[p] >= most) most", "next_token"),
 ]
