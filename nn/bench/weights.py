@@ -17,7 +17,7 @@ from nn.errors import InputError
 from nn.files import replacing
 from nn.layers.packed.convert import packed, shape_of
 from nn.models import from_config
-from nn.packed.layout import PANEL, Format, panel_bytes
+from nn.packed.layout import Format, panel_bytes, scales
 from nn.packed.memory import mapped as mapped_file
 from nn.packed.memory import room
 from nn.packed.weight import PackedWeight
@@ -87,9 +87,8 @@ def _pieces(size: int, form: Format, inputs: int, seed: str) -> Iterator[np.ndar
         count = min(step, size - start)
         piece = np.frombuffer(random.bytes(math.ceil(count / 8) * 8), np.uint8)[:count].copy()
         if form.quantized:
-            quants = PANEL * inputs * (form.block_bytes - 2) // 32
-            scales = piece.reshape(-1, panel)[:, quants : quants + PANEL * inputs * 2 // 32]
-            scales.view(np.float16)[...] = SCALES[form]
+            for part in scales(form, piece.reshape(-1, panel), inputs):
+                part[...] = SCALES[form]
         else:
             kept, exponent = BITS[form]
             words = piece.view(kept.dtype)

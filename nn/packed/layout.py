@@ -4,14 +4,16 @@ A panel is 16 rows of the weight, interleaved so that what 16 outputs need next 
 
     f32   [I][16] float32
     bf16  [I/2][16][2] bfloat16, I filled up with zeros to a multiple of 32
-    q8_0  [I/32][8][16][4] int8,  then [I/32][16] float16 scales
-    q4_0  [I/32][4][16][4] uint8, then [I/32][16] float16: GGUF's bytes, elements i and i + 16 of a block
+    q8_0  [I/64] of: [2][8][16][4] int8,  then [2][16] float16 scales
+    q4_0  [I/64] of: [2][4][16][4] uint8, then [2][16] float16: GGUF's bytes, elements i and i + 16 of a block
 
-Rows behind the last are zeros; a panel's bytes are filled up to a multiple of 64.  Nothing is lost: the rows
-come back bit by bit.  csrc/native/kernels/packed.h reads it.
+Blocks go in pairs, their scales behind them, an odd last block by itself.  Rows behind the last are zeros; a
+panel's bytes are filled up to a multiple of 64.  Nothing is lost: the rows come back bit by bit.
+csrc/native/kernels/packed.h reads it.
 
 `rows` here are bytes, uint8 [O, row_bytes]: float32, bfloat16, or GGUF's blocks one after the other."""
 
+from collections.abc import Iterator
 from enum import IntEnum
 from typing import Any
 
@@ -20,6 +22,7 @@ import numpy as np
 from nn.errors import InputError
 
 PANEL, BLOCK, LINE = 16, 32, 64
+VERSION = "2"           # of this layout, in files; the first had a panel's scales behind all its blocks
 
 
 class Format(IntEnum):
@@ -84,11 +87,13 @@ def to_panels(form: Format, rows: np.ndarray, inputs: int) -> np.ndarray:
         return panels
     blocks = np.zeros((count * PANEL, inputs // BLOCK, form.block_bytes), np.uint8)
     blocks[: len(rows)] = rows.reshape(len(rows), *blocks.shape[1:])
-    quants, scales = _parts(form, panels, inputs)
     words = np.ascontiguousarray(blocks[..., 2:]).view(np.uint32)                            # [O,I/32,8 or 4]
-    quants[...] = words.reshape(count, PANEL, *words.shape[1:]).transpose(0, 2, 3, 1)
+    lines = words.reshape(count, PANEL, *words.shape[1:]).transpose(0, 2, 3, 1)
     halves = np.ascontiguousarray(blocks[..., :2]).view(np.uint16)
-    scales[...] = halves.reshape(count, PANEL, -1).transpose(0, 2, 1)
+    factors = halves.reshape(count, PANEL, -1).transpose(0, 2, 1)
+    for own, quants, scales in _parts(form, panels, inputs):
+        quants[...] = lines[:, own].reshape(quants.shape)
+        scales[...] = factors[:, own].reshape(scales.shape)
     return panels
 
 
@@ -101,18 +106,28 @@ def from_panels(form: Format, panels: np.ndarray, outputs: int, inputs: int) -> 
         words = panels.view(np.uint32).reshape(count, -1, PANEL).transpose(0, 2, 1)
         whole = np.ascontiguousarray(words).reshape(count * PANEL, -1).view(np.uint8)
         return np.ascontiguousarray(whole[:outputs, : row_bytes(form, inputs)])
-    quants, scales = _parts(form, panels, inputs)
-    rows = count * PANEL
-    words = np.ascontiguousarray(quants.transpose(0, 3, 1, 2)).reshape(rows, inputs // BLOCK, -1)
-    halves = np.ascontiguousarray(scales.transpose(0, 2, 1)).reshape(rows, inputs // BLOCK, 1)
-    blocks = np.concatenate([halves.view(np.uint8), words.view(np.uint8)], axis=-1)
-    return np.ascontiguousarray(blocks.reshape(rows, -1)[:outputs])
+    rows = np.empty((count, PANEL, inputs // BLOCK, form.block_bytes), np.uint8)
+    for own, quants, scales in _parts(form, panels, inputs):
+        lines = quants.reshape(count, -1, (form.block_bytes - 2) // 4, PANEL).transpose(0, 3, 1, 2)
+        factors = scales.reshape(count, -1, PANEL, 1).transpose(0, 2, 1, 3)
+        rows[:, :, own, 2:] = np.ascontiguousarray(lines).view(np.uint8)
+        rows[:, :, own, :2] = np.ascontiguousarray(factors).view(np.uint8)
+    return rows.reshape(count * PANEL, -1)[:outputs]
 
 
-def _parts(form: Format, panels: np.ndarray, inputs: int) -> tuple[np.ndarray, np.ndarray]:
-    """Views: uint32 [panels, I/32, 8 or 4, 16], uint16 [panels, I/32, 16]"""
-    blocks = inputs // BLOCK
-    split = blocks * (form.block_bytes - 2) * PANEL
-    quants = panels[:, :split].view(np.uint32).reshape(len(panels), blocks, -1, PANEL)
-    scales = panels[:, split : split + blocks * 2 * PANEL].view(np.uint16)
-    return quants, scales.reshape(len(panels), blocks, PANEL)
+def scales(form: Format, panels: np.ndarray, inputs: int) -> list[np.ndarray]:
+    """Views float16 of all the scales in panels [P, panel_bytes]"""
+    return [halves.view(np.float16) for _, _, halves in _parts(form, panels, inputs)]
+
+
+def _parts(form: Format, panels: np.ndarray, inputs: int) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """Of the blocks in pairs, then of an odd last one: which they are, and views of their quants,
+    uint32 [P, pairs, 2 or 1 times 8 or 4 times 16], and scales, uint16 [P, pairs, 2 or 1 times 16]"""
+    blocks, size = inputs // BLOCK, PANEL * form.block_bytes
+    even = blocks // 2 * 2
+    for own, together in ((slice(0, even), 2), (slice(even, blocks), 1)):
+        if own.start < own.stop:
+            shape = len(panels), (own.stop - own.start) // together, together * size
+            units = panels[:, own.start * size : own.stop * size].reshape(shape)
+            split = together * (size - 2 * PANEL)
+            yield own, units[..., :split].view(np.uint32), units[..., split:].view(np.uint16)

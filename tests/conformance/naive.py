@@ -6,6 +6,7 @@ they are the plain implementation in that type whose error FlashAttention's rule
 result is rounded to the type, only sums are formed wider (float32 for half precision)."""
 
 import math
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -215,19 +216,29 @@ def _bf16_row(panel: Array, lane: int, inputs: int) -> Array:
 
 
 def _q8_0_row(panel: Array, lane: int, inputs: int) -> Array:
-    q = panel[: inputs * 16].view(np.int8).reshape(-1, 8, 16, 4)[:, :, lane].reshape(-1, 32)
-    return (q * _scales(panel, inputs * 16, lane, inputs)).reshape(-1)
+    row = [q.view(np.int8).reshape(8, 16, 4)[:, lane].reshape(-1) * scale
+           for q, scale in _blocks(panel, 512, lane, inputs)]
+    return np.concatenate([np.zeros(0), *row])
 
 
 def _q4_0_row(panel: Array, lane: int, inputs: int) -> Array:
-    both = panel[: inputs * 8].reshape(-1, 4, 16, 4)[:, :, lane].reshape(-1, 16)
-    q = np.concatenate([both % 16, both // 16], axis=1).astype(np.float64) - 8.0
-    return (q * _scales(panel, inputs * 8, lane, inputs)).reshape(-1)
+    row = []
+    for q, scale in _blocks(panel, 256, lane, inputs):
+        both = q.reshape(4, 16, 4)[:, lane].reshape(-1)
+        row.append((np.concatenate([both % 16, both // 16]) - 8.0) * scale)
+    return np.concatenate([np.zeros(0), *row])
 
 
-def _scales(panel: Array, start: int, lane: int, inputs: int) -> Array:
-    values = panel[start : start + inputs].view(np.float16).reshape(-1, 16)[:, lane]
-    return values.astype(np.float64)[:, None]
+def _blocks(panel: Array, size: int, lane: int, inputs: int) -> Iterator[tuple[Array, float]]:
+    """Bytes of the quants of each block of 32, of all 16 outputs, and its scale of this one"""
+    count, at = inputs // 32, 0
+    for first in range(0, count, 2):
+        together = min(2, count - first)
+        scales = at + together * size
+        for i in range(together):
+            own = panel[scales + 32 * i : scales + 32 * i + 32].view(np.float16)
+            yield panel[at + i * size : at + (i + 1) * size], float(own[lane])
+        at = scales + together * 32
 
 
 _READ = {"f32": lambda panel, lane, inputs: panel[: inputs * 64].view(np.float32).reshape(-1, 16)[:, lane],

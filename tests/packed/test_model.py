@@ -132,6 +132,7 @@ DAMAGE: dict[str, Any] = {
     r"is F32 \[48, 2\], the model has F32 \[96\]": lambda h: h["norm.weight"].update(shape=[48, 2]),
     "norm.weight takes 384 bytes": lambda h: h["norm.weight"].update(data_offsets=[8, 4]),
     r"not a file of packed weights \('dtype'\)": lambda h: h.update(x={}),
+    "laid out as in another version": lambda h: h["__metadata__"].pop("layout") and None,
 }
 
 

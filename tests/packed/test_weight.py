@@ -49,13 +49,24 @@ def test_nothing_is_lost(form: str, shape: tuple[int, ...], gated: bool) -> None
 
 
 def test_one_value_is_where_the_layout_says() -> None:
-    weight = np.zeros((33, 64), np.float32)
+    weight = np.zeros((33, 160), np.float32)
     weight[17, 37] = 127.0                                   # panel 1, row 1, block 1, element 5
+    weight[18, 67] = 254.0                                   # block 2, element 3
+    weight[19, 130] = -127.0                                 # block 4, which has no neighbour, element 2
     packed = PackedWeight.pack(weight, "q8_0")
     panel = packed.data.reshape(3, -1)[1]
-    assert panel[: 64 * 16].view(np.int8).reshape(2, 8, 16, 4)[1, 1, 1, 1] == 127
-    assert np.count_nonzero(panel[: 64 * 16]) == 1
-    assert panel[64 * 16 :].view(np.float16).reshape(2, 16)[1, 1] == 1.0
+    pairs, last = panel[: 2 * 1088].reshape(2, 1088), panel[2 * 1088 :]
+    quants, scales = pairs[:, :1024].view(np.int8), pairs[:, 1024:].copy().view(np.float16)
+    assert quants.reshape(2, 2, 8, 16, 4)[0, 1, 1, 1, 1] == 127
+    assert quants.reshape(2, 2, 8, 16, 4)[1, 0, 0, 2, 3] == 127
+    assert np.count_nonzero(quants) == 2
+    assert scales.reshape(2, 2, 16)[0, 1, 1] == 1.0
+    assert scales.reshape(2, 2, 16)[1, 0, 2] == 2.0
+    assert np.count_nonzero(scales) == 2
+    assert len(last) == 576
+    assert last[:512].view(np.int8).reshape(8, 16, 4)[0, 3, 2] == -127
+    assert last[512:544].view(np.float16)[3] == 1.0
+    assert np.count_nonzero(last[:512]) == np.count_nonzero(last[512:544].view(np.float16)) == 1
 
 
 @pytest.mark.parametrize("form", ["q8_0", "q4_0"])

@@ -74,29 +74,74 @@ static inline void products_bf16(Sums<R, P>& sums, const Inputs& x, const Panels
     }
 }
 
-template <Format format, int R, int P>
-static inline void products_quantized(Sums<R, P>& sums, const Inputs& x, const Panels& w) {
-    constexpr int64_t bytes_here = format == Format::q8_0 ? 512 : 256;
-    for (int64_t b = 0; b < x.blocks; ++b) {
+// Block b of one row with P panels, line by line of each in turn; quants, scales: of the first panel, the
+// others' w.bytes apart.  Lines that lie `ahead` are asked for.
+template <Format format, int P>
+static inline void one_block(Sums<1, P>& sums, const Inputs& x, int64_t b, const Panels& w,
+                             const uint8_t* quants, const uint8_t* scales, int64_t ahead) {
+    Whole dots[P];
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p) dots[p] = start_of<format>(x.sums[b]);
+#pragma GCC unroll 8
+    for (int64_t i = 0; i < Blocks<format>::quants_bytes; i += 64)
 #pragma GCC unroll 8
         for (int p = 0; p < P; ++p) {
-            const uint8_t* const quants = w.data + p * w.bytes + b * bytes_here;
-            const uint8_t* const scales = w.data + p * w.bytes + x.blocks * bytes_here + b * 32;
-            if (R == 1) {
-                for (int64_t i = 0; i < bytes_here; i += 64) ask_for(quants + i);
-                if (b % 2 == 0) __builtin_prefetch(scales + 64, 0, 3);
-            }
-#pragma GCC unroll 4
-            for (int l = 0; l < lanes; ++l) {
-                Whole dots[R];
-                block_dots<format, R>(dots, x, b, quants + l * sizeof(Vec));
-                const Vec scale = load_half(scales + l * width * 2);
+            const uint8_t* const at = quants + p * w.bytes + i;
+            __builtin_prefetch(at + ahead, 0, 3);
+            Bits line;
+            memcpy(&line, at, sizeof line);
+            dots[p] = dot_register<format>(dots[p], line, x.quants + b * block + i / 16);
+        }
 #pragma GCC unroll 8
-                for (int r = 0; r < R; ++r)
-                    sums[r][p * lanes + l] += as_floats(dots[r]) * (scale * x.scales[r * x.blocks + b]);
-            }
+    for (int p = 0; p < P; ++p) {
+        if (b % 2 == 0) __builtin_prefetch(scales + p * w.bytes + ahead, 0, 3);
+        sums[0][p] += as_floats(dots[p]) * (load_half(scales + p * w.bytes) * x.scales[b]);
+    }
+}
+
+// The same of R rows, or where a line is several registers, panel after panel
+template <Format format, int R, int P>
+static inline void block_by_block(Sums<R, P>& sums, const Inputs& x, int64_t b, const Panels& w,
+                                  const uint8_t* quants, const uint8_t* scales, int64_t ahead) {
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p) {
+        const uint8_t *const from = quants + p * w.bytes, *const factors = scales + p * w.bytes;
+        if (R == 1) {
+            for (int64_t i = 0; i < Blocks<format>::quants_bytes; i += 64)
+                __builtin_prefetch(from + i + ahead, 0, 3);
+            if (b % 2 == 0) __builtin_prefetch(factors + ahead, 0, 3);
+        }
+#pragma GCC unroll 4
+        for (int l = 0; l < lanes; ++l) {
+            Whole dots[R];
+            block_dots<format, R>(dots, x, b, from + l * sizeof(Vec));
+            const Vec scale = load_half(factors + l * width * 2);
+#pragma GCC unroll 8
+            for (int r = 0; r < R; ++r)
+                sums[r][p * lanes + l] += as_floats(dots[r]) * (scale * x.scales[r * x.blocks + b]);
         }
     }
+}
+
+// Asked for ahead: the next two blocks; at a panel's end the first of the panels that follow these.
+template <Format format, int R, int P>
+static inline void products_quantized(Sums<R, P>& sums, const Inputs& x, const Panels& w) {
+    using Where = Blocks<format>;
+    const auto add = [&](int64_t b, const uint8_t* quants, const uint8_t* scales, int64_t ahead) {
+        if constexpr (R == 1 && lanes == 1)
+            one_block<format, P>(sums, x, b, w, quants, scales, ahead);
+        else
+            block_by_block<format, R, P>(sums, x, b, w, quants, scales, ahead);
+    };
+    const uint8_t* at = w.data;
+    int64_t b = 0;
+    for (; b + 2 <= x.blocks; b += 2, at += Where::two) {
+        const int64_t ahead = b + 2 < x.blocks ? Where::two : P * w.bytes - (at - w.data);
+        const uint8_t* const scales = at + 2 * Where::quants_bytes;
+        add(b, at, scales, ahead);
+        add(b + 1, at + Where::quants_bytes, scales + Where::scales_bytes, ahead);
+    }
+    if (b < x.blocks) add(b, at, at + Where::quants_bytes, P * w.bytes - (at - w.data));
 }
 
 // to[R][ld]: R rows of x, from `x` on, times P panels

@@ -103,12 +103,15 @@ static inline void write_four(uint8_t* to, Bits w, Vec scale) {
 // A panel of q8_0 or q4_0 as one of bf16: a block of 32 is a tile
 static inline void write_out(uint8_t* to, const Packed& weight, const uint8_t* panel) {
     const bool wide = weight.format == Format::q8_0;
-    const int64_t blocks = weight.blocks(), bytes_here = wide ? 512 : 256;
+    const int64_t blocks = weight.blocks();
+    using Wide = Blocks<Format::q8_0>;
+    using Narrow = Blocks<Format::q4_0>;
     for (int64_t b = 0; b < blocks; ++b, to += 1024) {
-        const Vec scale = load_half(panel + blocks * bytes_here + b * 32);
+        const uint8_t* const quants = panel + (wide ? Wide::quants(b) : Narrow::quants(b));
+        const Vec scale = load_half(panel + (wide ? Wide::scales(b, blocks) : Narrow::scales(b, blocks)));
         for (int g = 0; g < (wide ? 8 : 4); ++g) {
             Bits w;
-            memcpy(&w, panel + b * bytes_here + g * 64, 64);
+            memcpy(&w, quants + g * 64, 64);
             if (wide) {
                 write_four(to + g * 128, w, scale);
             } else {

@@ -85,33 +85,33 @@ static inline Whole dot_signed(Whole acc, Bits w, const int8_t* x) {
 static inline Whole dot_unsigned(Whole acc, Bits w, const int8_t* x) { return dot_signed(acc, w, x); }
 #endif
 
+// A register of quants, four or eight along k, added to the sums of its outputs; x: of the activations
+// those that belong to its low bits
+template <Format format>
+static inline Whole dot_register(Whole acc, Bits w, const int8_t* x) {
+    if constexpr (format == Format::q8_0) return dot_signed(acc, w, x);
+    acc = dot_unsigned(acc, w & 0x0f0f0f0fu, x);
+    return dot_unsigned(acc, (w >> 4) & 0x0f0f0f0fu, x + 16);
+}
+template <Format format>
+static inline Whole start_of(int32_t sum_of_x) {
+    return format == Format::q8_0 ? start_signed(sum_of_x) : whole(-8 * sum_of_x);
+}
+
 // dots[r] of block b of R rows; the weight's registers lie 64 bytes apart from
 // `quants` on
 template <Format format, int R>
 static inline void block_dots(Whole (&dots)[R], const Inputs& x, int64_t b, const uint8_t* quants) {
     const int8_t* const from = x.quants + b * block;
     const int64_t row = x.blocks * block;
-    constexpr bool wide = format == Format::q8_0;
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-        const int32_t total = x.sums[r * x.blocks + b];
-        dots[r] = wide ? start_signed(total) : whole(-8 * total);
-    }
+    for (int r = 0; r < R; ++r) dots[r] = start_of<format>(x.sums[r * x.blocks + b]);
 #pragma GCC unroll 8
-    for (int g = 0; g < (wide ? 8 : 4); ++g) {
+    for (int64_t i = 0; i < Blocks<format>::quants_bytes / 64; ++i) {
         Bits w;
-        memcpy(&w, quants + g * 64, sizeof w);
-        if constexpr (wide) {
+        memcpy(&w, quants + i * 64, sizeof w);
 #pragma GCC unroll 8
-            for (int r = 0; r < R; ++r) dots[r] = dot_signed(dots[r], w, from + r * row + 4 * g);
-        } else {
-            const Bits low = w & 0x0f0f0f0fu, high = (w >> 4) & 0x0f0f0f0fu;
-#pragma GCC unroll 8
-            for (int r = 0; r < R; ++r) {
-                dots[r] = dot_unsigned(dots[r], low, from + r * row + 4 * g);
-                dots[r] = dot_unsigned(dots[r], high, from + r * row + 16 + 4 * g);
-            }
-        }
+        for (int r = 0; r < R; ++r) dots[r] = dot_register<format>(dots[r], w, from + r * row + 4 * i);
     }
 }
 

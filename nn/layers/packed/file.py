@@ -4,7 +4,8 @@
     packed = load(model, "model.packed")           # `model` says the architecture; nothing of it is drawn
 
 Packed weights are uint8 tensors at multiples of 64 bytes; "packed" in the file's metadata has {name:
-[format, shape, gated]}.  Everything else lies behind them, under the names of state_dict."""
+[format, shape, gated]}, "layout" which layout of panels that is (nn/packed/layout.py).  Everything else lies
+behind them, under the names of state_dict."""
 
 import json
 import struct
@@ -17,7 +18,7 @@ from nn.dtypes import DType, Shape
 from nn.errors import InputError
 from nn.files import replacing
 from nn.layers.packed.convert import Parts, from_parts, packed, shape_of
-from nn.packed.layout import LINE, Format
+from nn.packed.layout import LINE, VERSION, Format
 from nn.packed.memory import mapped
 from nn.packed.weight import PackedWeight
 
@@ -95,7 +96,7 @@ def _write_header(path: Path, form: Format, found: dict[str, tuple[Parts, bool]]
                   rest: dict[str, Any]) -> tuple[dict[str, tuple[int, int]], int]:
     """({name: its bytes, from the data's beginning}, where that is) of a file of its final size"""
     meta = {name: [form.name, shape_of(parts), gated] for name, (parts, gated) in found.items()}
-    header: dict[str, Any] = {"__metadata__": {"packed": json.dumps(meta)}}
+    header: dict[str, Any] = {"__metadata__": {"packed": json.dumps(meta), "layout": VERSION}}
     places, end = dict[str, tuple[int, int]](), 0
     for name, (parts, gated) in found.items():
         size = PackedWeight.size(form, shape_of(parts), gated)
@@ -122,13 +123,17 @@ def _read_header(path: Path) -> tuple[dict[str, Packed], dict[str, Stored], int]
             if size > path.stat().st_size - 8:
                 raise ValueError(f"its header of {size} bytes is cut off")
             header = json.loads(file.read(size))
-        meta = json.loads(header.pop("__metadata__", {}).get("packed", "{}"))
+        about = header.pop("__metadata__", {})
+        meta, layout = json.loads(about.get("packed", "{}")), about.get("layout")
         weights = {name: (str(form), [int(n) for n in shape], bool(gated))
                    for name, (form, shape, gated) in meta.items()}
         tensors = {name: (str(one["dtype"]), [int(n) for n in one["shape"]], _pair(one["data_offsets"]))
                    for name, one in header.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise InputError(f"{path}: not a file of packed weights ({error})") from None
+    if weights and layout != VERSION:
+        raise InputError(f"{path}: its weights are laid out as in another version of this library; save it "
+                         "again from the model's weights")
     return weights, tensors, 8 + size
 
 
