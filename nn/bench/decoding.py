@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from nn.backends import native
 from nn.bench.models import decoded, factors, prefill_flops, weight_bytes
 from nn.bench.task import Task, Tasks
 from nn.generate import SamplingConfig, generate
+from nn.generate.recorded import refusals, servable
 from nn.tensor import no_grad
 
 PREFILL = 512
@@ -32,17 +34,28 @@ def decode_task(built: Any, model: str, dtype: str, prompt: int, new: int) -> Ta
     last."""
     ids = prompt_ids(prompt, built.vocab_size)
     config = SamplingConfig(temperature=0.0, max_tokens=new + 1, eos_ids=())
+    facts: dict[str, Any] = {"weight_mb": weight_bytes(model, dtype) / 1e6}
 
     def decode() -> float:
+        known = len(refusals())
         tokens = generate(built, ids, config)
         next(tokens)
         start = time.perf_counter()
         for _ in tokens:
             pass
-        return time.perf_counter() - start
+        took = time.perf_counter() - start
+        why = unserved(built, prompt + new + 1) or "; ".join(refusals()[known:])
+        facts.update(recorded=not why, not_recorded=why)
+        return took
 
     return Task(decode, tokens=new, bytes=new * weight_bytes(model, dtype), dtype=factors(dtype),
-                facts={"weight_mb": weight_bytes(model, dtype) / 1e6})
+                facts=facts)
+
+
+def unserved(built: Any, positions: int) -> str:
+    """Why no step of the model's decoding is tried to be recorded; empty if it is."""
+    return native.missing() or getattr(built, "static_problem", "") or (
+        "" if servable(built, positions) else "its weights are not the native kernels'")
 
 
 def prefill_task(built: Any, dtype: str, length: int) -> Task:

@@ -2,7 +2,8 @@
 
 A row has name, library, dtype, threads, tokens_per_second or seconds, low and high (the fastest and the
 slowest sample, in the same unit), samples, disturbed, peak_rss_mb, percent_of_ceiling and which ceiling, date
-and machine; ours also the kernels that ran, and what fell back on the reference."""
+and machine; ours also the kernels that ran, and what fell back on the reference; those of training and
+decoding whether the step was recorded, and not_recorded: why not."""
 
 import os
 from collections.abc import Sequence

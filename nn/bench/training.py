@@ -31,7 +31,10 @@ def step_task(model: str, dtype: str, batch: int, seq: int) -> Task:
     step()
     step()                                   # recorded
     tokens = batch * seq
-    facts: dict[str, Any] = {"parameters": built.num_parameters(), "first_loss": losses[0]}
+    done = update.recorded
+    facts: dict[str, Any] = {"parameters": built.num_parameters(), "first_loss": losses[0],
+                             "recorded": bool(done and done.recorded),
+                             "not_recorded": done.why if done else ""}
     return Task(step, tokens=tokens, flops=tokens * _flops(built, seq), dtype=DTYPES[dtype], facts=facts)
 
 

@@ -56,4 +56,7 @@ def show(rows: Iterable[dict[str, Any]], options: HowOptions) -> int:
         for row in found:
             if fallen := row.get("fallbacks"):
                 print(f"{row['name']}: the reference ran instead of a native kernel: {fallen}")
+            if "recorded" in row:
+                print(f"{row['name']}: the step was " + ("recorded" if row["recorded"] else
+                                                         f"not recorded: {row['not_recorded']}"))
     return int(any("error" in row and row["library"] == OURS for row in found))

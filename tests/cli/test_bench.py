@@ -53,6 +53,11 @@ def test_one_json_object_per_row(cuda_nn, words: tuple[str, ...], names: list[st
         assert row[speed] > 0
         assert 0 < row["low"] <= row[speed] <= row["high"]
         assert row["peak_rss_mb"] > 1
+        steps = words[0] == "train" or row["name"].startswith("decode")
+        assert ("recorded" in row, "not_recorded" in row) == (steps, steps)
+        if steps:
+            assert row["recorded"] is (native.missing() is None)
+            assert bool(row["not_recorded"]) is not row["recorded"]
         if not native.missing():
             assert row["percent_of_ceiling"] > 0
             assert row["ceiling"] in ("read", "multiply-adds")
@@ -74,8 +79,24 @@ def test_a_table(cuda_nn) -> None:
     assert status == 0
     assert out.startswith("machine")
     assert "of the best other" in out
-    (ours,) = (line for line in out.splitlines() if line.startswith("train gpt-tiny"))
+    (ours,) = (line for line in out.splitlines() if line.startswith("train gpt-tiny") and ": " not in line)
     assert "tokens/s" in ours
+    assert native.missing() or "train gpt-tiny 4 x 8: the step was recorded\n" in out
+
+
+@pytest.mark.parametrize("words", [("train", "--model", "gpt-tiny", "--seq", "8"),
+                                   ("decode", "--model", "tiny", "--prompt", "4", "--new", "4",
+                                    "--prefill", "0")], ids=lambda words: words[0])
+def test_rows_say_why_a_step_was_not_recorded(cuda_nn, monkeypatch: pytest.MonkeyPatch,
+                                              words: tuple[str, ...]) -> None:
+    monkeypatch.setenv("NN_BACKEND", "reference")
+    status, out, _ = cuda_nn("bench", *words, *QUICK)
+    (row,) = (row for row in rows_of(out) if row["library"] == OURS)
+    assert status == 0
+    assert row["recorded"] is False
+    assert len(row["not_recorded"]) > 10
+    _, text, _ = cuda_nn("bench", *words, *QUICK[:-1])
+    assert f"the step was not recorded: {row['not_recorded']}\n" in text
 
 
 def test_the_start(cuda_nn) -> None:

@@ -43,5 +43,5 @@ MUTANTS = [
     Mutant(TOKEN, "the register of the largest is found, not its lane", "if (any(found)) break;",
            "if (any(found)) return at;", "test_next_token.py"),
     Mutant(TOKEN, "the last of equal maxima's pieces", "if (most_in[p] > most) most",
-           "if (most_in[p] >= most) most", "next_token"),
+           "if (most_in[p] >= most) most", "test_next_token.py"),
 ]
