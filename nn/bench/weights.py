@@ -17,7 +17,7 @@ from nn.errors import InputError
 from nn.files import replacing
 from nn.layers.packed.convert import packed, shape_of
 from nn.models import from_config
-from nn.packed.layout import Format, panel_bytes, scales
+from nn.packed.layout import VERSION, Format, panel_bytes, scales
 from nn.packed.memory import mapped as mapped_file
 from nn.packed.memory import room
 from nn.packed.weight import PackedWeight
@@ -56,7 +56,8 @@ def mapped(config: Any, dtype: str, folder: Path) -> Any:
 
     def stored(name: str, parts: list[Any], gated: bool) -> PackedWeight:
         shape = shape_of(parts)
-        size, path = PackedWeight.size(form, shape, gated), folder / f"{name}.{form.name}"
+        size = PackedWeight.size(form, shape, gated)
+        path = folder / f"{name}.layout{VERSION}.{form.name}"
         if not path.exists():
             _write(path, size, form, shape[-1], name)
         return PackedWeight(mapped_file(path), form, shape, gated)
