@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from nn.backends import kernels, native, use_backend
+from nn.packed import Format, PackedWeight
 
 pytestmark = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
 LEVELS = native.levels() if native.missing() is None else []
@@ -161,3 +162,59 @@ def test_experts_rows_of_any_scale(scale: float) -> None:
         assert_close(y[rows], x[rows], weight[expert].T)
         assert_close(dx[rows], y[rows], weight[expert])
         assert_close(dweight[expert], y[rows].T, np.ones((y[rows].shape[0], 40), np.float32))
+
+
+# ---- packed weights: tiles from 24 rows on -----------------------------------------------------------------
+
+
+def packed_linear(x: np.ndarray, weight: np.ndarray, bias: Any = None) -> np.ndarray:
+    packed = PackedWeight.pack(weight, Format.f32).data
+    return kernels.packed_linear(x, packed, int(Format.f32), len(weight), bias=bias)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (23, 40, 70), (24, 16, 31), (530, 70, 800), (33, 17, 1)], ids=str)
+def test_packed_float32_is_float32(shape: tuple[int, int, int]) -> None:
+    rows, outputs, inputs = shape
+    x, weight, bias = draw(1, rows, inputs), draw(2, outputs, inputs), draw(3, outputs)
+    assert_product(packed_linear(x, weight, bias), x, weight.T, bias=bias)
+
+
+@pytest.mark.parametrize("left", [*LEFT, (3.0, 2.0**127)], ids=str)
+@pytest.mark.parametrize("right", RIGHT, ids=str)
+def test_packed_scales_mixed_within_a_row(left: tuple[float, ...], right: tuple[float, ...]) -> None:
+    x, weight = mixed(1, 70, 60, (1.0,)), mixed(2, 50, 60, right)
+    x[35:] = mixed(3, 35, 60, left)
+    assert_ieee(packed_linear(x, weight), x, weight.T)
+    assert_ieee(packed_linear(weight, x), weight, x.T)
+
+
+def test_packed_infinities_and_nan() -> None:
+    x, weight = mixed(1, 70, 60, (TINY, 1.0, HUGE)), mixed(2, 50, 60, (0.0, 1e-5, 1.0))
+    x[3, 5], x[20, 7], x[21, 2], x[50:60, 11] = np.inf, -np.inf, np.nan, np.inf
+    weight[7, 11], weight[8, 5], weight[9, 0], weight[10, 3] = -np.inf, 0.0, np.nan, np.inf
+    assert_ieee(packed_linear(x, weight), x, weight.T)
+    x, weight = draw(1, 70, 900), draw(2, 40, 900)
+    x[69, 899] = weight[39, 880] = np.inf           # in the last block of k; the rows before stay finite
+    y = packed_linear(x, weight)
+    assert not np.isfinite(y[69]).any()
+    assert not np.isfinite(y[:, 39]).any()
+    assert_product(y[:69, :39], x[:69], weight[:39].T)
+
+
+@pytest.mark.parametrize("scale", [1e-35, 1e-25, 1.0, 1e12])
+def test_packed_experts_rows_of_any_scale(scale: float) -> None:
+    """Hidden values reach scale^2, beyond what tiles take; one expert of 40 rows, one of 30."""
+    x, up, down = draw(1, 70, 100), draw(2, 2, 96, 100), draw(3, 2, 100, 48)
+    x[30:50] *= np.float32(scale)
+    experts, gates = (np.arange(70) >= 40).astype(np.int64)[:, None], np.ones((70, 1), np.float32)
+    y = kernels.packed_experts(x, PackedWeight.pack(up, Format.f32, gated=True).data,
+                               PackedWeight.pack(down, Format.f32).data, gates, experts, 2, 48,
+                               int(Format.f32))
+    for expert, own in enumerate((slice(0, 40), slice(40, 70))):
+        wide = x[own].astype(np.float64)
+        with np.errstate(over="ignore"):
+            gate, value = np.split(wide @ up[expert].astype(np.float64).T, 2, axis=1)
+            hidden = gate / (1 + np.exp(-gate)) * value
+        exact = hidden @ down[expert].astype(np.float64).T
+        size = np.abs(wide).max(axis=1, keepdims=True) ** 2 * 1e4 + np.abs(exact).max(axis=1, keepdims=True)
+        assert np.all(np.abs(y[own] - exact) <= 1e-5 * size + 1e-43)

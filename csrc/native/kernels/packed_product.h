@@ -1,6 +1,7 @@
 // A product with a packed weight, in any number of rows, on all threads: what
 // is to be done with the sums is the caller's.
 #pragma once
+#include "kernels/packed_floats.h"
 #include "kernels/packed_rows.h"
 #include "kernels/packed_tiles.h"
 
@@ -67,6 +68,7 @@ static inline void by_rows(const Packed& weight, const Rows<const T>& x, const W
 
 #if defined(__AMX_BF16__)
 constexpr int64_t few_rows = 4;  // up to which registers are as fast
+constexpr int64_t least_rows_of_floats = 24;  // below it a good part of the tiles would be padding
 
 template <class T, class Write>
 static inline void by_tiles(const Packed& weight, const Rows<const T>& x, const Write& write) {
@@ -102,6 +104,10 @@ template <class T, class Write>
 static inline void packed_product(const Packed& weight, const Rows<const T>& x, const Write& write) {
 #if defined(__AMX_BF16__)
     if (x.rows > few_rows && weight.format != Format::f32) return by_tiles(weight, x, write);
+    if (weight.format == Format::f32 && x.rows >= least_rows_of_floats && x.cols > 0 && floats_on_tiles()) {
+        const Activations<T> activations(x, weight.format);
+        return floats_by_tiles(weight, activations.inputs, x.rows, rows_together, write);
+    }
 #endif
     by_rows(weight, x, write);
 }

@@ -6,7 +6,8 @@
 // that the machine gives.)
 //
 // Every sum is formed in the order of k, whatever the number of rows and panels
-// at once: a row alone and among others has the same bits.
+// at once: a row alone and among others has the same bits here (tiles, from a few
+// rows on, have others).
 #pragma once
 #include "kernels/packed.h"
 #include "kernels/quantized.h"

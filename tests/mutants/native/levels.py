@@ -2,8 +2,9 @@
 
 from tests.mutants.native.workshop import Mutant
 
-OPERAND, TILES, PACKED_TILES, QUANTIZED = (
-    f"kernels/{name}.h" for name in ("gemm/operand", "gemm/tiles", "packed_tiles", "quantized"))
+OPERAND, TILES, PACKED_TILES, PACKED_FLOATS, QUANTIZED = (
+    f"kernels/{name}.h" for name in ("gemm/operand", "gemm/tiles", "packed_tiles", "packed_floats",
+                                     "quantized"))
 
 MUTANTS = [
     Mutant(TILES, "float32 on tiles loses its third part",
@@ -22,6 +23,11 @@ MUTANTS = [
     Mutant(PACKED_TILES, "rows of a tile that there are not keep what was there",
            "data[part * size + r * stride + i] = 0;", "data[part * size + r * stride + i] = 0x7fc0;",
            "packed_linear", "amx"),
+    Mutant(PACKED_FLOATS, "all rows fit if the first of them do", "fits(a.range[r / mr], seen[p]",
+           "fits(a.range[0], seen[p]", "test_products.py::test_packed_scales_mixed_within_a_row", "amx"),
+    Mutant(PACKED_FLOATS, "of packed floats the last block of k counts alone",
+           "pair_step, start > 0, behind", "pair_step, false, behind",
+           "test_products.py::test_packed_float32_is_float32", "amx"),
     Mutant(QUANTIZED, "integer products begin one too high",
            "return whole(-128 * sum_of_x); }", "return whole(-127 * sum_of_x); }", "packed_linear",
            "avx512_bf16"),

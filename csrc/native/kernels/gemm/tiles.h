@@ -90,12 +90,12 @@ static inline uint32_t largest_bits(Bits x) { return _mm512_reduce_max_epu32((__
 // One step of 16 of a panel's 32 rows: all parts.
 template <bool is_a, class T>
 static inline void pack_block(uint32_t* to, const Operand<T>& from, const Block& at, Bits* seen) {
-    Bits block[parts<T>][16];
-    load_block(block, from, at, seen);
+    Bits found[parts<T>][16];
+    load_block(found, from, at, seen);
     for (int p = 0; p < parts<T>; ++p) {
-        if (is_a != (from.inner == 1)) transpose(block[p]);
+        if (is_a != (from.inner == 1)) transpose(found[p]);
         for (int i = 0; i < 16; ++i)
-            memcpy(to + p * 16 * 32 + i * (is_a ? 16 : 32), &block[p][i], sizeof(Bits));
+            memcpy(to + p * 16 * 32 + i * (is_a ? 16 : 32), &found[p][i], sizeof(Bits));
     }
 }
 
