@@ -2,7 +2,8 @@
 
     θ ← θ(1 − lr·wd) − lr · m̂ / (√v̂ + ε),   m̂, v̂ the bias-corrected means of g and g²
 
-The step is one kernel call per parameter, in place.  A parameter without a gradient is left alone, its
+The step is in place: of all parameters in one call where native kernels take them (together.py), else one
+kernel call per parameter, to the same bits.  A parameter without a gradient is left alone, its
 moments and its own 1-based step number included.  Parameters stored in bfloat16 or float16 have a float32
 master copy: the step is done there and rounded once, so that updates below the storage type's resolution
 still add up.
@@ -10,7 +11,8 @@ still add up.
     optimizer = AdamW(model.named_parameters(), lr=1e-3)
     loss.backward();  optimizer.step();  optimizer.zero_grad()"""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -21,6 +23,8 @@ import numpy as np
 from nn.backends import kernels
 from nn.dtypes import is_half, widen
 from nn.errors import InputError
+from nn.optim.clip import clip_scale, grad_norm
+from nn.optim.together import Together, together
 
 Array = Any
 
@@ -82,14 +86,63 @@ class AdamW:
         """One update of every parameter that has a gradient.  Gradients are read as `grad · grad_scale` (see
         `clip_scale`), which saves a pass over memory; they are neither changed nor freed."""
         lr = self.lr if lr is None else lr
+        slots = [slot for slot in self._slots.values() if slot.param.grad is not None]
+        for slot in slots:
+            if slot.m is None:
+                slot.allocate(self.master_weights)
+        step = self.together()
+        if step is None:
+            self._finish(slots, [], lr, grad_scale)
+        else:
+            step.prepare(lr)
+            step.update(grad_scale)
+            self._finish([slot for slot, _ in step.others], step.slots, lr, grad_scale)
+
+    def clipped_step(self, max_norm: float | None, lr: float | None = None) -> float:
+        """As `step`, of gradients scaled down to the global norm `max_norm` where they have a larger one (see
+        clip.py; None: as they are).  Returns the norm from before; unless that is finite nothing changes."""
+        step = self.together()
+        if step is not None:
+            return self.take(step, max_norm, lr)
+        norm = grad_norm(slot.param for slot in self._slots.values())
+        if math.isfinite(norm):
+            self.step(lr, clip_scale(norm, max_norm))
+        return norm
+
+    def together(self, gradient_of: Callable[[Any], Array] = lambda param: param.grad) -> Together | None:
+        """The step of all parameters that have a gradient, for `take`; None where that cannot be."""
+        found = [(slot, gradient_of(slot.param)) for slot in self._slots.values()]
+        return together(self, [(slot, gradient) for slot, gradient in found if gradient is not None])
+
+    def take(self, step: Together, max_norm: float | None, lr: float | None = None, *, loss: Array = None,
+             behind: Any = None) -> float:
+        """clipped_step() by what together() gave, which has to serve it still; see Together.run."""
+        lr = self.lr if lr is None else lr
+        step.prepare(lr)
+        norm = step.run(max_norm, loss, behind)
+        if math.isfinite(norm):
+            for slot, gradient in step.others:           # of a recorded step
+                slot.param.grad = gradient
+            self._finish([slot for slot, _ in step.others], step.slots, lr, float(step.scale))
+        return norm
+
+    def _finish(self, slots: Sequence[Slot], done: Sequence[Slot], lr: float, grad_scale: float) -> None:
+        """Move what is not moved together, and count."""
         self.steps += 1
-        for slot in self._slots.values():
-            if slot.param.grad is not None:
-                self._update(slot, lr * slot.lr_scale, grad_scale)
+        for slot in slots:
+            self._update(slot, self.rate(slot, lr), grad_scale)
+        for slot in done:
+            slot.steps += 1
+
+    def rate(self, slot: Slot, lr: float) -> float:
+        """The learning rate of a parameter"""
+        return lr * slot.lr_scale
+
+    def moves_together(self, slot: Slot) -> bool:
+        """Whether its step is AdamW's own"""
+        return type(self)._move is AdamW._move
 
     def _update(self, slot: Slot, lr: float, grad_scale: float) -> None:
-        if slot.m is None:
-            slot.allocate(self.master_weights)
         slot.steps += 1
         data = slot.param.data
         wide = widen(data) if slot.master is None else slot.master

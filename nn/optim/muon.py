@@ -133,9 +133,16 @@ class Muon(AdamW):
     def _slot(self, name: str, param: Any) -> type[Slot]:
         return MatrixSlot if self.rule.is_matrix(name, param) else Slot
 
+    def rate(self, slot: Slot, lr: float) -> float:
+        rate = super().rate(slot, lr)
+        return rate if isinstance(slot, MatrixSlot) else rate * self.adamw_lr_scale
+
+    def moves_together(self, slot: Slot) -> bool:
+        return type(self)._move is Muon._move and not isinstance(slot, MatrixSlot)
+
     def _move(self, slot: Slot, wide: Array, stored: Array | None, lr: float, grad_scale: float) -> None:
         if not isinstance(slot, MatrixSlot):
-            super()._move(slot, wide, stored, lr * self.adamw_lr_scale, grad_scale)
+            super()._move(slot, wide, stored, lr, grad_scale)
             return
         gradient = widen(slot.param.grad).astype(wide.dtype, copy=False) * wide.dtype.type(grad_scale)
         slot.m *= self.rule.momentum

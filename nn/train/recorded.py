@@ -1,18 +1,20 @@
-"""The gradient of a training step, recorded once: forward and backward become a list of kernel calls that is
-replayed without Python between them, on buffers planned by lifetime (csrc/native/core/record.h).
+"""A training step, recorded once: forward and backward become a list of kernel calls that is replayed without
+Python between them, on buffers planned by lifetime (csrc/native/core/record.h); in the same call the norm of
+all gradients and the optimizer's step follow (nn/optim/together.py).
 
     gradients = RecordedGradients(model)
-    metrics = gradients(batches, seed=0, step=1)      # what nn.train.gradients.accumulate gives, bit by bit
+    metrics, _ = gradients(batches, seed=0, step=1)   # what nn.train.gradients.accumulate gives, bit by bit
+    metrics, norm = gradients(batches, seed=0, step=2, run=lambda done: done.run(optimizer, 1.0, lr))
 
-The second step of one shape is recorded; the optimizer's stays outside, for it needs the gradients' norm.
-Gradients lie where those of the step before lay, which are written over.
+The second step of one shape is recorded.  Gradients lie where those of the step before lay, which are written
+over; so the list of the optimizer's calls stays, too, until its state or a parameter gets another array.
 What cannot be recorded runs kernel by kernel, and the log says once why, as does refusals(): layers
 that draw random numbers or look at values (KNOWN lists those that do neither), hooks, constraints, several
 micro-batches."""
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +24,8 @@ from nn import tape
 from nn.backends import forced, native, use_backend
 from nn.errors import InputError
 from nn.layers.auxiliary import Stacked, figures_later
+from nn.optim import AdamW
+from nn.optim.together import Together
 from nn.train.gradients import Batch, accumulate, scored_tokens
 
 log = logging.getLogger("nn.train")
@@ -42,7 +46,7 @@ def refusals() -> list[str]:
     return list(_refused)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Recorded:
     """A step and what it leaves to be read."""
 
@@ -54,6 +58,7 @@ class Recorded:
     figures: dict[str, Any]                      # arrays [], or Stacked
     weights: Any                                 # nn.backends.native.recording.Places of all parameters
     gradients: list[tuple[Any, np.ndarray]]
+    together: Together | None = None             # the optimizer's step of these gradients
 
     def serves(self, batch: Batch, valid: int) -> bool:
         """Whether it is of this shape, and weights lie where they lay"""
@@ -61,18 +66,37 @@ class Recorded:
         return ((self.inputs.shape, self.targets.shape) == shapes and self.valid == valid
                 and self.weights.unchanged())
 
-    def replay(self, batch: Batch) -> None:
-        """InputError for ids or targets out of range"""
-        self.inputs[...], self.targets[...] = batch
-        self.step.replay()
+    def run(self, optimizer: AdamW | None = None, clip: float | None = None,
+            lr: float | None = None) -> float | None:
+        """Replay, and make the optimizer's step behind it unless the loss or the norm is not finite.  Returns
+        the gradients' norm; None: only they were computed.  InputError for ids or targets out of range."""
+        following = optimizer and self._together(optimizer)
+        if not optimizer or not following:
+            self.step.replay()
+            return None
+        norm: float = self.step.replay(lambda recording: optimizer.take(
+            following, clip, lr, loss=self.total, behind=recording))
+        return norm
+
+    def _together(self, optimizer: AdamW) -> Together | None:
+        if self.together is None or not self.together.serves(optimizer):
+            gradients = {id(parameter): gradient for parameter, gradient in self.gradients}
+            self.together = optimizer.together(lambda parameter: gradients.get(id(parameter)))
+        return self.together
 
     def metrics(self) -> dict[str, Any]:
         """As Decoder.loss has them"""
         return {name: _host(value) for name, value in self.figures.items()}
 
 
+Run = Callable[[Recorded], float | None]
+
+
 class RecordedGradients:
-    """Called as nn.train.gradients.accumulate is, without the model.
+    """Called as nn.train.gradients.accumulate is, without the model.  Returns its metrics, and what `run`
+    gave (None where nothing was replayed).
+
+    run: replays what was recorded, the batch being in its place, and may do more behind it.
 
     recorded: the step, once there is one.  why: what stands in the way of recording, if something does."""
 
@@ -82,19 +106,22 @@ class RecordedGradients:
         self.why = ""
         self._last: Any = None                   # the shape of the step before
         self._made = 0                           # recordings
+        self._norm: float | None = None          # what run() gave
 
-    def __call__(self, batches: Sequence[Batch], *, seed: int, step: int) -> dict[str, Any]:
+    def __call__(self, batches: Sequence[Batch], *, seed: int, step: int,
+                 run: Run = Recorded.run) -> tuple[dict[str, Any], float | None]:
         why = "several micro-batches" if len(batches) > 1 else unrecordable(self.model)
         if why:
             self._say(why)
-            return accumulate(self.model, batches, seed=seed, step=step)
+            return accumulate(self.model, batches, seed=seed, step=step), None
+        self._norm = None
         with use_backend("native"):              # small arrays, too, as in a recording: the same bits
             begun = any(p.grad is not None for p in self.model.parameters())
-            if begun or self.why or not self._ready(batches[0]):
-                return accumulate(self.model, batches, seed=seed, step=step)
-        return self._replayed()
+            if begun or self.why or not self._ready(batches[0], run):
+                return accumulate(self.model, batches, seed=seed, step=step), None
+        return self._replayed(), self._norm
 
-    def _ready(self, batch: Batch) -> bool:
+    def _ready(self, batch: Batch, run: Run) -> bool:
         """Whether the batch has been computed by a recorded step"""
         if any(np.asarray(each).dtype.kind not in "iu" for each in batch):
             return False                         # eagerly it is refused
@@ -103,7 +130,8 @@ class RecordedGradients:
         seen, self._last = self._last == shape, shape
         if self.recorded is not None and self.recorded.serves(batch, valid):
             try:
-                self.recorded.replay(batch)
+                self.recorded.inputs[...], self.recorded.targets[...] = batch
+                self._norm = run(self.recorded)
             except InputError:                   # eagerly it says which id it is
                 return False
             return True

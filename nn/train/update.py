@@ -4,14 +4,13 @@
     metrics, norm = update([(inputs, targets)], step=1, lr=1e-3)"""
 
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from nn.layers.moe import finish_step
-from nn.optim import AdamW, clip_scale, create_optimizer, grad_norm
+from nn.optim import AdamW, create_optimizer
 from nn.train.config import TrainConfig
 from nn.train.gpu_trainer import GpuTrainer
 from nn.train.gradients import Batch, accumulate
@@ -31,23 +30,32 @@ class Update(Protocol):
 
 
 class HostUpdate:
-    """recorded: forward and backward are recorded and replayed where that can be (nn/train/recorded.py)."""
+    """recorded: the step is recorded and replayed where that can be (nn/train/recorded.py)."""
 
     def __init__(self, model: Any, optimizer: AdamW, *, clip: float | None, seed: int,
                  recorded: bool = False) -> None:
         self.model, self.optimizer, self.clip, self.seed = model, optimizer, clip, seed
         self.recorded = RecordedGradients(model) if recorded else None
-        self.gradients: Callable[..., dict[str, Any]] = self.recorded or partial(accumulate, model)
 
     def __call__(self, batches: Sequence[Batch], *, step: int, lr: float) -> tuple[dict[str, Any], float]:
-        metrics = self.gradients(batches, seed=self.seed, step=step)
-        norm = grad_norm(self.model.parameters()) if math.isfinite(metrics["loss"]) else math.nan
+        with np.errstate(all="ignore"):                 # what NumPy warns of makes weights not finite
+            metrics, norm = self._step(batches, step, lr)
         if math.isfinite(norm):
-            with np.errstate(all="ignore"):             # what NumPy warns of makes weights not finite
-                self.optimizer.step(lr=lr, grad_scale=clip_scale(norm, self.clip))
             self.model.zero_grad()
         finish_step(self.model, taken=math.isfinite(norm))
         return metrics, norm
+
+    def _step(self, batches: Sequence[Batch], step: int, lr: float) -> tuple[dict[str, Any], float]:
+        if self.recorded is None:
+            metrics, norm = accumulate(self.model, batches, seed=self.seed, step=step), None
+        else:
+            metrics, norm = self.recorded(batches, seed=self.seed, step=step,
+                                          run=lambda done: done.run(self.optimizer, self.clip, lr))
+        if norm is not None:
+            return metrics, norm
+        if not math.isfinite(metrics["loss"]):
+            return metrics, math.nan
+        return metrics, self.optimizer.clipped_step(self.clip, lr=lr)
 
 
 def create_update(model: Any, config: TrainConfig) -> Update:

@@ -344,7 +344,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where_it_began(make_co
 
 
 def test_no_update_is_made_of_a_gradient_that_is_not_finite(make_config, make_trainer, monkeypatch):
-    monkeypatch.setattr("nn.train.update.grad_norm", lambda parameters: math.inf)
+    monkeypatch.setattr("nn.optim.adamw.grad_norm", lambda parameters: math.inf)
     trainer = make_trainer(make_config())
     before = {name: p.data.copy() for name, p in trainer.model.named_parameters().items()}
     message = r"step 1: the gradient norm is not finite; every single .*no checkpoint was written yet"

@@ -27,7 +27,9 @@ std::vector<Kernel> collect() {
         Signature signature = parse((*entry)->text);
         Kernel& kernel = found[signature.name];
         if (kernel.signature.name.empty()) kernel.signature = std::move(signature);
-        kernel.table[static_cast<int>((*entry)->level)][static_cast<int>((*entry)->dtype)] = (*entry)->run;
+        const int level = static_cast<int>((*entry)->level), dtype = static_cast<int>((*entry)->dtype);
+        kernel.table[level][dtype] = (*entry)->run;
+        kernel.of_many[level][dtype] = (*entry)->run_many;
     }
     std::vector<Kernel> kernels;
     for (auto& [name, kernel] : found) kernels.push_back(std::move(kernel));
@@ -39,6 +41,12 @@ std::vector<Kernel> collect() {
 Function Kernel::find(Level level, DType dtype) const {
     for (int i = static_cast<int>(level); i >= 0; --i)
         if (Function run = table[i][static_cast<int>(dtype)]) return run;
+    return nullptr;
+}
+
+FunctionOfMany Kernel::find_of_many(Level level, DType dtype) const {
+    for (int i = static_cast<int>(level); i >= 0; --i)
+        if (FunctionOfMany run = of_many[i][static_cast<int>(dtype)]) return run;
     return nullptr;
 }
 

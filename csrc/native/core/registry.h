@@ -14,8 +14,10 @@ constexpr int dtype_count = 8;
 struct Kernel {
     Signature signature;
     Function table[level_count][dtype_count] = {};  // null: this level has none of its own
+    FunctionOfMany of_many[level_count][dtype_count] = {};
 
     Function find(Level level, DType dtype) const;  // here or at a level below; null: none
+    FunctionOfMany find_of_many(Level level, DType dtype) const;
     std::vector<DType> dtypes() const;
 };
 

@@ -46,12 +46,16 @@ struct Call {
 // False: declined, before anything was written; the reference runs instead.
 using Function = bool (*)(const Call&);
 
+// Several calls of one kernel as one loop over the threads.  Each result has the bits of its call alone.
+using FunctionOfMany = void (*)(const Call* calls, int64_t count);
+
 // One instance of a kernel: at one level, for one element type.  Constant data; see NN_KERNEL.
 struct Entry {
     const char* text;  // the line of nn/backends/protocol.py, with native's own marks
     Level level;
     DType dtype;
     Function run;
+    FunctionOfMany run_many = nullptr;  // few kernels have one: NN_KERNEL_OF_MANY
 };
 
 }  // namespace nn

@@ -217,6 +217,20 @@ struct Scratch {
         &entry_##function##_##type;
 #define NN_KERNEL_1(text, function, a) NN_ENTRY(text, function, a)
 #define NN_KERNEL_2(text, function, a, b) NN_ENTRY(text, function, a) NN_ENTRY(text, function, b)
+// A kernel written for several calls at once, void f<T>(const Call* calls, int64_t count), which serves one
+// call, too.  It declines none.
+template <FunctionOfMany many>
+static bool one_of_many(const Call& call) {
+    many(&call, 1);
+    return true;
+}
+#define NN_ENTRY_OF_MANY(text, function, type)                                                            \
+    static const Entry entry_##function##_##type = {text, this_level, dtype_of<type>,                     \
+                                                    one_of_many<function<type>>, function<type>};         \
+    __attribute__((section(NN_SECTION), used)) static const Entry* at_##function##_##type =               \
+        &entry_##function##_##type;
+#define NN_KERNEL_OF_MANY(text, function, a, b) \
+    NN_ENTRY_OF_MANY(text, function, a) NN_ENTRY_OF_MANY(text, function, b)
 #define NN_PICK(a, b, name, ...) name
 #define NN_KERNEL(text, function, ...) \
     NN_PICK(__VA_ARGS__, NN_KERNEL_2, NN_KERNEL_1, )(text, function, __VA_ARGS__)

@@ -330,6 +330,18 @@ void set_up(py::object bfloat16, py::dict fallbacks, py::object report) {
     }
 }
 
+std::string take_call(const std::string& kernel, PyObject* const* values, Py_ssize_t positional,
+                      PyObject* names, Call& call, DType& same) {
+    if (recording_here()) return "a recording is active, which takes calls one by one";
+    kernel_function(kernel);
+    Arguments arguments(*state().bound[kernel]);
+    if (!arguments.place(values, positional, names) || !arguments.take_all()) return arguments.why;
+    if (!arguments.copies.empty()) return "an array that is not dense";
+    if (!arguments.bound.kernel->find_of_many(level(), arguments.same)) return "no kernel for many calls";
+    call = arguments.call, same = arguments.same;
+    return {};
+}
+
 py::object empty_array(const std::vector<int64_t>& shape, py::dtype dtype) {
     return pool_array(dtype, shape);
 }
@@ -387,6 +399,10 @@ void PyRecording::end(bool check) {
 }
 
 }  // namespace
+
+std::shared_ptr<Recording> recording_of(py::handle recording) {
+    return recording.cast<PyRecording&>().recording;
+}
 
 void bind_recording(py::module_& module) {
     py::class_<PyRecording>(module, "Recording",

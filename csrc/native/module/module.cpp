@@ -74,5 +74,6 @@ PYBIND11_MODULE(nn_native, module) {
     module.def("set_blas", &nn::set_blas);
     module.def("blas_is_there", &nn::blas_is_there);
     nn::bind_recording(module);
+    nn::bind_clipped_step(module);
     nn::bind_ceilings(module);
 }

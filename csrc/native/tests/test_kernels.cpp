@@ -1,5 +1,6 @@
 // Kernels and recordings without Python, for the checkers: every level, one thread and several, to the same
 // bits. What the kernels compute is compared with float64 in tests/native/test_conformance.py.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <memory>
@@ -8,6 +9,7 @@
 #include <tuple>
 #include <utility>
 
+#include "core/clipped_step.h"
 #include "core/cpu.h"
 #include "core/memory.h"
 #include "core/record.h"
@@ -240,6 +242,63 @@ TEST(kernel_selective_scan) {
                           b.array(), c.array(), d.array(), starts.array()})();
             });
         }
+}
+
+// Many tensors as one loop: each has the bits of its call alone, and none is moved where one is not finite.
+TEST(clipped_step_of_many_tensors) {
+    const std::vector<int64_t> sizes = {3, 0, 1, 4096, 40'001, 5, 4097};
+    for (bool together : {true, false}) {
+        std::vector<Tensor> all;
+        for (int64_t size : sizes)
+            for (int seed = 1; seed < 5; ++seed)
+                all.emplace_back(std::vector<int64_t>{size}, size == 5 && seed == 2 ? DType::bf16 : DType::f32,
+                                 seed);
+        std::vector<Tensor*> changed;
+        for (size_t i = 0; i < all.size(); i += 4) changed.insert(changed.end(), {&all[i], &all[i + 2]});
+        double scale = 0.0;
+        static double expected;
+        same_bits(changed, [&] {
+            nn::ClippedStep step(&scale);
+            std::vector<double> totals(sizes.size());
+            for (size_t i = 0; i < all.size(); i += 4) {
+                for (size_t j : {i, i + 2, i + 3})
+                    for (int64_t e = 0; e < all[j].count; ++e) {
+                        const float one = 0.5f;
+                        std::memcpy(all[j].data.get() + 4 * e, &one, 4);
+                    }
+                const DType T = all[i + 1].dtype;
+                Prepared squares("sum_of_squares", T,
+                                 {nn::Array{&totals[i / 4], {1}, {1}, 1, DType::f64}, flat(all[i + 1])});
+                Prepared adamw("adamw", T,
+                               {flat(all[i]), flat(all[i + 1]), flat(all[i + 2]), flat(all[i + 3]), nn::Array{}},
+                               {0.1, 0.9, 0.95, 1e-8, 0.1, 3.0, 1.0});
+                adamw.call.number[6].at = &scale;
+                step.measure_also(squares.call, T);
+                step.update_also(adamw.call, T);
+                if (!together) {
+                    squares();
+                    scale = std::min(1.0, 0.25 / (expected + 1e-6));
+                    adamw();
+                }
+            }
+            if (!together) {
+                CHECK(std::sqrt(nn::exact_sum(totals.data(), static_cast<int64_t>(totals.size()))) == expected);
+                return;
+            }
+            const float loss = NAN;
+            CHECK(std::isnan(step(0.25, &loss)));
+            const double norm = step(0.25, nullptr);
+            CHECK(norm > 0.25 && scale == 0.25 / (norm + 1e-6));
+            expected = norm;
+        });
+        static std::vector<std::vector<char>> first;
+        for (size_t i = 0; i < changed.size(); ++i) {
+            const char* begin = changed[i]->data.get();
+            const std::vector<char> bits(begin, begin + changed[i]->bytes());
+            if (together) first.push_back(bits);
+            CHECK(first[i] == bits);
+        }
+    }
 }
 
 TEST(kernel_adamw_and_squares) {

@@ -18,7 +18,7 @@ between two kernels is an InputError.  Not found, and the caller's care: what it
 reads it (with `everything`; arrays in `inputs` are watched from the start), and into arrays that kernels
 change, too.  See csrc/native/core/record.h."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -50,11 +50,13 @@ class Step:
     def __init__(self) -> None:
         self._recording = native.extension().Recording()
 
-    def replay(self) -> None:
+    def replay(self, run: Callable[[Any], Any] = lambda recording: recording.replay()) -> Any:
         """Run the calls again, on the same places.  InputError if a kernel does not take what lies there
-        now, an index out of range say; results are those of no step then."""
+        now, an index out of range say; results are those of no step then.
+
+        run: what replays the extension's Recording, and more behind it, and what that gives is returned."""
         try:
-            self._recording.replay()
+            return run(self._recording)
         except RuntimeError as error:
             raise InputError(f"replay: {error}") from None
 
