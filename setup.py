@@ -51,7 +51,7 @@ def native_wanted() -> bool:
     build = native_build()
     try:
         build.compiler()
-        build.python_flags()
+        build.python_includes()
         build.ninja()
     except build.BuildError as reason:
         if NATIVE == "1":

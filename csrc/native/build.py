@@ -14,21 +14,24 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 MODULE = "nn_native"
-FLAGS = ("-std=c++20", "-O3", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math",
+FLAGS = ("-std=c++20", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math",
          "-Wall", "-Wextra", "-Wshadow")
+# What no time is lost in is compiled quickly: tests, and everything under a checker.
+OPTIMIZED, QUICK = "-O3", "-O1"
 AVX2 = ("-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512cd", "-mavx512dq", "-mavx512vl")
 AVX512_BF16 = (*AVX512, "-mavx512bf16", "-mavx512vnni")
 # name: (number in core/types.h, flags).  A level added here is added there and in core/cpu.cpp.
 LEVELS: dict[str, dict[str, tuple[int, tuple[str, ...]]]] = {
     "x86_64": {
-        "generic": (0, ("-O2",)),               # few processors have no more: not worth the time of -O3
+        "generic": (0, ()),
         "avx2": (1, AVX2),
         "avx512": (2, AVX512),
         "avx512_bf16": (3, AVX512_BF16),
@@ -40,6 +43,7 @@ LEVELS: dict[str, dict[str, tuple[int, tuple[str, ...]]]] = {
     },
     "other": {"generic": (0, ())},
 }
+LESS = {"generic": "-O2"}                       # few processors have no more: not worth the time of -O3
 # Levels that few kernels gain from have only these; the table takes the others from the level below.
 ONLY = {"amx": ("attention", "attention_backward", "ceiling", "grouped", "grouped_backward",
                 "linear_cross_entropy", "matmul", "packed", "packed_experts")}
@@ -53,7 +57,7 @@ class BuildError(Exception):
 
 @dataclass(frozen=True)
 class Options:
-    folder: Path                                # of objects
+    folder: Path                                # of objects; absolute, as is
     output: Path                                # what is linked
     tests: bool = False
     sanitize: str = ""
@@ -72,6 +76,16 @@ def compiler() -> str:
     raise BuildError("no C++ compiler found (g++ 11 or clang++ 14 and newer will do)")
 
 
+def precompiles() -> bool:
+    """Whether the header of all kernels is read once per level: reading intrinsics takes a second.  ccache
+    keeps nothing of what includes one; clang wants other options."""
+    path = Path(shutil.which(compiler()) or compiler())
+    if path.resolve().name == "ccache":
+        return False
+    said = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
+    return "Free Software Foundation" in said
+
+
 def ninja() -> str:
     found = shutil.which("ninja") or shutil.which("ninja", path=str(Path(sys.executable).parent))
     if found:
@@ -83,76 +97,127 @@ def ninja() -> str:
     return str(Path(package.BIN_DIR) / "ninja")
 
 
-def python_flags() -> list[str]:
+def python_includes() -> list[Path]:
+    """The folders of pybind11's headers and of Python's."""
     try:
         import pybind11
     except ImportError:
         raise BuildError("pybind11 not found; pip install pybind11") from None
-    folders = [pybind11.get_include(), sysconfig.get_path("include")]
-    if not (Path(folders[1]) / "Python.h").is_file():
+    folders = [Path(pybind11.get_include()), Path(sysconfig.get_path("include"))]
+    if not (folders[1] / "Python.h").is_file():
         raise BuildError(f"Python.h is not in {folders[1]}; install Python's headers (python3-dev)")
-    return [f"-isystem {folder}" for folder in folders]
+    return folders
+
+
+def python_flags(folder: Path) -> str:
+    """With pybind11's headers copied: pip builds in an environment whose path is another each time, which
+    would compile the module anew."""
+    pybind11, python = python_includes()
+    copy, version = folder / "include" / "pybind11", Path("detail", "common.h")
+    if not copy.exists() or (copy / version).read_text() != (pybind11 / "pybind11" / version).read_text():
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(pybind11 / "pybind11", copy)
+    return f"-isystem include -isystem {python}"
 
 
 def module_path(folder: Path) -> Path:
     return folder / (MODULE + sysconfig.get_config_var("EXT_SUFFIX"))
 
 
+class Rules:
+    """build.ninja.  Everything that a result depends on is in its command or among its inputs.  Paths are
+    relative to the folder: moved together with the sources, what is built stays up to date."""
+
+    def __init__(self, options: Options) -> None:
+        self.options, self.objects = options, list[str]()
+        flags = [*FLAGS, *SANITIZERS[options.sanitize], f"-I{self.relative(HERE)}"]
+        if options.sanitize:
+            flags.append("-fno-omit-frame-pointer")
+        shared = [] if options.tests else ["-shared"]
+        if sys.platform == "darwin" and not options.tests:
+            shared += ["-undefined", "dynamic_lookup"]
+        self.lines = [
+            f"cxx = {compiler()}",
+            f"flags = {' '.join(flags)}",
+            "rule compile",
+            "  command = $cxx $flags $own -MD -MF $out.d -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "  description = $in $level",
+            "rule precompile",
+            "  command = $cxx $flags $own -MD -MF $out.d -x c++-header -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "  description = $in",
+            "rule link",
+            f"  command = $cxx {' '.join([*SANITIZERS[options.sanitize], *shared])} $in -o $out -pthread",
+            "  description = $out",
+        ]
+
+    def relative(self, path: Path) -> str:
+        return os.path.relpath(path, self.options.folder)
+
+    def compile(self, part: str, level: str, own: Sequence[str], *, only: Collection[str] = (),
+                first: str = "") -> None:
+        """The files of a folder, or those of these names; `first`: a header that is precompiled for them."""
+        quick = self.options.sanitize or part == "tests"
+        own = [QUICK if quick else LESS.get(level, OPTIMIZED), *own]
+        header = self.precompile(first, level, own) if first else ""
+        if header:
+            own += ["-Winvalid-pch", "-include", header]
+        for source in sorted((HERE / part).glob("*.cpp")):
+            if only and source.stem not in only:
+                continue
+            made = f"objects/{level}/{source.relative_to(HERE).with_suffix('.o')}"
+            self.objects.append(made)
+            also = f" | {header}.gch" if header else ""
+            self.lines += [f"build {made}: compile {self.relative(source)}{also}",
+                           f"  own = {' '.join(own)}", f"  level = {level}"]
+
+    def precompile(self, header: str, level: str, own: Sequence[str]) -> str:
+        """What is included in the header's place."""
+        place = f"objects/{level}/precompiled.h"
+        (self.options.folder / place).parent.mkdir(parents=True, exist_ok=True)
+        write_if_other(self.options.folder / place, f'#include "{header}"\n')
+        self.lines += [f"build {place}.gch: precompile {place}", f"  own = {' '.join(own)}"]
+        return place
+
+    def text(self) -> str:
+        output = self.relative(self.options.output)
+        return "\n".join([*self.lines, f"build {output}: link {' '.join(self.objects)}"]) + "\n"
+
+
 def rules(options: Options) -> str:
-    """build.ninja.  Everything that a result depends on is in its command or among its inputs."""
-    flags = [*FLAGS, *SANITIZERS[options.sanitize], f"-I{HERE}"]
-    if options.sanitize:
-        flags += ["-O1", "-fno-omit-frame-pointer"]
-    shared = [] if options.tests else ["-shared"]
-    if sys.platform == "darwin" and not options.tests:
-        shared += ["-undefined", "dynamic_lookup"]
-    lines = [
-        f"cxx = {compiler()}",
-        f"flags = {' '.join(flags)}",
-        "rule compile",
-        "  command = $cxx $flags $own -MD -MF $out.d -c $in -o $out",
-        "  depfile = $out.d",
-        "  deps = gcc",
-        "  description = $in $level",
-        "rule link",
-        f"  command = $cxx {' '.join([*SANITIZERS[options.sanitize], *shared])} $in -o $out -pthread",
-        "  description = $out",
-    ]
-    objects: list[Path] = []
-
-    def compile_one(source: Path, level: str, own: list[str]) -> None:
-        made = options.folder / "objects" / level / source.relative_to(HERE).with_suffix(".o")
-        objects.append(made)
-        lines.extend([f"build {made}: compile {source}", f"  own = {' '.join(own)}", f"  level = {level}"])
-
-    for source in sorted((HERE / "core").glob("*.cpp")):
-        compile_one(source, "core", [])
-    found = LEVELS[machine()]
+    written, found, kernels = Rules(options), LEVELS[machine()], "kernels/kernel.h" if precompiles() else ""
+    written.compile("core", "core", [])
     for level in options.levels or found:
         number, own = found[level]
-        for source in sorted((HERE / "kernels").glob("*.cpp")):
-            if source.stem not in ONLY.get(level, (source.stem,)):
-                continue
-            # GCC warns of its own intrinsics (bug 105593).
-            compile_one(source, level, [*own, f"-DNN_LEVEL={level}", f"-DNN_LEVEL_NUMBER={number}",
-                                        "-Wno-maybe-uninitialized"])
-    for source in sorted((HERE / ("tests" if options.tests else "module")).glob("*.cpp")):
-        compile_one(source, "tests" if options.tests else "module", [] if options.tests else python_flags())
-    lines.append(f"build {options.output}: link {' '.join(map(str, objects))}")
-    return "\n".join(lines) + "\n"
+        # GCC warns of its own intrinsics (bug 105593).
+        written.compile("kernels", level, [*own, f"-DNN_LEVEL={level}", f"-DNN_LEVEL_NUMBER={number}",
+                                           "-Wno-maybe-uninitialized"],
+                        only=ONLY.get(level, ()), first=kernels)
+    if options.tests:
+        written.compile("tests", "tests", [])
+    else:
+        written.compile("module", "module", [python_flags(options.folder)])
+    return written.text()
 
 
 def build(options: Options, *, quiet: bool = False) -> Path:
     """Brings the output up to date; BuildError says what is missing or what the compiler said."""
     options.folder.mkdir(parents=True, exist_ok=True)
-    text, file = rules(options), options.folder / "build.ninja"
-    if not file.exists() or file.read_text() != text:
-        file.write_text(text)
+    write_if_other(options.folder / "build.ninja", rules(options))
     command = [ninja(), "-C", str(options.folder), *(["--quiet"] if quiet else [])]
     done = subprocess.run(command, capture_output=quiet, text=True, check=False)
     if done.returncode:
         raise BuildError("the native kernels could not be built\n" + (done.stdout or "")[:8000])
     return options.output
+
+
+def write_if_other(file: Path, text: str) -> None:
+    """Ninja goes by times."""
+    if not file.exists() or file.read_text() != text:
+        file.write_text(text)
 
 
 def default_folder() -> Path:

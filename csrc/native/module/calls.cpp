@@ -342,6 +342,8 @@ std::string take_call(const std::string& kernel, PyObject* const* values, Py_ssi
     return {};
 }
 
+void throw_python_error() { throw py::error_already_set(); }
+
 py::object empty_array(const std::vector<int64_t>& shape, py::dtype dtype) {
     return pool_array(dtype, shape);
 }

@@ -22,6 +22,5 @@ std::shared_ptr<Recording> recording_of(pybind11::handle recording);
 
 void bind_clipped_step(pybind11::module_& module);
 void bind_recording(pybind11::module_& module);
-void bind_ceilings(pybind11::module_& module);
 
 }  // namespace nn

@@ -4,7 +4,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <optional>
+
 #include "core/blas.h"
+#include "core/ceiling.h"
 #include "core/cpu.h"
 #include "core/memory.h"
 #include "core/registry.h"
@@ -52,6 +55,38 @@ void use_level(const std::string& name) {
     throw py::value_error("level: " + name + " is not one of " + known);
 }
 
+// ---- the machine's ceilings, for nn/bench/ceilings.py, which does the timing ----
+
+const nn::Ceiling* ceiling_here(const std::string& name) {
+    return nn::find_ceiling(name.c_str(), nn::level());
+}
+
+std::optional<std::pair<std::string, double>> ceiling(const std::string& name) {
+    const nn::Ceiling* const found = ceiling_here(name);
+    if (!found) return {};
+    return std::pair{std::string(nn::level_name(found->level)), found->operations * nn::threads()};
+}
+
+const nn::Ceiling& known(const std::string& name) {
+    const nn::Ceiling* const found = ceiling_here(name);
+    if (!found) throw py::value_error("ceiling: there is no " + name + " at this level");
+    return *found;
+}
+
+void multiply_add(const std::string& dtype, int64_t rounds) {
+    const nn::Ceiling& loop = known(dtype);
+    const py::gil_scoped_release others_may_run;
+    nn::run_ceiling(loop, rounds);
+}
+
+void read_all(const py::array& array, int streams) {
+    const nn::Ceiling& loop = known("read");
+    const void* const data = array.data();
+    const int64_t bytes = array.nbytes();
+    const py::gil_scoped_release others_may_run;
+    nn::run_ceiling(loop, bytes, data, streams);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(nn_native, module) {
@@ -73,7 +108,12 @@ PYBIND11_MODULE(nn_native, module) {
                "an array in the pool's memory");
     module.def("set_blas", &nn::set_blas);
     module.def("blas_is_there", &nn::blas_is_there);
+    module.def("ceiling", &ceiling, py::arg("dtype"),
+               "(level whose multiply-adds are used, operations of one round in all threads), or None");
+    module.def("multiply_add", &multiply_add, py::arg("dtype"), py::arg("rounds"),
+               "nothing but multiply-adds, in all threads");
+    module.def("read_all", &read_all, py::arg("array"), py::arg("streams"),
+               "read every byte, each thread its share, at so many places in turn");
     nn::bind_recording(module);
     nn::bind_clipped_step(module);
-    nn::bind_ceilings(module);
 }

@@ -1,6 +1,6 @@
 #include "module/numpy_memory.h"
 
-#include <pybind11/numpy.h>
+#include <Python.h>
 
 #include <algorithm>
 #include <cstring>
@@ -9,8 +9,6 @@
 #include <new>
 
 #include "core/memory.h"
-
-namespace py = pybind11;
 
 namespace nn {
 namespace {
@@ -104,9 +102,12 @@ struct Functions {
     PyObject* ours = nullptr;
 
     Functions() {
-        const auto core = py::module_::import("numpy._core._multiarray_umath");
-        const py::capsule table = core.attr("_ARRAY_API");
-        void** const api = table.get_pointer<void*>();
+        PyObject* const core = PyImport_ImportModule("numpy._core._multiarray_umath");
+        PyObject* const table = core ? PyObject_GetAttrString(core, "_ARRAY_API") : nullptr;
+        void** const api = table ? static_cast<void**>(PyCapsule_GetPointer(table, nullptr)) : nullptr;
+        Py_XDECREF(table);
+        Py_XDECREF(core);
+        if (!api) throw_python_error();
         set = reinterpret_cast<PyObject* (*)(PyObject*)>(api[set_handler]);
         get = reinterpret_cast<PyObject* (*)()>(api[get_handler]);
         standard = *static_cast<PyObject**>(api[default_handler]);
@@ -119,10 +120,14 @@ struct Functions {
 
 bool use_pool_in_numpy() {
     static const Functions* const numpy = new Functions;
-    const auto here = py::reinterpret_steal<py::object>(numpy->get());
-    if (!here) throw py::error_already_set();
-    if (here.ptr() != numpy->standard) return here.ptr() == numpy->ours;
-    if (!py::reinterpret_steal<py::object>(numpy->set(numpy->ours))) throw py::error_already_set();
+    PyObject* const here = numpy->get();
+    if (!here) throw_python_error();
+    const bool is_standard = here == numpy->standard, is_ours = here == numpy->ours;
+    Py_DECREF(here);
+    if (!is_standard) return is_ours;
+    PyObject* const before = numpy->set(numpy->ours);
+    if (!before) throw_python_error();
+    Py_DECREF(before);
     return true;
 }
 

@@ -3,15 +3,17 @@ find each of them.
 
     python -m tests.mutants.native [FAMILY ...] [--only TEXT]       # all families by default
 
-A family is a module beside this one with MUTANTS.  The copy is built by its own build.py at the levels that a
-mutant names, then once more with the bug in it, which compiles the files that the bug is in; the tests of the
-mutant run in a process of their own, with that module in nn_native's place (in_its_place.py)."""
+A family is a module beside this one with MUTANTS.  A copy is built by its own build.py at the level that a
+mutant names; of that a copy has the bug in it, and only the files that the bug is in are compiled; the tests
+of the mutant run in a process of their own, with that module in nn_native's place (in_its_place.py)."""
 
 import importlib
 import os
 import shutil
 import subprocess
 import sys
+import sysconfig
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from typing import Any
 HERE = Path(__file__).resolve()
 ROOT = HERE.parents[3]
 SOURCES = ROOT / "csrc" / "native"
+OBJECTS = ROOT / "build" / f"native-{sysconfig.get_config_var('SOABI')}"        # build.py's default folder
 TIMEOUT = 60                                 # seconds for the tests; a mutant may never end
 FAILED = 1                                   # pytest: tests were run, and some failed
 
@@ -46,37 +49,40 @@ def mutants(name: str) -> list[Mutant]:
 
 
 class Workshop:
-    """A private copy of csrc/native, where bugs are planted and compiled."""
+    """Private copies of csrc/native and of what is compiled of it, where bugs are planted."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.sources = folder, folder / "csrc" / "native"
-        shutil.copytree(SOURCES, self.sources, ignore=shutil.ignore_patterns("__pycache__"))
-        (folder / "nn" / "backends" / "native").mkdir(parents=True)
+        self.folder = folder
         self.healthy: set[tuple[str, str]] = set()
 
     def found(self, mutant: Mutant) -> str:
         """What the tests say of the mutant; "" if they pass.  RuntimeError if they fail without it."""
+        healthy = self._healthy(mutant.level)
         if (mutant.level, mutant.found_by) not in self.healthy:
-            said = self._said(self._built(mutant.level), mutant)
+            said = self._said(built(healthy, mutant.level), mutant)
             if said:
                 raise RuntimeError(f"{mutant.found_by} fails on healthy kernels: {said}")
             self.healthy.add((mutant.level, mutant.found_by))
-        path = self.sources / mutant.file
-        healthy = path.read_text()
-        assert healthy.count(mutant.line) == 1, f"{mutant.file}: {mutant.line!r} does not stand there once"
-        path.write_text(healthy.replace(mutant.line, mutant.instead))
-        try:
-            return self._said(self._built(mutant.level), mutant)
-        finally:
-            path.write_text(healthy)
+        with tempfile.TemporaryDirectory(dir=self.folder) as name:
+            place = shutil.copytree(healthy, Path(name), dirs_exist_ok=True)
+            path = place / "csrc" / "native" / mutant.file
+            text = path.read_text()
+            assert text.count(mutant.line) == 1, f"{mutant.file}: {mutant.line!r} does not stand there once"
+            path.write_text(text.replace(mutant.line, mutant.instead))
+            return self._said(built(place, mutant.level), mutant)
 
-    def _built(self, level: str) -> Path:
-        """The module of the sources as they are now."""
-        done = subprocess.run([sys.executable, str(self.sources / "build.py"), "--levels", level],
-                              capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(done.stdout[-4000:] + done.stderr[-4000:])
-        return Path(done.stdout.splitlines()[-1])
+    def _healthy(self, level: str) -> Path:
+        """Sources and objects of a level.  What is built in the checkout need not be compiled once more:
+        copies keep their times, and build.ninja's paths are relative."""
+        place = self.folder / level
+        if not place.exists():
+            shutil.copytree(SOURCES, place / "csrc" / "native", ignore=shutil.ignore_patterns("__pycache__"))
+            (place / "nn" / "backends" / "native").mkdir(parents=True)
+            if OBJECTS.is_dir():
+                others = {path.name for path in (OBJECTS / "objects").iterdir()} - {level, "core", "module"}
+                shutil.copytree(OBJECTS, place / "build" / OBJECTS.name, ignore=lambda folder, names:
+                                others & set(names) if Path(folder) == OBJECTS / "objects" else ())
+        return place
 
     def _said(self, module: Path, mutant: Mutant) -> str:
         """The last line of a failing run of the mutant's tests; "" if they pass."""
@@ -96,6 +102,15 @@ class Workshop:
         if done.returncode != FAILED:
             raise RuntimeError(f"{' '.join(command)}:\n{done.stdout[-4000:]}{done.stderr[-2000:]}")
         return next(line for line in done.stdout.splitlines() if line.startswith("E ")).strip()[:200]
+
+
+def built(place: Path, level: str) -> Path:
+    """The module of a copy, of its sources as they are now."""
+    done = subprocess.run([sys.executable, str(place / "csrc" / "native" / "build.py"), "--levels", level],
+                          capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stdout[-4000:] + done.stderr[-4000:])
+    return Path(done.stdout.splitlines()[-1])
 
 
 def chosen(mutant: Mutant) -> list[str]:
