@@ -2,9 +2,9 @@
 
     θ ← θ(1 − lr·wd) − lr · m̂ / (√v̂ + ε),   m̂, v̂ the bias-corrected means of g and g²
 
-The step is in place: of all parameters in one call where native kernels take them (together.py), else one
-kernel call per parameter, to the same bits.  A parameter without a gradient is left alone, its
-moments and its own 1-based step number included.  Parameters stored in bfloat16 or float16 have a float32
+The step is in place, one kernel call per parameter; behind a recorded training step it is one call for all of
+them, to the same bits (together.py).  A parameter without a gradient is left alone, its moments and its own
+1-based step number included.  Parameters stored in bfloat16 or float16 have a float32
 master copy: the step is done there and rounded once, so that updates below the storage type's resolution
 still add up.
 
@@ -85,32 +85,20 @@ class AdamW:
     def step(self, lr: float | None = None, grad_scale: float = 1.0) -> None:
         """One update of every parameter that has a gradient.  Gradients are read as `grad · grad_scale` (see
         `clip_scale`), which saves a pass over memory; they are neither changed nor freed."""
-        lr = self.lr if lr is None else lr
         slots = [slot for slot in self._slots.values() if slot.param.grad is not None]
-        for slot in slots:
-            if slot.m is None:
-                slot.allocate(self.master_weights)
-        step = self.together()
-        if step is None:
-            self._finish(slots, [], lr, grad_scale)
-        else:
-            step.prepare(lr)
-            step.update(grad_scale)
-            self._finish([slot for slot, _ in step.others], step.slots, lr, grad_scale)
+        self._finish(slots, [], self.lr if lr is None else lr, grad_scale)
 
     def clipped_step(self, max_norm: float | None, lr: float | None = None) -> float:
         """As `step`, of gradients scaled down to the global norm `max_norm` where they have a larger one (see
         clip.py; None: as they are).  Returns the norm from before; unless that is finite nothing changes."""
-        step = self.together()
-        if step is not None:
-            return self.take(step, max_norm, lr)
         norm = grad_norm(slot.param for slot in self._slots.values())
         if math.isfinite(norm):
             self.step(lr, clip_scale(norm, max_norm))
         return norm
 
     def together(self, gradient_of: Callable[[Any], Array] = lambda param: param.grad) -> Together | None:
-        """The step of all parameters that have a gradient, for `take`; None where that cannot be."""
+        """The step of all parameters that have a gradient as one call, for `take`; None where that cannot be,
+        nor before the first step, which makes the moments.  Worth it where gradients keep their places."""
         found = [(slot, gradient_of(slot.param)) for slot in self._slots.values()]
         return together(self, [(slot, gradient) for slot, gradient in found if gradient is not None])
 
@@ -143,6 +131,8 @@ class AdamW:
         return type(self)._move is AdamW._move
 
     def _update(self, slot: Slot, lr: float, grad_scale: float) -> None:
+        if slot.m is None:
+            slot.allocate(self.master_weights)
         slot.steps += 1
         data = slot.param.data
         wide = widen(data) if slot.master is None else slot.master

@@ -69,10 +69,6 @@ class Together:
         for i, slot in enumerate(self.slots):
             self._rates[i], self._counts[i] = self._optimizer.rate(slot, lr), slot.steps + 1
 
-    def update(self, grad_scale: float) -> None:
-        self.scale[...] = grad_scale
-        self._step.update()
-
     def run(self, max_norm: float | None, loss: Array = None, behind: Any = None) -> float:
         """The norm of all gradients, and the update where it is finite; `scale` is the clip factor then.
 

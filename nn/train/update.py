@@ -16,6 +16,8 @@ from nn.train.gpu_trainer import GpuTrainer
 from nn.train.gradients import Batch, accumulate
 from nn.train.recorded import RecordedGradients
 
+quietly = np.errstate(all="ignore")             # what NumPy warns of makes weights not finite
+
 
 class Update(Protocol):
     """What the training loop needs of a step, on the CPU or on a device."""
@@ -38,8 +40,7 @@ class HostUpdate:
         self.recorded = RecordedGradients(model) if recorded else None
 
     def __call__(self, batches: Sequence[Batch], *, step: int, lr: float) -> tuple[dict[str, Any], float]:
-        with np.errstate(all="ignore"):                 # what NumPy warns of makes weights not finite
-            metrics, norm = self._step(batches, step, lr)
+        metrics, norm = self._step(batches, step, lr)
         if math.isfinite(norm):
             self.model.zero_grad()
         finish_step(self.model, taken=math.isfinite(norm))
@@ -50,12 +51,12 @@ class HostUpdate:
             metrics, norm = accumulate(self.model, batches, seed=self.seed, step=step), None
         else:
             metrics, norm = self.recorded(batches, seed=self.seed, step=step,
-                                          run=lambda done: done.run(self.optimizer, self.clip, lr))
+                                          run=quietly(lambda done: done.run(self.optimizer, self.clip, lr)))
         if norm is not None:
             return metrics, norm
         if not math.isfinite(metrics["loss"]):
             return metrics, math.nan
-        return metrics, self.optimizer.clipped_step(self.clip, lr=lr)
+        return metrics, quietly(self.optimizer.clipped_step)(self.clip, lr=lr)
 
 
 def create_update(model: Any, config: TrainConfig) -> Update:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import nn.optim.adamw
 from nn.backends import native
 from nn.layers.module import Parameter
 from nn.models import MoETransformer
@@ -42,49 +41,50 @@ def everything(parameters: dict[str, Parameter], optimizer: AdamW) -> dict[str, 
     return state | {name: p.data.tobytes() for name, p in parameters.items()}
 
 
-def run(make: Optimizer, dtype: str, max_norm: float | None, **settings: Any) -> tuple[list[float], Any]:
+def run(make: Optimizer, dtype: str, max_norm: float | None, together: bool,
+        **settings: Any) -> tuple[list[float], Any]:
     parameters, optimizer = made(make, dtype, **settings)
     norms = []
     for seed in range(1, 5):
         give_gradients(parameters, seed)
-        norms.append(optimizer.clipped_step(max_norm, lr=0.01 / seed))
-    give_gradients(parameters, 5)
-    optimizer.step(grad_scale=0.3)
+        step = optimizer.together() if together else None
+        assert (step is None) == (not together or seed == 1)          # no moments before the first step
+        norms.append(optimizer.clipped_step(max_norm, lr=0.01 / seed) if step is None
+                     else optimizer.take(step, max_norm, lr=0.01 / seed))
+        assert step is None or len(step.slots) >= 40
     return norms, everything(parameters, optimizer)
+
+
+def step_of(optimizer: AdamW) -> Together:
+    step = optimizer.together()
+    assert step is not None
+    return step
 
 
 @pytest.mark.parametrize("max_norm", [None, 1.0, 1e9])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("make", [AdamW, Muon])
-def test_the_bits_of_a_call_per_parameter(make: Optimizer, dtype: str, max_norm: float | None,
-                                          monkeypatch: pytest.MonkeyPatch) -> None:
-    taken = []
-    monkeypatch.setattr(Together, "update", lambda self, scale, then=Together.update:
-                        (taken.append(len(self.slots)), then(self, scale)))
+def test_the_bits_of_a_call_per_parameter(make: Optimizer, dtype: str, max_norm: float | None) -> None:
     settings = {"adamw_lr_scale": 0.5} if make is Muon else {}
-    found = {}
+    found = []
     for threads in (1, 2, 3):
         with native.limit_threads(threads):
-            found[threads] = run(make, dtype, max_norm, **settings)
-    assert taken
-    assert min(taken) >= 40
-    monkeypatch.setattr(nn.optim.adamw, "together", lambda *_: None)
-    expected = run(make, dtype, max_norm, **settings)
-    assert all(each == expected for each in found.values())
+            found.append(run(make, dtype, max_norm, together=True, **settings))
+    expected = run(make, dtype, max_norm, together=False, **settings)
+    assert all(each == expected for each in found)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_gradient_that_is_not_finite_leaves_everything(bad: float) -> None:
     parameters, optimizer = made(AdamW, "bfloat16")
-    for first in (True, False):
+    for way in (optimizer.clipped_step, lambda norm: optimizer.take(step_of(optimizer), norm)):
         give_gradients(parameters, 2)
         parameters["6"].grad[1, 4096] = bad
         before = everything(parameters, optimizer)
-        assert (optimizer.together() is None) == first                # no moments before the first step
-        assert not math.isfinite(optimizer.clipped_step(1.0))
+        assert not math.isfinite(way(1.0))
         assert everything(parameters, optimizer) == before
         give_gradients(parameters, 3)
-        assert optimizer.clipped_step(1.0) == grad_norm(parameters.values())
+        assert way(1.0) == grad_norm(parameters.values())
 
 
 def test_the_formula_in_float64() -> None:
@@ -96,7 +96,8 @@ def test_the_formula_in_float64() -> None:
         give_gradients(parameters, seed)
         grads = {name: p.grad.astype(np.float64) for name, p in parameters.items()}
         norm = math.sqrt(sum(float(np.sum(g * g)) for g in grads.values()))
-        assert optimizer.clipped_step(2.0) == pytest.approx(norm, rel=1e-12)
+        found = optimizer.clipped_step(2.0) if seed == 2 else optimizer.take(step_of(optimizer), 2.0)
+        assert found == pytest.approx(norm, rel=1e-12)
         for name, p in parameters.items():
             g, t = grads[name] * 2.0 / norm, seed - 1
             lr = 0.01 * (3.0 if len(name) == 2 and name[0] == "2" else 0.0 if name == "4" else 1.0)
@@ -116,8 +117,7 @@ def test_what_is_not_dense_goes_one_by_one() -> None:
         give_gradients(each, 3)
     parameters["6"].grad = np.asfortranarray(parameters["6"].grad)
     assert optimizer.together() is None
-    assert right.together() is not None
-    assert optimizer.clipped_step(1.0) == pytest.approx(right.clipped_step(1.0), rel=1e-12)
+    assert optimizer.clipped_step(1.0) == pytest.approx(right.take(step_of(right), 1.0), rel=1e-12)
     np.testing.assert_allclose(parameters["6"].data, others["6"].data, rtol=1e-6)
 
 

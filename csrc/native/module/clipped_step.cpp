@@ -72,16 +72,6 @@ void bind_clipped_step(py::module_& module) {
              [](Self& self, const py::args& arguments, const py::kwargs& options) {
                  return self.take("adamw", arguments, options, &ClippedStep::update_also);
              })
-        .def("measure",
-             [](Self& self, double max_norm) {
-                 const py::gil_scoped_release others_may_run;
-                 return self.step.measure(max_norm, nullptr);
-             })
-        .def("update",
-             [](const Self& self) {
-                 const py::gil_scoped_release others_may_run;
-                 self.step.update();
-             })
         .def("run", &Self::run, py::arg("max_norm"), py::arg("loss") = py::none(),
              py::arg("behind") = py::none());
     module.def("exact_sum", [](const py::array_t<double>& x) { return exact_sum(x.data(), x.size()); });
