@@ -4,6 +4,9 @@ from tests.mutants.native.workshop import Mutant
 
 MOE = "kernels/moe.cpp"
 GROUPED, BACKWARD = "kernels/grouped.cpp", "kernels/grouped_backward.cpp"
+COLUMNS, GROUPS, PANELS, WRITE, INDICES = (
+    f"kernels/{name}.h"
+    for name in ("grouped/columns", "grouped/groups", "grouped/panels", "grouped/write", "indices"))
 
 MUTANTS = [
     Mutant(MOE, "the sort by expert is not stable",
@@ -37,4 +40,16 @@ MUTANTS = [
            "put(to + padded + i, n, g * z);", "gathered_swiglu_backward"),
     Mutant(BACKWARD, "a token's gradient misses its first row", "for (int64_t k = 0; k < used; ++k)",
            "for (int64_t k = 1; k < used; ++k)", "gathered_swiglu_backward"),
+    Mutant(COLUMNS, "all panels of columns lie in the first one's place", " + i * stride(group) +", " +",
+           "grouped_linear_backward"),
+    Mutant(GROUPS, "a group's second chunk begins with its rows",
+           "body(group, first, left < size ? left : size);", "body(group, 0, left < size ? left : size);",
+           "test_experts.py"),
+    Mutant(PANELS, "both registers of a panel are the first", "own[i][1] += row * second;",
+           "own[i][1] += row * first;", "grouped_linear"),
+    Mutant(WRITE, "a panel's first register is written twice", "n, sums[panel][i][v]);",
+           "n, sums[panel][i][0]);", "grouped_linear_backward"),
+    Mutant(INDICES, "an index may be as large as what it indexes",
+           "(uint64_t)index[i] < (uint64_t)limit;", "(uint64_t)index[i] <= (uint64_t)limit;",
+           "test_experts.py::test_wrong_indices_are_the_references_to_judge"),
 ]

@@ -6,7 +6,9 @@ ROPE, CACHE, ATTENTION, ROWS, DECODE, BACKWARD = (
     f"kernels/{name}"
     for name in ("rope.cpp", "cache.cpp", "attention.cpp", "attention_rows.h", "attention_decode.cpp",
                  "attention_backward.cpp"))
-MATH = "kernels/attention_math.h"
+MATH, BLOCK, PACK, PRODUCTS, VIEWS = (
+    f"kernels/{name}.h" for name in ("attention_math", "attention_block", "attention_pack",
+                                     "attention_products", "heads"))
 
 MUTANTS = [
     Mutant(ROPE, "the halves are turned the other way", "put(y + i, n, a * c - b * s);",
@@ -48,4 +50,12 @@ MUTANTS = [
     Mutant(BACKWARD, "one part alone makes the gradient of keys",
            "for (int64_t part = 0; part < parts; ++part) sum",
            "for (int64_t part = 0; part < 1; ++part) sum", "attention_backward"),
+    Mutant(BLOCK, "a query sees the key behind its own", "sight.causal ? 1 : back;",
+           "sight.causal ? 2 : back;", "attention"),
+    Mutant(PACK, "channels that fill no register are left out of the scores",
+           "left > 0 ? bits_of(load(row + u, left)) : Bits{};", "Bits{};", "attention"),
+    Mutant(PRODUCTS, "all rows of a block get the first one's sums", "v * width, sums[i][v]);",
+           "v * width, sums[0][v]);", "attention"),
+    Mutant(VIEWS, "all heads are the first", "data + b * batch_stride + h * head_stride;",
+           "data + b * batch_stride + 0 * h;", "attention"),
 ]

@@ -2,9 +2,9 @@
 
 from tests.mutants.native.workshop import Mutant
 
-OPERAND, TILES, PACKED_TILES, PACKED_FLOATS, QUANTIZED = (
-    f"kernels/{name}.h" for name in ("gemm/operand", "gemm/tiles", "packed_tiles", "packed_floats",
-                                     "quantized"))
+UNIT, OPERAND, TILES, PACKED_TILES, PACKED_FLOATS, QUANTIZED = (
+    f"kernels/{name}.h" for name in ("tiles", "gemm/operand", "gemm/tiles", "packed_tiles",
+                                     "packed_floats", "quantized"))
 
 MUTANTS = [
     Mutant(TILES, "float32 on tiles loses its third part",
@@ -31,4 +31,5 @@ MUTANTS = [
     Mutant(QUANTIZED, "integer products begin one too high",
            "return whole(-128 * sum_of_x); }", "return whole(-127 * sum_of_x); }", "packed_linear",
            "avx512_bf16"),
+    Mutant(UNIT, "tiles have eight rows", "shape[48 + t] = 16;", "shape[48 + t] = 8;", "linear", "amx"),
 ]

@@ -2,8 +2,11 @@
 
 from tests.mutants.native.workshop import Mutant
 
-PLAIN, MATRIX, PACKED, EXPERTS = (
-    f"kernels/{name}" for name in ("matmul.cpp", "gemm/matrix.h", "packed.cpp", "packed_experts.cpp"))
+PLAIN, PACKED, EXPERTS = (f"kernels/{name}.cpp" for name in ("matmul", "packed", "packed_experts"))
+GEMV, MATRIX, PRODUCT, REGISTERS = (
+    f"kernels/{name}.h" for name in ("gemv", "gemm/matrix", "gemm/product", "gemm/registers"))
+LAYOUT, PACKED_ROWS, PACKED_PRODUCT = (
+    f"kernels/{name}.h" for name in ("packed", "packed_rows", "packed_product"))
 
 MUTANTS = [
     Mutant(PLAIN, "a few rows lose their bias", "gemv(y, x, weight, bias.data);",
@@ -26,4 +29,21 @@ MUTANTS = [
     Mutant(EXPERTS, "many tokens keep their first choice alone",
            "for (int64_t c = 0; c < k; ++c)\n                    if (mix",
            "for (int64_t c = 0; c < 1; ++c)\n                    if (mix", "packed_experts"),
+    Mutant(PRODUCT, "every register of a tile gets the first one's bias", "get(with.bias + col, n)",
+           "get(with.bias, n)", "linear"),
+    Mutant(REGISTERS, "the last of an odd number of elements is dropped",
+           "if (k % 2 && pair < pairs) to[pair++ * size + i] = row[(k - 1) * from.inner].bits;", "",
+           "linear"),
+    Mutant(GEMV, "every other register of a row counts twice", "y[o] = sum(sums[o][0] + sums[o][1]);",
+           "y[o] = sum(sums[o][0] + sums[o][0]);", "linear"),
+    Mutant(LAYOUT, "activations are cut where they should be rounded",
+           "round_to_integer(values[i] * inverse), Int)", "values[i] * inverse, Int)", "packed_linear"),
+    Mutant(PACKED_ROWS, "odd elements meet even ones of the weight",
+           "sum_here += x.floats[r * x.stride + i + 1] * odd;",
+           "sum_here += x.floats[r * x.stride + i] * odd;", "packed_linear"),
+    Mutant(PACKED_PRODUCT, "rows that go together are written in the first one's place",
+           "row_products(sums, activations.inputs.from(r), here, weight, at * pair, count);\n"
+           "                for (int64_t i = 0; i < here; ++i) write(r + i,",
+           "row_products(sums, activations.inputs.from(r), here, weight, at * pair, count);\n"
+           "                for (int64_t i = 0; i < here; ++i) write(r,", "packed_linear"),
 ]

@@ -2,7 +2,8 @@
 
 from tests.mutants.native.workshop import Mutant
 
-LOSS_MATH, LINEAR_LOSS = "kernels/loss_math.h", "kernels/linear_cross_entropy.cpp"
+LINEAR_LOSS = "kernels/linear_cross_entropy.cpp"
+LOSS_MATH, ROW_MATH, STREAM = (f"kernels/{name}.h" for name in ("loss_math", "row_math", "stream"))
 NORM, SOFTMAX, LOSS, ACTIVATION, ELEMENTWISE, CAST, REDUCE, COPY, GELU, LAYER = (
     f"kernels/{name}.cpp"
     for name in ("rms_norm", "softmax", "cross_entropy", "activation", "elementwise", "cast", "reduce",
@@ -60,4 +61,10 @@ MUTANTS = [
            "- direct) * rstd", "layer_norm_backward"),
     Mutant(CAST, "every register repeats the first one", "return get(x + i, n); });",
            "return get(x + 0 * i, n); });", "widen"),
+    Mutant(ROW_MATH, "lanes behind the end of a row are summed",
+           "== width ? e : first_lanes(e, n, Vec{});", "== width ? e : first_lanes(e, width, Vec{});",
+           "cross_entropy"),
+    Mutant(STREAM, "every thread streams the first part",
+           "deliver<true>(y + first + i, n, body(first + i, n));",
+           "deliver<true>(y + first + i, n, body(i, n));", "test_streams.py"),
 ]

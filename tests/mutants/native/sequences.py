@@ -4,6 +4,7 @@ from tests.mutants.native.workshop import Mutant
 
 CONV, LARGEST, TOKEN = "kernels/conv.cpp", "kernels/largest.h", "kernels/next_token.cpp"
 SCAN, SCAN_BACKWARD = "kernels/scan.cpp", "kernels/scan_backward.cpp"
+SAMPLING, SCAN_GROUPS, STEPS = (f"kernels/{name}" for name in ("sampling.cpp", "scan.h", "steps.h"))
 
 MUTANTS = [
     Mutant(SCAN, "every part begins with the first state",
@@ -35,6 +36,8 @@ MUTANTS = [
     Mutant(LARGEST, "what is left over from whole registers is not looked at",
            "for (; i < count; ++i) look(i);",
            "", "top_k"),
+    Mutant(SAMPLING, "every row chooses among the first one's elements", "get(z[r] + i, n)",
+           "get(z[0] + i, n)", "top_k"),
     Mutant(TOKEN, "ties are all in the nucleus", "while (ties > 0 && ++last < count)",
            "while (++last < count)", "next_token"),
     Mutant(TOKEN, "row and step are exchanged", "c1 = row, c2 = step", "c1 = step, c2 = row", "next_token"),
@@ -44,4 +47,8 @@ MUTANTS = [
            "if (any(found)) return at;", "test_next_token.py"),
     Mutant(TOKEN, "the last of equal maxima's pieces", "if (most_in[p] > most) most",
            "if (most_in[p] >= most) most", "test_next_token.py"),
+    Mutant(SCAN_GROUPS, "channels that fill no register have no rates", "group.count, states);",
+           "group.count / width * width, states);", "selective_scan"),
+    Mutant(STEPS, "all texts are the first", "data + b * stride[0] + t * stride[1];",
+           "data + 0 * b + t * stride[1];", "causal_conv"),
 ]
