@@ -1,5 +1,5 @@
 """Runs a kernel on a backend and judges what comes back: shapes and types against the protocol's text, values
-against the formulas in naive.py.
+against the formulas in naive/.
 
 The rule is FlashAttention's (Dao et al. 2022): a kernel's largest error against float64 may be twice that of
 a plain implementation in the same type, plus a few units in the last place of the largest value."""
@@ -145,7 +145,7 @@ _VALUES: dict[tuple[str, str, str], tuple[list[Any], list[Any]]] = {}
 
 
 def values(case: Case) -> tuple[list[Any], list[Any]]:
-    """naive.py's results in float64, and with everything computed in the case's type: where the protocol says
+    """naive's results in float64, and with everything computed in the case's type: where the protocol says
     `float`, in float32 at least.  Kept, since a case in another layout has the same."""
     key = (case.kernel, case.name, case.dtype)
     if key not in _VALUES:

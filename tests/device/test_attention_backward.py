@@ -159,7 +159,7 @@ def check(device: EmulatedDevice, case: Case, dtype: str) -> None:
 # ---- values ----
 
 def test_the_formula_itself() -> None:
-    """As in naive.py; and with a softcap by finite differences."""
+    """As in naive; and with a softcap by finite differences."""
     for case in (Case(window=2, queries=4, keys=6), Case(mask=(2, 5, 5), hide=True)):
         p = problem(case, "float32")
         options = {name: p.options[name] for name in ("scale", "causal", "window", "mask")}
