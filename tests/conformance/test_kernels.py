@@ -1,7 +1,7 @@
 """One table, kernel x backend x case: every backend that can run here, on every kernel it serves.
 
 A new backend is tested by its entry in nn.backends.BACKENDS,
-a new kernel fails until cases.py has cases for it."""
+a new kernel fails until cases/ has cases for it."""
 
 import inspect
 
