@@ -16,6 +16,7 @@ from nn.errors import InputError
 from nn.packed import Format, PackedWeight
 
 pytestmark = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
+Work = Callable[[], Any]
 RANDOM = np.random.default_rng(0)
 
 
@@ -31,111 +32,167 @@ def draw(*shape: int, dtype: Any = np.float32) -> np.ndarray:
 
 
 # large enough that several threads share the work
-def work(dtype: Any) -> dict[str, Callable[[], Any]]:
-    x, dy, weight = draw(701, 530, dtype=dtype), draw(701, 530, dtype=dtype), draw(530, dtype=dtype)
-    rstd = np.abs(draw(701, 1)) + 0.1
-    wide, short = draw(600, 530, dtype=dtype), draw(701, 600, dtype=dtype)
-    targets = RANDOM.integers(0, 530, 701)
-    logits = draw(9001, 16, dtype=dtype)
-    weights, experts, probs = kernels.router_topk(logits, 2)
-    order, inverse, offsets = kernels.expert_order(RANDOM.integers(0, 5, (701, 2)), 4)
-    up, hidden = draw(4, 62, 530, dtype=dtype), draw(1402, 62, dtype=dtype)
-    gates, xs, place = np.abs(draw(701, 2)), draw(1402, 530, dtype=dtype), np.array([7, 1, 2, 3])
-    heads, angles = draw(2, 6, 160, 64, dtype=dtype), draw(160, 32)
-    cache, new = draw(2, 2, 600, 64, dtype=dtype), draw(2, 6, 1, 64, dtype=dtype)
-    held = np.array([600, 333], np.int32)
-    ids, long, draw_load = RANDOM.integers(0, 600, 701), draw(200, 32), np.abs(draw(16))
-    steps, rates, bc = np.abs(draw(2, 90, 530)), -np.abs(draw(530, 16)), draw(2, 90, 16, dtype=dtype)
-    scanned, state = draw(2, 90, 530, dtype=dtype), draw(2, 530, 16)
-    starts = draw(2, 4, 16, 530)
-    return packed_work(dtype) | written_in_place(dtype) | elementwise_work(dtype) | {
-        "softmax_backward": lambda: kernels.softmax_backward(dy, x),
-        "log_softmax": lambda: kernels.log_softmax(x),
-        "log_softmax_backward": lambda: kernels.log_softmax_backward(dy, x),
-        "rms_norm_residual": lambda: kernels.rms_norm_residual(x, dy, weight, 1e-6),
-        "cross_entropy_backward": lambda: kernels.cross_entropy_backward(rstd[:, 0], x, targets, rstd[:, 0]),
-        "moe_balance_loss_backward": lambda: kernels.moe_balance_loss_backward(
-            np.ones(1, np.float32), draw_load, 9001, 0.1),
-        "moe_z_loss_backward": lambda: kernels.moe_z_loss_backward(
-            np.ones(1, np.float32), logits, probs[:, 0].copy(), 0.1),
-        "expert_order": lambda: kernels.expert_order(experts, 16),
-        "rope_at": lambda: kernels.rope_at(heads, np.cos(long), np.sin(long), np.array([0, 30])),
-        "add": lambda: kernels.add(x, dy),
-        "add_row": lambda: kernels.add_row(x, weight),
-        "contiguous": lambda: kernels.contiguous(hidden.reshape(1, 2, 701, 62).transpose(0, 2, 1, 3)),
-        "column_sum": lambda: kernels.column_sum(x),
-        "widen": lambda: kernels.widen(x),
-        "causal_conv": lambda: kernels.causal_conv(x[None], weight[:, None].repeat(4, axis=1), 698),
-        "causal_conv_backward": lambda: kernels.causal_conv_backward(
-            dy[None, :698], x[None], weight[:, None].repeat(4, axis=1)),
-        "selective_scan": lambda: kernels.selective_scan(
-            scanned, steps, rates, bc, bc, state[0, :, 0].copy(), state, 4),
-        "selective_scan, one token": lambda: kernels.selective_scan(
-            *(z[:, :1] for z in (scanned, steps)), rates, bc[:, :1], bc[:, :1], state[0, :, 0].copy(), state,
-            1, keep=False),
-        "selective_scan_backward": lambda: kernels.selective_scan_backward(
-            scanned, state, scanned, steps, rates, bc, bc, state[0, :, 0].copy(), starts),
-        "top_k": lambda: kernels.top_k(x, 20),
-        "next_token": lambda: kernels.next_token(x.reshape(1, -1), place[None, 1:], top_p=0.95),
-        "next_token, the largest": lambda: kernels.next_token(
-            x.reshape(1, -1), place[None, 1:], temperature=0.0),
-        "gelu_backward": lambda: kernels.gelu_backward(dy, x),
-        "layer_norm": lambda: kernels.layer_norm(x, weight, weight, 1e-6),
-        "layer_norm_backward": lambda: kernels.layer_norm_backward(dy, x, weight, rstd - 0.5, rstd),
-        "rms_norm": lambda: kernels.rms_norm(x, weight, 1e-6),
-        "rms_norm_backward": lambda: kernels.rms_norm_backward(dy, x, weight, rstd),
-        "softmax": lambda: kernels.softmax(x),
-        "swiglu": lambda: kernels.swiglu(x, dy),
-        "embedding": lambda: kernels.embedding(wide, ids),
-        "scatter_add": lambda: kernels.scatter_add(x, ids, 600),
-        "linear_cross_entropy": lambda: kernels.linear_cross_entropy(x, wide, ids),
-        "cross_entropy": lambda: kernels.cross_entropy(x, targets),
-        "linear": lambda: kernels.linear(x, wide),
-        "linear_backward": lambda: kernels.linear_backward(short, x, wide),
-        "matmul": lambda: kernels.matmul(x, wide.T.copy()),
-        "router_topk": lambda: kernels.router_topk(logits, 2),
-        "router_topk_backward": lambda: kernels.router_topk_backward(weights, weights, experts, probs),
-        "moe_balance_loss": lambda: kernels.moe_balance_loss(logits, experts, 0.1),
-        "moe_z_loss": lambda: kernels.moe_z_loss(logits, 0.1),
-        "jitter": lambda: kernels.jitter(x, place, epsilon=0.1),
-        "moe_dispatch": lambda: kernels.moe_dispatch(x, order, 2),
-        "moe_dispatch_backward": lambda: kernels.moe_dispatch_backward(xs, inverse, 2),
-        "moe_combine": lambda: kernels.moe_combine(xs, gates, inverse),
-        "moe_combine_backward": lambda: kernels.moe_combine_backward(x, xs, gates, order, inverse),
-        "rope": lambda: kernels.rope(heads, np.cos(angles), np.sin(angles)),
-        "attention": lambda: kernels.attention(heads, heads[:, :2], heads[:, :2], scale=0.1),
-        "attention_backward": lambda: kernels.attention_backward(
-            heads, heads, heads[:, :2], heads[:, :2], heads, np.ones((2, 6, 160), np.float32), scale=0.1),
-        "decode_attention": lambda: kernels.decode_attention(new, cache, cache, held, scale=0.1),
-        "grouped_linear": lambda: kernels.grouped_linear(xs, up, offsets),
-        "grouped_linear_backward": lambda: kernels.grouped_linear_backward(hidden, xs, up, offsets),
-        "gathered_swiglu": lambda: kernels.gathered_swiglu(x, up, offsets, order, 2),
-        "gathered_swiglu_backward": lambda: kernels.gathered_swiglu_backward(
-            hidden[:, :31], hidden, x, up, offsets, order, inverse, 2),
-        "sum_of_squares": lambda: kernels.sum_of_squares(x),
-    }
+def work(dtype: Any) -> dict[str, Work]:
+    families = (elementwise_work, activation_work, softmax_work, norm_work, product_work, sequence_work,
+                sampling_work, loss_work, router_work, expert_work, attention_work, packed_work,
+                written_in_place)
+    return {name: run for family in families for name, run in family(dtype).items()}
 
 
-def elementwise_work(dtype: Any) -> dict[str, Callable[[], Any]]:
-    x, dy, z, row = (draw(*shape, dtype=dtype) for shape in ((701, 530), (701, 530), (701, 530), (530,)))
-    half = draw(701, 265, dtype=dtype)
+def elementwise_work(dtype: Any) -> dict[str, Work]:
+    x, dy, row = draw(701, 530, dtype=dtype), draw(701, 530, dtype=dtype), draw(530, dtype=dtype)
+    heads = draw(1, 2, 701, 62, dtype=dtype)
+    wide, ids = draw(600, 530, dtype=dtype), RANDOM.integers(0, 600, 701)
     return {
+        "add": lambda: kernels.add(x, dy),
+        "add_row": lambda: kernels.add_row(x, row),
         "mul": lambda: kernels.mul(x, dy),
         "mul_row": lambda: kernels.mul_row(x, row),
         "scale": lambda: kernels.scale(x, 0.3),
+        "widen": lambda: kernels.widen(x),
         "to_bfloat16": lambda: kernels.to_bfloat16(x.astype(np.float32)),
+        "contiguous": lambda: kernels.contiguous(heads.transpose(0, 2, 1, 3)),
+        "column_sum": lambda: kernels.column_sum(x),
+        "sum_of_squares": lambda: kernels.sum_of_squares(x),
+        "embedding": lambda: kernels.embedding(wide, ids),
+        "scatter_add": lambda: kernels.scatter_add(x, ids, 600),
+    }
+
+
+def activation_work(dtype: Any) -> dict[str, Work]:
+    x, dy, z = (draw(701, 530, dtype=dtype) for _ in range(3))
+    half = draw(701, 265, dtype=dtype)
+    return {
         "silu": lambda: kernels.silu(x),
         "silu_backward": lambda: kernels.silu_backward(dy, x),
         "gelu": lambda: kernels.gelu(x),
+        "gelu_backward": lambda: kernels.gelu_backward(dy, x),
         "gelu_tanh": lambda: kernels.gelu_tanh(x),
         "gelu_tanh_backward": lambda: kernels.gelu_tanh_backward(dy, x),
+        "swiglu": lambda: kernels.swiglu(x, dy),
         "swiglu_backward": lambda: kernels.swiglu_backward(dy, x, z),
         "swiglu_packed": lambda: kernels.swiglu_packed(x),
         "swiglu_packed_backward": lambda: kernels.swiglu_packed_backward(half, x),
     }
 
 
-def written_in_place(dtype: Any) -> dict[str, Callable[[], Any]]:
+def softmax_work(dtype: Any) -> dict[str, Work]:
+    x, dy = draw(701, 530, dtype=dtype), draw(701, 530, dtype=dtype)
+    return {
+        "softmax": lambda: kernels.softmax(x),
+        "softmax_backward": lambda: kernels.softmax_backward(dy, x),
+        "log_softmax": lambda: kernels.log_softmax(x),
+        "log_softmax_backward": lambda: kernels.log_softmax_backward(dy, x),
+    }
+
+
+def norm_work(dtype: Any) -> dict[str, Work]:
+    x, dy, weight = draw(701, 530, dtype=dtype), draw(701, 530, dtype=dtype), draw(530, dtype=dtype)
+    rstd = np.abs(draw(701, 1)) + 0.1
+    return {
+        "rms_norm": lambda: kernels.rms_norm(x, weight, 1e-6),
+        "rms_norm_residual": lambda: kernels.rms_norm_residual(x, dy, weight, 1e-6),
+        "rms_norm_backward": lambda: kernels.rms_norm_backward(dy, x, weight, rstd),
+        "layer_norm": lambda: kernels.layer_norm(x, weight, weight, 1e-6),
+        "layer_norm_backward": lambda: kernels.layer_norm_backward(dy, x, weight, rstd - 0.5, rstd),
+    }
+
+
+def product_work(dtype: Any) -> dict[str, Work]:
+    x, weight, dy = draw(701, 530, dtype=dtype), draw(600, 530, dtype=dtype), draw(701, 600, dtype=dtype)
+    return {
+        "linear": lambda: kernels.linear(x, weight),
+        "linear_backward": lambda: kernels.linear_backward(dy, x, weight),
+        "matmul": lambda: kernels.matmul(x, weight.T.copy()),
+    }
+
+
+def sequence_work(dtype: Any) -> dict[str, Work]:
+    """Convolutions and scans"""
+    x, dy, taps = (draw(*shape, dtype=dtype) for shape in ((701, 530), (701, 530), (530, 4)))
+    scanned, bc = draw(2, 90, 530, dtype=dtype), draw(2, 90, 16, dtype=dtype)
+    steps, rates, skip = np.abs(draw(2, 90, 530)), -np.abs(draw(530, 16)), draw(530)
+    state, starts = draw(2, 530, 16), draw(2, 4, 16, 530)
+    return {
+        "causal_conv": lambda: kernels.causal_conv(x[None], taps, 698),
+        "causal_conv_backward": lambda: kernels.causal_conv_backward(dy[None, :698], x[None], taps),
+        "selective_scan": lambda: kernels.selective_scan(scanned, steps, rates, bc, bc, skip, state, 4),
+        "selective_scan, one token": lambda: kernels.selective_scan(
+            scanned[:, :1], steps[:, :1], rates, bc[:, :1], bc[:, :1], skip, state, 1, keep=False),
+        "selective_scan_backward": lambda: kernels.selective_scan_backward(
+            scanned, state, scanned, steps, rates, bc, bc, skip, starts),
+    }
+
+
+def sampling_work(dtype: Any) -> dict[str, Work]:
+    z, place = draw(701, 530, dtype=dtype), np.array([1, 2, 3])[None]
+    return {
+        "top_k": lambda: kernels.top_k(z, 20),
+        "next_token": lambda: kernels.next_token(z.reshape(1, -1), place, top_p=0.95),
+        "next_token, the largest": lambda: kernels.next_token(z.reshape(1, -1), place, temperature=0.0),
+    }
+
+
+def loss_work(dtype: Any) -> dict[str, Work]:
+    x, wide = draw(701, 530, dtype=dtype), draw(600, 530, dtype=dtype)
+    targets, ids, dloss = RANDOM.integers(0, 530, 701), RANDOM.integers(0, 600, 701), np.abs(draw(701)) + 0.1
+    return {
+        "cross_entropy": lambda: kernels.cross_entropy(x, targets),
+        "cross_entropy_backward": lambda: kernels.cross_entropy_backward(dloss, x, targets, dloss),
+        "linear_cross_entropy": lambda: kernels.linear_cross_entropy(x, wide, ids),
+    }
+
+
+def router_work(dtype: Any) -> dict[str, Work]:
+    """The router, its losses, and the noise on what it reads"""
+    logits, load, one = draw(9001, 16, dtype=dtype), np.abs(draw(16)), np.ones(1, np.float32)
+    weights, experts, probs = kernels.router_topk(logits, 2)
+    x, place = draw(701, 530, dtype=dtype), np.array([7, 1, 2, 3])
+    return {
+        "router_topk": lambda: kernels.router_topk(logits, 2),
+        "router_topk_backward": lambda: kernels.router_topk_backward(weights, weights, experts, probs),
+        "moe_balance_loss": lambda: kernels.moe_balance_loss(logits, experts, 0.1),
+        "moe_balance_loss_backward": lambda: kernels.moe_balance_loss_backward(one, load, 9001, 0.1),
+        "moe_z_loss": lambda: kernels.moe_z_loss(logits, 0.1),
+        "moe_z_loss_backward": lambda: kernels.moe_z_loss_backward(one, logits, probs[:, 0].copy(), 0.1),
+        "expert_order": lambda: kernels.expert_order(experts, 16),
+        "jitter": lambda: kernels.jitter(x, place, epsilon=0.1),
+    }
+
+
+def expert_work(dtype: Any) -> dict[str, Work]:
+    """Tokens to their experts, through them and back"""
+    order, inverse, offsets = kernels.expert_order(RANDOM.integers(0, 5, (701, 2)), 4)
+    x, xs, gates = draw(701, 530, dtype=dtype), draw(1402, 530, dtype=dtype), np.abs(draw(701, 2))
+    up, hidden = draw(4, 62, 530, dtype=dtype), draw(1402, 62, dtype=dtype)
+    return {
+        "moe_dispatch": lambda: kernels.moe_dispatch(x, order, 2),
+        "moe_dispatch_backward": lambda: kernels.moe_dispatch_backward(xs, inverse, 2),
+        "moe_combine": lambda: kernels.moe_combine(xs, gates, inverse),
+        "moe_combine_backward": lambda: kernels.moe_combine_backward(x, xs, gates, order, inverse),
+        "grouped_linear": lambda: kernels.grouped_linear(xs, up, offsets),
+        "grouped_linear_backward": lambda: kernels.grouped_linear_backward(hidden, xs, up, offsets),
+        "gathered_swiglu": lambda: kernels.gathered_swiglu(x, up, offsets, order, 2),
+        "gathered_swiglu_backward": lambda: kernels.gathered_swiglu_backward(
+            hidden[:, :31], hidden, x, up, offsets, order, inverse, 2),
+    }
+
+
+def attention_work(dtype: Any) -> dict[str, Work]:
+    heads, angles, long = draw(2, 6, 160, 64, dtype=dtype), draw(160, 32), draw(200, 32)
+    cache, new = draw(2, 2, 600, 64, dtype=dtype), draw(2, 6, 1, 64, dtype=dtype)
+    held, lse = np.array([600, 333], np.int32), np.ones((2, 6, 160), np.float32)
+    return {
+        "rope": lambda: kernels.rope(heads, np.cos(angles), np.sin(angles)),
+        "rope_at": lambda: kernels.rope_at(heads, np.cos(long), np.sin(long), np.array([0, 30])),
+        "attention": lambda: kernels.attention(heads, heads[:, :2], heads[:, :2], scale=0.1),
+        "attention_backward": lambda: kernels.attention_backward(
+            heads, heads, heads[:, :2], heads[:, :2], heads, lse, scale=0.1),
+        "decode_attention": lambda: kernels.decode_attention(new, cache, cache, held, scale=0.1),
+    }
+
+
+def written_in_place(dtype: Any) -> dict[str, Work]:
     """On copies, which are the result"""
     param, grad, total = draw(701, 530), draw(701, 530, dtype=dtype), draw(701, 530)
     cache, new = draw(3, 4, 300, 64, dtype=dtype), draw(3, 4, 150, 64, dtype=dtype)
@@ -158,11 +215,11 @@ def written_in_place(dtype: Any) -> dict[str, Callable[[], Any]]:
     return {"accumulate": accumulate, "adamw": adamw, "cache_append": cache_append}
 
 
-def packed_work(dtype: Any) -> dict[str, Callable[[], Any]]:
+def packed_work(dtype: Any) -> dict[str, Work]:
     """Of one row, of few and of many, with panels that do not share out evenly"""
     experts, gates = RANDOM.integers(0, 4, (70, 2)), np.abs(draw(70, 2))
 
-    def both(form: Format, rows: int) -> dict[str, Callable[[], Any]]:
+    def both(form: Format, rows: int) -> dict[str, Work]:
         x, weight = draw(rows, 96, dtype=dtype), PackedWeight.pack(draw(1450, 96), form).data
         up = PackedWeight.pack(draw(4, 320, 96), form, gated=True).data
         down = PackedWeight.pack(draw(4, 96, 160), form).data
