@@ -108,20 +108,74 @@ def _gpt(torch: Any, config: Any = GPT_TINY) -> tuple[Any, Callable[..., Any]]:
 def _moe(torch: Any, config: Any, tokens: int, seq: int, capacity: bool) -> tuple[Any, Callable[..., Any]]:
     """(module, loss of ids and labels), with the load-balance loss"""
     nn, function, c = torch.nn, torch.nn.functional, config
+    taken = int(tokens * c.top_k / c.num_experts * CAPACITY) if capacity else None
+    Block = _moe_block(torch, c, _rope(torch, c, seq), _experts(torch, c, taken))
+
+    class Model(nn.Module):           # type: ignore[name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(c.vocab_size, c.hidden_size)
+            self.blocks = nn.ModuleList(Block() for _ in range(c.num_layers))
+            self.norm = nn.RMSNorm(c.hidden_size, eps=c.norm_eps)
+            self.head = nn.Linear(c.hidden_size, c.vocab_size, bias=False)
+
+        def forward(self, ids: Any, labels: Any) -> Any:
+            x, balance = self.embed(ids), 0.0
+            for block in self.blocks:
+                x, more = block(x)
+                balance = balance + more
+            logits = self.head(self.norm(x)).view(-1, c.vocab_size).float()
+            return function.cross_entropy(logits, labels.view(-1)) + c.balance_coef * balance / c.num_layers
+
+    model = _drawn(torch, Model())
+    return model, model
+
+
+def _rope(torch: Any, c: Any, seq: int) -> Callable[[Any], Any]:
     steps = torch.arange(seq).float()[:, None]
     angle = steps * (c.rope_theta ** (-torch.arange(0, c.head_dim, 2).float() / c.head_dim))[None]
     cos, sin = angle.cos(), angle.sin()
-    taken = int(tokens * c.top_k / c.num_experts * CAPACITY)
 
     def rope(x: Any) -> Any:
         a, b = x.chunk(2, -1)
         return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
+    return rope
+
+
+def _moe_block(torch: Any, c: Any, rope: Callable[[Any], Any], experts: Callable[[], Any]) -> Any:
+    """Its class: attention, then `experts()`"""
+    nn, function = torch.nn, torch.nn.functional
+
+    class Block(nn.Module):           # type: ignore[name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.n1, self.n2 = (nn.RMSNorm(c.hidden_size, eps=c.norm_eps) for _ in range(2))
+            self.qkv = nn.Linear(c.hidden_size, (c.num_heads + 2 * c.num_kv_heads) * c.head_dim, bias=False)
+            self.o = nn.Linear(c.num_heads * c.head_dim, c.hidden_size, bias=False)
+            self.experts = experts()
+
+        def forward(self, x: Any) -> Any:
+            b, t, _ = x.shape
+            heads = self.qkv(self.n1(x)).view(b, t, -1, c.head_dim).transpose(1, 2)
+            q, k, v = heads.split([c.num_heads, c.num_kv_heads, c.num_kv_heads], 1)
+            a = function.scaled_dot_product_attention(rope(q), rope(k), v, is_causal=True, enable_gqa=True)
+            x = x + self.o(a.transpose(1, 2).reshape(b, t, -1))
+            y, balance = self.experts(self.n2(x))
+            return x + y, balance
+
+    return Block
+
+
+def _experts(torch: Any, c: Any, taken: int | None) -> Any:
+    """Their class, each expert taking so many tokens; None: those that chose it"""
+    nn, function = torch.nn, torch.nn.functional
+
     class Experts(nn.Module):         # type: ignore[name-defined]
         def __init__(self) -> None:
             super().__init__()
             up, down = (2 * c.intermediate_size, c.hidden_size), (c.hidden_size, c.intermediate_size)
-            if capacity:               # as bmm wants them
+            if taken is not None:      # as bmm wants them
                 up, down = up[::-1], down[::-1]
             self.router = nn.Linear(c.hidden_size, c.num_experts, bias=False)
             self.w13 = nn.Parameter(torch.empty(c.num_experts, *up))
@@ -132,7 +186,7 @@ def _moe(torch: Any, config: Any, tokens: int, seq: int, capacity: bool) -> tupl
             probs = self.router(flat).float().softmax(-1)
             weights, experts = probs.topk(c.top_k, -1)
             weights = weights / weights.sum(-1, keepdim=True)
-            y, share = (self.limited if capacity else self.sorted)(flat, probs, weights, experts)
+            y, share = (self.limited if taken is not None else self.sorted)(flat, probs, weights, experts)
             return y.view(x.shape), c.num_experts * (probs.mean(0) * share).sum()
 
         def sorted(self, x: Any, probs: Any, weights: Any, experts: Any) -> Any:
@@ -157,38 +211,4 @@ def _moe(torch: Any, config: Any, tokens: int, seq: int, capacity: bool) -> tupl
             y = torch.zeros_like(x).index_add(0, token.reshape(-1), flat)
             return y, (gate > 0).float().mean(0) / c.top_k
 
-    class Block(nn.Module):           # type: ignore[name-defined]
-        def __init__(self) -> None:
-            super().__init__()
-            self.n1, self.n2 = (nn.RMSNorm(c.hidden_size, eps=c.norm_eps) for _ in range(2))
-            self.qkv = nn.Linear(c.hidden_size, (c.num_heads + 2 * c.num_kv_heads) * c.head_dim, bias=False)
-            self.o = nn.Linear(c.num_heads * c.head_dim, c.hidden_size, bias=False)
-            self.experts = Experts()
-
-        def forward(self, x: Any) -> Any:
-            b, t, _ = x.shape
-            heads = self.qkv(self.n1(x)).view(b, t, -1, c.head_dim).transpose(1, 2)
-            q, k, v = heads.split([c.num_heads, c.num_kv_heads, c.num_kv_heads], 1)
-            a = function.scaled_dot_product_attention(rope(q), rope(k), v, is_causal=True, enable_gqa=True)
-            x = x + self.o(a.transpose(1, 2).reshape(b, t, -1))
-            y, balance = self.experts(self.n2(x))
-            return x + y, balance
-
-    class Model(nn.Module):           # type: ignore[name-defined]
-        def __init__(self) -> None:
-            super().__init__()
-            self.embed = nn.Embedding(c.vocab_size, c.hidden_size)
-            self.blocks = nn.ModuleList(Block() for _ in range(c.num_layers))
-            self.norm = nn.RMSNorm(c.hidden_size, eps=c.norm_eps)
-            self.head = nn.Linear(c.hidden_size, c.vocab_size, bias=False)
-
-        def forward(self, ids: Any, labels: Any) -> Any:
-            x, balance = self.embed(ids), 0.0
-            for block in self.blocks:
-                x, more = block(x)
-                balance = balance + more
-            logits = self.head(self.norm(x)).view(-1, c.vocab_size).float()
-            return function.cross_entropy(logits, labels.view(-1)) + c.balance_coef * balance / c.num_layers
-
-    model = _drawn(torch, Model())
-    return model, model
+    return Experts
