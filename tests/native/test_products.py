@@ -201,6 +201,15 @@ def test_packed_infinities_and_nan() -> None:
     assert_product(y[:69, :39], x[:69], weight[:39].T)
 
 
+@pytest.mark.parametrize("column", [3, 880])         # in the first of two blocks of k, and in the last
+def test_packed_infinity_in_any_block(column: int) -> None:
+    x, weight = draw(1, 70, 900), draw(2, 40, 900)
+    weight[39, column] = np.inf
+    for y in (packed_linear(x, weight), packed_linear(weight, x).T):
+        np.testing.assert_array_equal(y[:, 39], np.copysign(np.inf, x[:, column]))
+        assert_product(y[:, :39], x, weight[:39].T)
+
+
 @pytest.mark.parametrize("scale", [1e-35, 1e-25, 1.0, 1e12])
 def test_packed_experts_rows_of_any_scale(scale: float) -> None:
     """Hidden values reach scale^2, beyond what tiles take; one expert of 40 rows, one of 30."""
