@@ -14,7 +14,9 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,27 +99,29 @@ def ninja() -> str:
     return str(Path(package.BIN_DIR) / "ninja")
 
 
-def python_includes() -> list[Path]:
-    """The folders of pybind11's headers and of Python's."""
+def python_includes() -> tuple[Path, str, Path]:
+    """The folder of pybind11's headers, their version, and the folder of Python's."""
     try:
         import pybind11
     except ImportError:
         raise BuildError("pybind11 not found; pip install pybind11") from None
-    folders = [Path(pybind11.get_include()), Path(sysconfig.get_path("include"))]
-    if not (folders[1] / "Python.h").is_file():
-        raise BuildError(f"Python.h is not in {folders[1]}; install Python's headers (python3-dev)")
-    return folders
+    python = Path(sysconfig.get_path("include"))
+    if not (python / "Python.h").is_file():
+        raise BuildError(f"Python.h is not in {python}; install Python's headers (python3-dev)")
+    return Path(pybind11.get_include()), pybind11.__version__, python
 
 
 def python_flags(folder: Path) -> str:
     """With pybind11's headers copied: pip builds in an environment whose path is another each time, which
     would compile the module anew."""
-    pybind11, python = python_includes()
-    copy, version = folder / "include" / "pybind11", Path("detail", "common.h")
-    if not copy.exists() or (copy / version).read_text() != (pybind11 / "pybind11" / version).read_text():
-        shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(pybind11 / "pybind11", copy)
-    return f"-isystem include -isystem {python}"
+    pybind11, version, python = python_includes()
+    copy = folder / f"pybind11-{version}"
+    if not copy.exists():
+        with tempfile.TemporaryDirectory(dir=folder) as made:
+            shutil.copytree(pybind11 / "pybind11", Path(made, "include", "pybind11"))
+            with suppress(OSError):             # another build was first
+                Path(made, "include").rename(copy)
+    return f"-isystem {copy.name} -isystem {python}"
 
 
 def module_path(folder: Path) -> Path:
@@ -155,7 +159,7 @@ class Rules:
         ]
 
     def relative(self, path: Path) -> str:
-        return os.path.relpath(path, self.options.folder)
+        return os.path.relpath(path.parent.resolve() / path.name, self.options.folder.resolve())
 
     def compile(self, part: str, level: str, own: Sequence[str], *, only: Collection[str] = (),
                 first: str = "") -> None:

@@ -12,7 +12,7 @@ still add up.
     loss.backward();  optimizer.step();  optimizer.zero_grad()"""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -88,26 +88,33 @@ class AdamW:
         slots = [slot for slot in self._slots.values() if slot.param.grad is not None]
         self._finish(slots, [], self.lr if lr is None else lr, grad_scale)
 
-    def clipped_step(self, max_norm: float | None, lr: float | None = None) -> float:
+    def clipped_step(self, max_norm: float | None, lr: float | None = None,
+                     parameters: Iterable[Any] | None = None) -> float:
         """As `step`, of gradients scaled down to the global norm `max_norm` where they have a larger one (see
-        clip.py; None: as they are).  Returns the norm from before; unless that is finite nothing changes."""
-        norm = grad_norm(slot.param for slot in self._slots.values())
+        clip.py; None: as they are).  Returns the norm from before; unless that is finite nothing changes.
+
+        parameters: whose gradients the norm is taken over; None: the optimizer's own."""
+        own = (slot.param for slot in self._slots.values())
+        norm = grad_norm(own if parameters is None else parameters)
         if math.isfinite(norm):
             self.step(lr, clip_scale(norm, max_norm))
         return norm
 
-    def together(self, gradient_of: Callable[[Any], Array] = lambda param: param.grad) -> Together | None:
-        """The step of all parameters that have a gradient as one call, for `take`; None where that cannot be,
-        nor before the first step, which makes the moments.  Worth it where gradients keep their places."""
-        found = [(slot, gradient_of(slot.param)) for slot in self._slots.values()]
-        return together(self, [(slot, gradient) for slot, gradient in found if gradient is not None])
+    def together(self, gradients: Iterable[tuple[Any, Array]]) -> Together | None:
+        """The step of these parameters with these gradients as one call, for `take`; parameters that are not
+        the optimizer's count for the norm.  Worth it where gradients keep their places.  None before a
+        parameter's first step, which makes its moments; NotTakenError if native kernels cannot."""
+        slots = {id(slot.param): slot for slot in self._slots.values()}
+        return together(self, [(slots.get(id(param)), gradient) for param, gradient in gradients])
 
-    def take(self, step: Together, max_norm: float | None, lr: float | None = None, *, loss: Array = None,
-             behind: Any = None) -> float:
-        """clipped_step() by what together() gave, which has to serve it still; see Together.run."""
+    def take(self, step: Together, max_norm: float | None, lr: float | None = None, *,
+             run: Callable[[], float] | None = None) -> float:
+        """clipped_step() by what together() gave, which has to serve it still.
+
+        run: what calls step.run(max_norm), and something before it."""
         lr = self.lr if lr is None else lr
         step.prepare(lr)
-        norm = step.run(max_norm, loss, behind)
+        norm = run() if run else step.run(max_norm)
         if math.isfinite(norm):
             for slot, gradient in step.others:           # of a recorded step
                 slot.param.grad = gradient
@@ -115,12 +122,12 @@ class AdamW:
         return norm
 
     def _finish(self, slots: Sequence[Slot], done: Sequence[Slot], lr: float, grad_scale: float) -> None:
-        """Move what is not moved together, and count."""
+        """Count, and move what was not moved together."""
         self.steps += 1
-        for slot in slots:
-            self._update(slot, self.rate(slot, lr), grad_scale)
         for slot in done:
             slot.steps += 1
+        for slot in slots:
+            self._update(slot, self.rate(slot, lr), grad_scale)
 
     def rate(self, slot: Slot, lr: float) -> float:
         """The learning rate of a parameter"""
@@ -129,6 +136,11 @@ class AdamW:
     def moves_together(self, slot: Slot) -> bool:
         """Whether its step is AdamW's own"""
         return type(self)._move is AdamW._move
+
+    def steps_together(self) -> bool:
+        """Whether all else of a step is"""
+        return all(getattr(type(self), name) is getattr(AdamW, name)
+                   for name in ("step", "clipped_step", "_finish", "_update"))
 
     def _update(self, slot: Slot, lr: float, grad_scale: float) -> None:
         if slot.m is None:

@@ -1,7 +1,7 @@
 """AdamW of many parameters, and the norm of all gradients, in one call of native kernels: a list of their
 calls, checked once, which run as one loop over the threads (csrc/native/core/clipped_step.h).
 
-    step = together(optimizer, [(slot, slot.param.grad) for slot in slots])    # None where that cannot be
+    step = together(optimizer, [(slot, slot.param.grad) for slot in slots])
     step.prepare(lr)
     norm = step.run(max_norm=1.0)            # the update is made where the norm is finite
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nn.optim.adamw import AdamW, Slot
 
 Array = Any
+Pairs = Sequence[tuple["Slot | None", Array]]        # gradients, and whose they are
 
 
 class NotTakenError(Exception):
@@ -30,17 +31,19 @@ class NotTakenError(Exception):
 class Together:
     """The step of slots and their gradients, which have moments.
 
-    slots: those it moves.  others: those that only count for the norm, and their gradients.
+    slots: those it moves.  others: those it leaves to the optimizer, and their gradients.  A gradient without
+    a slot counts for the norm only.
     scale: float64 [], the factor of all gradients."""
 
-    def __init__(self, optimizer: "AdamW", gradients: Sequence[tuple["Slot", Array]]) -> None:
+    def __init__(self, optimizer: "AdamW", gradients: Pairs) -> None:
+        own = [(slot, gradient) for slot, gradient in gradients if slot is not None]
         self._optimizer = optimizer
         self._held = [(slot, slot.param.data, slot.m, slot.v, slot.master, slot.weight_decay)
-                      for slot, _ in gradients]
-        self._settings = optimizer.betas, optimizer.eps
-        moved = [(slot, gradient) for slot, gradient in gradients if optimizer.moves_together(slot)]
+                      for slot, _ in own]
+        self._settings = tuple(optimizer.betas), optimizer.eps
+        moved = [(slot, gradient) for slot, gradient in own if optimizer.moves_together(slot)]
         self.slots = [slot for slot, _ in moved]
-        self.others = [(slot, gradient) for slot, gradient in gradients if not optimizer.moves_together(slot)]
+        self.others = [(slot, gradient) for slot, gradient in own if not optimizer.moves_together(slot)]
         self.scale = np.ones(())
         self._rates, self._counts = np.empty(len(moved)), np.empty(len(moved))
         self._step = native.extension().ClippedStep(self.scale)
@@ -60,7 +63,7 @@ class Together:
     def serves(self, optimizer: "AdamW") -> bool:
         """Whether parameters and state are still the arrays that the list was made of, and settings the same;
         that the gradients are is the caller's care."""
-        return (optimizer is self._optimizer and self._settings == (optimizer.betas, optimizer.eps)
+        return (optimizer is self._optimizer and self._settings == (tuple(optimizer.betas), optimizer.eps)
                 and all(slot.param.data is data and slot.m is m and slot.v is v and slot.master is master
                         and slot.weight_decay == decay for slot, data, m, v, master, decay in self._held))
 
@@ -73,20 +76,21 @@ class Together:
         """The norm of all gradients, and the update where it is finite; `scale` is the clip factor then.
 
         loss: float32 [], NaN is the norm where that is not finite.  behind: a Recording that is replayed
-        first."""
+        first; RuntimeError, and nothing is changed, if a kernel of it does not take what it finds."""
         norm: float = self._step.run(math.inf if max_norm is None else max_norm, loss, behind)
         return norm
 
 
-def together(optimizer: "AdamW", gradients: Sequence[tuple["Slot", Array]]) -> Together | None:
-    """The step of all these at once; None where native kernels are not in use, or do not take an array, or a
-    slot has no moments yet."""
-    if forced() not in (None, "native") or native.missing() or any(slot.m is None for slot, _ in gradients):
+def together(optimizer: "AdamW", gradients: Pairs) -> Together | None:
+    """The step of all these at once; None if a slot has no moments yet.  NotTakenError says why it cannot be:
+    an array that native kernels do not take, or an optimizer whose step is another."""
+    if forced() not in (None, "native") or native.missing():
+        raise NotTakenError("native kernels are not in use")
+    if not optimizer.steps_together():
+        raise NotTakenError(f"{type(optimizer).__name__} has a step of its own")
+    if any(slot is not None and slot.m is None for slot, _ in gradients):
         return None
-    try:
-        return Together(optimizer, gradients)
-    except NotTakenError:                    # one call per parameter, then, which says in the log what is not
-        return None
+    return Together(optimizer, gradients)
 
 
 def _taken(why: str) -> None:

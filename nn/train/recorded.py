@@ -22,10 +22,11 @@ import numpy as np
 
 from nn import tape
 from nn.backends import forced, native, use_backend
+from nn.backends.native.recording import AlreadyRecording, DeclinedError
 from nn.errors import InputError
 from nn.layers.auxiliary import Stacked, figures_later
 from nn.optim import AdamW
-from nn.optim.together import Together
+from nn.optim.together import NotTakenError, Together
 from nn.train.gradients import Batch, accumulate, scored_tokens
 
 log = logging.getLogger("nn.train")
@@ -59,6 +60,7 @@ class Recorded:
     weights: Any                                 # nn.backends.native.recording.Places of all parameters
     gradients: list[tuple[Any, np.ndarray]]
     together: Together | None = None             # the optimizer's step of these gradients
+    apart: Any = None                            # an optimizer whose step is not made together
 
     def serves(self, batch: Batch, valid: int) -> bool:
         """Whether it is of this shape, and weights lie where they lay"""
@@ -69,19 +71,21 @@ class Recorded:
     def run(self, optimizer: AdamW | None = None, clip: float | None = None,
             lr: float | None = None) -> float | None:
         """Replay, and make the optimizer's step behind it unless the loss or the norm is not finite.  Returns
-        the gradients' norm; None: only they were computed.  InputError for ids or targets out of range."""
+        the gradients' norm; None: only they were computed.  DeclinedError for ids or targets out of range."""
         following = optimizer and self._together(optimizer)
         if not optimizer or not following:
             self.step.replay()
             return None
-        norm: float = self.step.replay(lambda recording: optimizer.take(
-            following, clip, lr, loss=self.total, behind=recording))
-        return norm
+        return optimizer.take(following, clip, lr, run=lambda: self.step.replay(
+            lambda recording: following.run(clip, self.total, recording)))
 
     def _together(self, optimizer: AdamW) -> Together | None:
-        if self.together is None or not self.together.serves(optimizer):
-            gradients = {id(parameter): gradient for parameter, gradient in self.gradients}
-            self.together = optimizer.together(lambda parameter: gradients.get(id(parameter)))
+        if self.apart is not optimizer and not (self.together and self.together.serves(optimizer)):
+            try:
+                self.together = optimizer.together(self.gradients)
+            except NotTakenError as why:
+                self.together, self.apart = None, optimizer
+                log.info("the optimizer's step is not part of the recorded one: %s", why)
         return self.together
 
     def metrics(self) -> dict[str, Any]:
@@ -132,13 +136,12 @@ class RecordedGradients:
             try:
                 self.recorded.inputs[...], self.recorded.targets[...] = batch
                 self._norm = run(self.recorded)
-            except InputError:                   # eagerly it says which id it is
+            except DeclinedError:                # eagerly it says which id it is
                 return False
             return True
         return seen and self._record(batch, valid)
 
     def _record(self, batch: Batch, valid: int) -> bool:
-        from nn.backends.native.recording import AlreadyRecording
         self.recorded = None                     # its memory first
         if self._made == MOST:
             self._say("the batches' shapes change too often")

@@ -56,7 +56,7 @@ class HostUpdate:
             return metrics, norm
         if not math.isfinite(metrics["loss"]):
             return metrics, math.nan
-        return metrics, quietly(self.optimizer.clipped_step)(self.clip, lr=lr)
+        return metrics, quietly(self.optimizer.clipped_step)(self.clip, lr, self.model.parameters())
 
 
 def create_update(model: Any, config: TrainConfig) -> Update:

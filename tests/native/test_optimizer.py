@@ -12,7 +12,8 @@ from nn.backends import native
 from nn.layers.module import Parameter
 from nn.models import MoETransformer
 from nn.optim import AdamW, Muon, ParamGroup, create_optimizer, grad_norm
-from nn.optim.together import Together
+from nn.optim.together import NotTakenError, Together
+from nn.train.gradients import accumulate
 from tests.native.test_recorded_training import batch, bits, recording, steps, update_of
 
 pytestmark = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
@@ -47,7 +48,7 @@ def run(make: Optimizer, dtype: str, max_norm: float | None, together: bool,
     norms = []
     for seed in range(1, 5):
         give_gradients(parameters, seed)
-        step = optimizer.together() if together else None
+        step = optimizer.together(given(optimizer)) if together else None
         assert (step is None) == (not together or seed <= 2)          # moments are there after a step
         norms.append(optimizer.clipped_step(max_norm, lr=0.01 / seed) if step is None
                      else optimizer.take(step, max_norm, lr=0.01 / seed))
@@ -55,8 +56,13 @@ def run(make: Optimizer, dtype: str, max_norm: float | None, together: bool,
     return norms, everything(parameters, optimizer)
 
 
+def given(optimizer: AdamW) -> list[tuple[Any, Any]]:
+    parameters = [slot.param for slot in optimizer._slots.values()]
+    return [(param, param.grad) for param in parameters if param.grad is not None]
+
+
 def step_of(optimizer: AdamW) -> Together:
-    step = optimizer.together()
+    step = optimizer.together(given(optimizer))
     assert step is not None
     return step
 
@@ -116,7 +122,8 @@ def test_what_is_not_dense_goes_one_by_one() -> None:
         step.step()
         give_gradients(each, 3)
     parameters["6"].grad = np.asfortranarray(parameters["6"].grad)
-    assert optimizer.together() is None
+    with pytest.raises(NotTakenError):
+        optimizer.together(given(optimizer))
     assert optimizer.clipped_step(1.0) == pytest.approx(right.take(step_of(right), 1.0), rel=1e-12)
     np.testing.assert_allclose(parameters["6"].data, others["6"].data, rtol=1e-6)
 
@@ -160,3 +167,47 @@ def test_muon_is_recorded_with_its_matrices_behind() -> None:
         found.append((norms, bits(update.model)))
         assert not recorded or recording(update).together is not None
     assert found[0] == found[1]
+
+
+def test_an_error_of_a_part_in_python_is_no_refusal_of_the_replay(monkeypatch: pytest.MonkeyPatch) -> None:
+    update = update_of(MoETransformer.tiny(seed=1), True)
+    update.optimizer = create_optimizer("muon", update.model.named_parameters(), lr=1e-2)
+    steps(update, [batch(i) for i in range(4)])
+    assert recording(update).together is not None
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("of no kernel")
+
+    monkeypatch.setattr("nn.optim.muon.orthogonalized", broken)
+    with pytest.raises(RuntimeError, match="of no kernel"):
+        steps(update, [batch(5)])
+    assert update.optimizer.steps == 5
+
+
+def test_the_norm_is_that_of_the_models_gradients() -> None:
+    found = []
+    for recorded in (True, False):
+        update = update_of(MoETransformer.tiny(seed=1), recorded)
+        some = dict(list(update.model.named_parameters().items())[:5])
+        update.optimizer = AdamW(some, lr=1e-2)
+        norms = [norm for _, norm in steps(update, [batch(i) for i in range(4)])]
+        found.append((norms, bits(update.model)))
+    assert found[0] == found[1]
+    model = update_of(MoETransformer.tiny(seed=1), False).model
+    accumulate(model, [batch(0)], seed=0, step=1)
+    assert found[0][0][0] == grad_norm(model.parameters())
+
+
+def test_an_optimizer_with_a_step_of_its_own_makes_it() -> None:
+    class Counting(AdamW):
+        calls = 0
+
+        def step(self, lr: float | None = None, grad_scale: float = 1.0) -> None:
+            self.calls += 1
+            super().step(lr, grad_scale)
+
+    update = update_of(MoETransformer.tiny(seed=1), True)
+    update.optimizer = optimizer = Counting(update.model.named_parameters(), lr=1e-2)
+    steps(update, [batch(i) for i in range(5)])
+    assert optimizer.calls == 5
+    assert recording(update).apart is optimizer

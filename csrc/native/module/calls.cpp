@@ -18,6 +18,7 @@ int PyTraceMalloc_Untrack(unsigned int domain, uintptr_t place);
 #include "core/record.h"
 #include "core/registry.h"
 #include "module/numpy_memory.h"
+#include "module/python_error.h"
 
 namespace py = pybind11;
 

@@ -63,7 +63,7 @@ double PyClippedStep::run(double max_norm, const py::object& loss, const py::obj
 void bind_clipped_step(py::module_& module) {
     using Self = PyClippedStep;
     py::class_<Self>(module, "ClippedStep", "An optimizer's step over all tensors; see nn/optim/together.py.")
-        .def(py::init<py::array_t<double>>(), py::arg("scale"), "scale: float64 [], where the factor goes")
+        .def(py::init<py::array_t<double>>(), py::arg("scale").noconvert(), "scale: float64 [], where the factor goes")
         .def("measure_also",
              [](Self& self, const py::args& arguments, const py::kwargs& options) {
                  return self.take("sum_of_squares", arguments, options, &ClippedStep::measure_also);
@@ -74,7 +74,8 @@ void bind_clipped_step(py::module_& module) {
              })
         .def("run", &Self::run, py::arg("max_norm"), py::arg("loss") = py::none(),
              py::arg("behind") = py::none());
-    module.def("exact_sum", [](const py::array_t<double>& x) { return exact_sum(x.data(), x.size()); });
+    using Dense = py::array_t<double, py::array::c_style | py::array::forcecast>;
+    module.def("exact_sum", [](const Dense& x) { return exact_sum(x.data(), x.size()); });
 }
 
 }  // namespace nn

@@ -9,6 +9,7 @@
 #include <new>
 
 #include "core/memory.h"
+#include "module/python_error.h"
 
 namespace nn {
 namespace {

@@ -18,8 +18,4 @@ void use_pool_in_numpy_once();
 void watch_numpy(bool on);
 bool made_by_numpy(const void* data);
 
-// Throws the error that Python has set, as pybind11 does.  It is in calls.cpp: reading pybind11's headers
-// takes ten seconds, and nothing else here would need them.
-[[noreturn]] void throw_python_error();
-
 }  // namespace nn

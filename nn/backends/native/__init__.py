@@ -135,6 +135,8 @@ def summary() -> str:
     if reason := missing():
         return reason
     products = "NumPy's BLAS" if extension().blas_is_there() else "the reference"
+    if level() == "amx" and os.environ.get("NN_FLOAT32") != "blas":
+        products = f"tiles and {products}"
     return (f"{level()} (of {' '.join(levels())}), {threads()} threads, "
             f"float32 matrix products by {products}")
 

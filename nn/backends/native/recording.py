@@ -32,6 +32,10 @@ class AlreadyRecording(InputError):
     """One recording at a time: another is active, of this thread or another."""
 
 
+class DeclinedError(InputError):
+    """A recorded kernel does not take what it finds at a replay."""
+
+
 class Places:
     """Where a model's parameters lie when a step is recorded.  A replay reads what lies there: where one has
     been given another array (Parameter.load, load_state_dict) the step must be recorded anew."""
@@ -51,14 +55,14 @@ class Step:
         self._recording = native.extension().Recording()
 
     def replay(self, run: Callable[[Any], Any] = lambda recording: recording.replay()) -> Any:
-        """Run the calls again, on the same places.  InputError if a kernel does not take what lies there
+        """Run the calls again, on the same places.  DeclinedError if a kernel does not take what lies there
         now, an index out of range say; results are those of no step then.
 
         run: what replays the extension's Recording, and more behind it, and what that gives is returned."""
         try:
             return run(self._recording)
         except RuntimeError as error:
-            raise InputError(f"replay: {error}") from None
+            raise DeclinedError(f"replay: {error}") from None
 
     def result(self, array: np.ndarray, what: str = "the result") -> np.ndarray:
         """The array, which every replay writes anew.  InputError, inside the block, if no recorded kernel

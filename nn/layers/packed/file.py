@@ -131,7 +131,7 @@ def _read_header(path: Path) -> tuple[dict[str, Packed], dict[str, Stored], int]
                    for name, one in header.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise InputError(f"{path}: not a file of packed weights ({error})") from None
-    if weights and layout != VERSION:
+    if layout != VERSION and any(Format.of(form).quantized for form, _, _ in weights.values()):
         raise InputError(f"{path}: its weights are laid out as in another version of this library; save it "
                          "again from the model's weights")
     return weights, tensors, 8 + size
