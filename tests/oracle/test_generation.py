@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from nn import MoETransformerConfig
+from nn.backends.reference import drawing
 from nn.generate import SamplingConfig, generate, generate_batch, sampling
 from tests.oracle.compare import random_model, tokens
 
@@ -45,10 +46,10 @@ def their_distribution(logits: np.ndarray, history: np.ndarray, config: Sampling
 
 
 def our_distribution(logits: np.ndarray, history: np.ndarray, config: SamplingConfig) -> np.ndarray:
-    """What `sample` draws from, by the same steps."""
+    """What the reference of `sample` draws from, by the same steps."""
     z = sampling.repetition_penalty(logits, history, config.repetition_penalty)
-    ids, z = sampling.top_k(sampling.temperature(z, config.temperature), config.top_k)
-    weights = sampling.min_p(sampling.top_p(sampling.weights(z), config.top_p), config.min_p)
+    ids, z = drawing.largest(drawing.cooled(z, config.temperature), config.top_k)
+    weights = drawing.min_p(drawing.top_p(drawing.weights(z), config.top_p), config.min_p)
     if ids is not None:
         weights, kept = np.zeros(logits.shape), weights
         np.put_along_axis(weights, ids, kept, axis=1)

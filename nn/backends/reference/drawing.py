@@ -70,7 +70,7 @@ def largest(logits: np.ndarray, k: int) -> tuple[np.ndarray | None, np.ndarray]:
 
 
 def weights(logits: np.ndarray) -> np.ndarray:
-    """round(exp(z) * 2^32) as int64, for z <= 0 with a 0 in each row (what `temperature` returns)."""
+    """round(exp(z) * 2^32) as int64, for z <= 0 with a 0 in each row (what `cooled` returns)."""
     w = np.exp(logits, dtype=np.float64)
     w *= _ONE
     return np.rint(w, out=w).astype(np.int64)
