@@ -57,7 +57,7 @@ $(STAMP): pyproject.toml setup.py requirements.txt
 	    echo "creating $(VENV) with $$($(PYTHON) --version)"; \
 	    $(PYTHON) -m venv --clear $(VENV) || { rm -rf $(VENV); \
 	        echo "Python's venv module is incomplete; on Debian and Ubuntu: apt install python3-venv"; exit 1; }; }
-	@echo "installing cuda-nn and its tools into $(VENV) (half a minute, and two more for the native kernels where there is a C++ compiler)"
+	@echo "installing cuda-nn and its tools into $(VENV) (half a minute, and four more on two cores for the native kernels where there is a C++ compiler)"
 	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-compile -e ".[plot,dev]"
 	@touch $@
 
