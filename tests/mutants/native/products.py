@@ -5,8 +5,8 @@ from tests.mutants.native.workshop import Mutant
 PLAIN, PACKED, EXPERTS = (f"kernels/{name}.cpp" for name in ("matmul", "packed", "packed_experts"))
 GEMV, MATRIX, PRODUCT, REGISTERS = (
     f"kernels/{name}.h" for name in ("gemv", "gemm/matrix", "gemm/product", "gemm/registers"))
-LAYOUT, PACKED_ROWS, PACKED_PRODUCT = (
-    f"kernels/{name}.h" for name in ("packed", "packed_rows", "packed_product"))
+LAYOUT, PACKED_ROWS, PACKED_PAIRS, PACKED_PRODUCT = (
+    f"kernels/{name}.h" for name in ("packed", "packed_rows", "packed_pairs", "packed_product"))
 
 MUTANTS = [
     Mutant(PLAIN, "a few rows lose their bias", "gemv(y, x, weight, bias.data);",
@@ -32,7 +32,7 @@ MUTANTS = [
     Mutant(PRODUCT, "every register of a tile gets the first one's bias", "get(with.bias + col, n)",
            "get(with.bias, n)", "linear"),
     Mutant(REGISTERS, "the last of an odd number of elements is dropped",
-           "if (k % 2 && pair < pairs) to[pair++ * size + i] = row[(k - 1) * from.inner].bits;", "",
+           "if (k % 2 && u < pairs) to[u++ * size + i] = row[(k - 1) * from.inner].bits;", "",
            "linear"),
     Mutant(GEMV, "every other register of a row counts twice", "y[o] = sum(sums[o][0] + sums[o][1]);",
            "y[o] = sum(sums[o][0] + sums[o][0]);", "linear"),
@@ -41,6 +41,9 @@ MUTANTS = [
     Mutant(PACKED_ROWS, "odd elements meet even ones of the weight",
            "sum_here += x.floats[r * x.stride + i + 1] * odd;",
            "sum_here += x.floats[r * x.stride + i] * odd;", "packed_linear"),
+    Mutant(PACKED_PAIRS, "of many rows of pairs the last block of k counts alone",
+           "own[i][v] = add ? load(to + i", "own[i][v] = false ? load(to + i",
+           "test_products.py::test_packed_bfloat16_row_alone_and_among_others"),
     Mutant(PACKED_PRODUCT, "rows that go together are written in the first one's place",
            "row_products(sums, activations.inputs.from(r), here, weight, at * pair, count);\n"
            "                for (int64_t i = 0; i < here; ++i) write(r + i,",

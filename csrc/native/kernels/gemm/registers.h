@@ -27,23 +27,33 @@ struct Tiles {
     ~Tiles() {}  // not trivial: no warning of an unused variable
 };
 
+// own[R][nv] += R rows of a panel of a times nv registers of b that lie `apart`, over `pairs` pairs, `step`
+// words of b each.  The sums are the caller's own variables, so that they stay in registers: through a reference to
+// memory every one of them would be written at every step, since it might be what a and b are read from.
+template <int R, int step>
+static inline void add_dots(Vec (&own)[R][nv], const uint32_t* a, const uint32_t* b, int64_t apart,
+                            int64_t pairs) {
+    for (int64_t k = 0; k < pairs; ++k, a += mr, b += step) {
+        Bits column[nv];
+        for (int v = 0; v < nv; ++v) memcpy(&column[v], b + v * apart, sizeof(Bits));
+#pragma GCC unroll 12
+        for (int i = 0; i < R; ++i) {
+            const Bits row = Bits{} + a[i];
+#pragma GCC unroll 2
+            for (int v = 0; v < nv; ++v) own[i][v] = dot2(own[i][v], row, column[v]);
+        }
+    }
+}
+
 // sums[mr][nr] (+)= a panel of a times one of b, over `pairs` pairs
 template <class T>
 static inline void micro_kernel(Vec (&sums)[mr][nv], const uint32_t* a, const uint32_t* b, int64_t pairs,
                                 bool add = false) {
-    if (!add)
-        for (int i = 0; i < mr; ++i)
-            for (int v = 0; v < nv; ++v) sums[i][v] = Vec{};
-    for (int64_t k = 0; k < pairs; ++k, a += mr, b += nr) {
-        Bits column[nv];
-        for (int v = 0; v < nv; ++v) memcpy(&column[v], b + v * width, sizeof(Bits));
-#pragma GCC unroll 12
-        for (int i = 0; i < mr; ++i) {
-            const Bits row = Bits{} + a[i];
-#pragma GCC unroll 2
-            for (int v = 0; v < nv; ++v) sums[i][v] = dot2(sums[i][v], row, column[v]);
-        }
-    }
+    Vec own[mr][nv];
+    for (int i = 0; i < mr; ++i)
+        for (int v = 0; v < nv; ++v) own[i][v] = add ? sums[i][v] : Vec{};
+    add_dots<mr, nr>(own, a, b, width, pairs);
+    memcpy(&sums, &own, sizeof own);
 }
 
 struct Nothing {};
@@ -68,28 +78,28 @@ static inline Short load_short(const bf16* p) {
 // Rows of a panel of `size`, as many at once as it has or a register takes, and as many pairs as registers
 // can take; how many that is.
 template <int size>
-constexpr int lanes = size < width ? size : width;
+constexpr int at_once = size < width ? size : width;
 template <int size>
 static inline int64_t pack_registers(uint32_t* to, const Operand<bf16>& from, int64_t first, int64_t k) {
-    constexpr size_t bytes = lanes<size> * sizeof(uint32_t);
-    int64_t pair = 0;
+    constexpr size_t bytes = at_once<size> * sizeof(uint32_t);
+    int64_t u = 0;
     if (from.inner != 1) {
-        for (; pair < k / 2; ++pair) {
-            const bf16* const p = from.data + first + 2 * pair * from.inner;
+        for (; u < k / 2; ++u) {
+            const bf16* const p = from.data + first + 2 * u * from.inner;
             const Bits both = __builtin_convertvector(load_short(p), Bits) |
                               __builtin_convertvector(load_short(p + from.inner), Bits) << 16;
-            memcpy(to + pair * size, &both, bytes);
+            memcpy(to + u * size, &both, bytes);
         }
     } else {
-        for (; pair + width <= k / 2; pair += width) {
+        for (; u + width <= k / 2; u += width) {
             Bits rows_here[width] = {};
-            for (int i = 0; i < lanes<size>; ++i)
-                memcpy(&rows_here[i], from.row(first + i) + 2 * pair, sizeof(Bits));
+            for (int i = 0; i < at_once<size>; ++i)
+                memcpy(&rows_here[i], from.row(first + i) + 2 * u, sizeof(Bits));
             transpose(rows_here);
-            for (int i = 0; i < width; ++i) memcpy(to + (pair + i) * size, &rows_here[i], bytes);
+            for (int i = 0; i < width; ++i) memcpy(to + (u + i) * size, &rows_here[i], bytes);
         }
     }
-    return pair;
+    return u;
 }
 
 // One panel of `size` rows from row `first`, `count` of which there are.
@@ -100,17 +110,17 @@ static inline Range pack_panel(uint32_t* to, const Operand<T>& from, int64_t fir
     const int64_t pairs = (k + 1) / 2, here = count - first < size ? count - first : size;
     for (int64_t i = 0; i < size;) {
         // where k is not contiguous a whole register is read
-        const bool whole = i + (from.inner == 1 ? lanes<size> : width) <= count - first;
+        const bool whole = i + (from.inner == 1 ? at_once<size> : width) <= count - first;
         const int64_t done = whole ? pack_registers<size>(to + i, from, first + i, k) : 0;
-        for (const int64_t end = i + (whole ? lanes<size> : 1); i < end; ++i) {
-            int64_t pair = done;
+        for (const int64_t end = i + (whole ? at_once<size> : 1); i < end; ++i) {
+            int64_t u = done;
             if (i < here) {
                 const bf16* const row = from.inner == 1 ? from.row(first + i) : from.data + first + i;
-                for (; pair < k / 2; ++pair)
-                    to[pair * size + i] = pair_at(row + 2 * pair * from.inner, from.inner);
-                if (k % 2 && pair < pairs) to[pair++ * size + i] = row[(k - 1) * from.inner].bits;
+                for (; u < k / 2; ++u)
+                    to[u * size + i] = pair_at(row + 2 * u * from.inner, from.inner);
+                if (k % 2 && u < pairs) to[u++ * size + i] = row[(k - 1) * from.inner].bits;
             }
-            for (; pair < pairs; ++pair) to[pair * size + i] = 0;
+            for (; u < pairs; ++u) to[u * size + i] = 0;
         }
     }
     return {};
