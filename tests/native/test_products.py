@@ -179,6 +179,39 @@ def test_packed_float32_is_float32(shape: tuple[int, int, int]) -> None:
     assert_product(packed_linear(x, weight, bias), x, weight.T, bias=bias)
 
 
+def packed_bfloat16(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    packed = PackedWeight.pack(weight, Format.bf16).data
+    return kernels.packed_linear(x, packed, int(Format.bf16), len(weight))
+
+
+@pytest.mark.parametrize("rows", [2, 4, 5, 8, 12, 13, 20, 33, 530])      # panels whole and cut; two parts
+@pytest.mark.parametrize(("outputs", "inputs"), [(40, 70), (16, 1001), (64, 384), (33, 1), (20, 0)])
+def test_packed_bfloat16_row_alone_and_among_others(rows: int, outputs: int, inputs: int) -> None:
+    """The same bits where there are no tiles, in one block of k and in several; rows lie apart."""
+    x, weight = (draw(seed, *shape).astype(ml_dtypes.bfloat16) for seed, shape in (
+        (1, (rows, inputs + 3)), (2, (outputs, inputs))))
+    x = x[:, :inputs]
+    if inputs > 100:
+        x[1, 5], x[1, 370] = np.inf, np.nan              # in the first block of k, and in the last
+    y = packed_bfloat16(x, weight)
+    wide_x, wide = np.delete(x, 1, axis=0).astype(np.float64), weight.astype(np.float64)
+    exact, size = wide_x @ wide.T, np.abs(wide_x) @ np.abs(wide).T
+    limit = 2.0**-8 * np.abs(exact) + (inputs + 2) * UNIT * size
+    assert np.all(np.abs(np.delete(y, 1, axis=0) - exact) <= limit)
+    assert np.isnan(y[1]).all() == (inputs > 100)
+    if native.level() != "amx":
+        alone = [packed_bfloat16(row[None], weight)[0] for row in x]
+        assert np.array_equal(np.stack(alone), y, equal_nan=True)
+
+
+@pytest.mark.parametrize("rows", [22177, 22188, 25280])        # parts of 512 rows or some more, none empty
+def test_packed_bfloat16_very_many_rows(rows: int) -> None:
+    x, weight = (draw(seed, *shape).astype(ml_dtypes.bfloat16) for seed, shape in (
+        (1, (rows, 1)), (2, (16, 1))))
+    y, exact = packed_bfloat16(x, weight), x.astype(np.float32) * weight.astype(np.float32).T
+    assert np.array_equal(y, exact.astype(ml_dtypes.bfloat16))
+
+
 @pytest.mark.parametrize("left", [*LEFT, (3.0, 2.0**127)], ids=str)
 @pytest.mark.parametrize("right", RIGHT, ids=str)
 def test_packed_scales_mixed_within_a_row(left: tuple[float, ...], right: tuple[float, ...]) -> None:

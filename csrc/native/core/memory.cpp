@@ -184,4 +184,13 @@ void pool_reset_peak() {
     p.counters.peak_bytes = p.counters.bytes_in_use;
 }
 
+bool follows_streams() {
+#if defined(__x86_64__)
+    static const bool found = __builtin_cpu_is("amd");
+    return found;
+#else
+    return false;
+#endif
+}
+
 }  // namespace nn

@@ -71,20 +71,24 @@ struct Blocks {
 
 // ---- activations, as the products want them ----
 
-// float32 rows for f32 and bf16; for q8_0 and q4_0 int8 in blocks of 32 with
-// float32 scales (amax / 127), as llama.cpp has them, and the blocks' sums.
+// float32 rows for f32 and bf16, or pairs of bfloat16 for bf16 where the level multiplies these; for q8_0 and
+// q4_0 int8 in blocks of 32 with float32 scales (amax / 127), as llama.cpp has them, and the blocks' sums.
 struct Inputs {
-    const float* floats;
-    int64_t stride;
-    const int8_t* quants;
-    const float* scales;
-    const int32_t* sums;
-    int64_t blocks;
+    const float* floats = nullptr;
+    const uint32_t* pairs = nullptr;  // along k, of bfloat16 (dot2)
+    int64_t stride = 0;               // of floats or pairs, from row to row
+    const int8_t* quants = nullptr;
+    const float* scales = nullptr;
+    const int32_t* sums = nullptr;
+    int64_t blocks = 0;
 
     Inputs from(int64_t row) const {
-        if (floats) return {floats + row * stride, stride, nullptr, nullptr, nullptr, 0};
-        return {nullptr, 0, quants + row * blocks * block, scales + row * blocks, sums + row * blocks,
-                blocks};
+        if (floats) return {.floats = floats + row * stride, .stride = stride};
+        if (pairs) return {.pairs = pairs + row * stride, .stride = stride};
+        return {.quants = quants + row * blocks * block,
+                .scales = scales + row * blocks,
+                .sums = sums + row * blocks,
+                .blocks = blocks};
     }
 };
 
@@ -120,22 +124,28 @@ static inline void quantize_block(const T* x, int8_t* quants, float* scale, int3
 template <class T>
 struct Activations {
     Scratch<float> floats, scales;
+    Scratch<uint32_t> pairs;
     Scratch<int8_t> quants;
     Scratch<int32_t> sums;
     Inputs inputs;
 
+    static bool in_pairs(Format format) {
+        return multiplies_pairs && sizeof(T) == 2 && format == Format::bf16;
+    }
     static bool as_they_are(const Rows<const T>& x) { return sizeof(T) == 4 && x.cols % 2 == 0; }
     static int64_t stride(int64_t cols) { return (cols + 1) / 2 * 2; }
 
     Activations(const Rows<const T>& x, Format format)
-        : floats(is_quantized(format) || as_they_are(x) ? 1 : x.rows * stride(x.cols)),
+        : floats(is_quantized(format) || in_pairs(format) || as_they_are(x) ? 1 : x.rows * stride(x.cols)),
           scales(is_quantized(format) ? x.rows * x.cols / block : 1),
+          pairs(in_pairs(format) ? x.rows * stride(x.cols) / 2 : 1),
           quants(is_quantized(format) ? x.rows * x.cols : 1),
           sums(is_quantized(format) ? x.rows * x.cols / block : 1) {
         const double work = (double)x.cols * 8;
+        const int64_t to = stride(x.cols);
         if (is_quantized(format)) {
             const int64_t blocks = x.cols / block;
-            inputs = {nullptr, 0, quants.data, scales.data, sums.data, blocks};
+            inputs = {.quants = quants.data, .scales = scales.data, .sums = sums.data, .blocks = blocks};
             parallel_for(x.rows, work, [&](int64_t begin, int64_t end) {
                 for (int64_t r = begin; r < end; ++r)
                     for (int64_t b = 0; b < blocks; ++b) {
@@ -143,11 +153,16 @@ struct Activations {
                         quantize_block(x[r] + b * block, quants + at * block, scales + at, sums + at);
                     }
             });
+        } else if (in_pairs(format)) {
+            inputs = {.pairs = pairs.data, .stride = to / 2};
+            for (int64_t r = 0; r < x.rows; ++r) {
+                if (x.cols % 2) pairs[r * to / 2 + x.cols / 2] = 0;
+                memcpy(pairs + r * to / 2, x[r], (size_t)x.cols * sizeof(T));
+            }
         } else if (as_they_are(x)) {
-            inputs = {(const float*)(const void*)x.data, x.stride, nullptr, nullptr, nullptr, 0};
+            inputs = {.floats = (const float*)(const void*)x.data, .stride = x.stride};
         } else {
-            const int64_t to = stride(x.cols);
-            inputs = {floats.data, to, nullptr, nullptr, nullptr, 0};
+            inputs = {.floats = floats.data, .stride = to};
             parallel_for(x.rows, work, [&](int64_t begin, int64_t end) {
                 for (int64_t r = begin; r < end; ++r) {
                     if (x.cols % 2) floats[r * to + x.cols] = 0.0f;

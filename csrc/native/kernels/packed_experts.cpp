@@ -38,7 +38,7 @@ static inline void few_tokens(const Mixture<T>& mix) {
     const int64_t features = mix.features, k = mix.choices(), all = mix.x.rows * k;
     const Activations<T> of_x(mix.x, mix.gate_up.format);
     const Scratch<T> hidden(all * features);
-    const Groups up(mix.gate_up.panels() / 2);
+    const Groups up(mix.gate_up.panels() / 2, mix.gate_up.format);
     spread(all * up.count, (double)mix.gate_up.bytes() / (double)up.count, [&](int64_t begin, int64_t end) {
         for (int64_t unit = begin; unit < end; ++unit) {
             const int64_t m = unit / up.count, e = mix.expert(m);
@@ -53,7 +53,7 @@ static inline void few_tokens(const Mixture<T>& mix) {
     for (int64_t m = 0; m < all; ++m)
         if (mix.expert(m) >= mix.count) memset(hidden + m * features, 0, (size_t)features * sizeof(T));
     const Activations<T> of_hidden(Rows<const T>{hidden.data, all, features, features}, mix.down.format);
-    const Groups down((mix.down.panels() + 1) / 2);
+    const Groups down((mix.down.panels() + 1) / 2, mix.down.format);
     const int64_t cols = down.pairs * pair_rows;
     const Scratch<float> parts(all * cols);
     spread(all * down.count, (double)mix.down.bytes() / (double)down.count, [&](int64_t begin, int64_t end) {

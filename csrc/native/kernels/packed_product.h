@@ -2,6 +2,7 @@
 // is to be done with the sums is the caller's.
 #pragma once
 #include "kernels/packed_floats.h"
+#include "kernels/packed_pairs.h"
 #include "kernels/packed_rows.h"
 #include "kernels/packed_tiles.h"
 
@@ -32,7 +33,7 @@ static inline void by_rows(const Packed& weight, const Rows<const T>& x, const W
     const Activations<T> activations(x, weight.format);
     const int64_t panels = weight.panels(), pairs = (panels + 1) / 2;
     if (x.rows == 1) {
-        const Groups groups(pairs);
+        const Groups groups(pairs, weight.format);
         spread(groups.count, (double)weight.bytes() / (double)groups.count, [&](int64_t begin, int64_t end) {
             for (int64_t group = begin; group < end; ++group)
                 one_row(activations.inputs, weight, groups, group,
@@ -66,8 +67,9 @@ static inline void by_rows(const Packed& weight, const Rows<const T>& x, const W
     });
 }
 
+constexpr int64_t few_rows = 4;  // up to which by_rows is as fast as what is made for many
+
 #if defined(__AMX_BF16__)
-constexpr int64_t few_rows = 4;  // up to which registers are as fast
 constexpr int64_t least_rows_of_floats = 24;  // below it a good part of the tiles would be padding
 
 template <class T, class Write>
@@ -98,6 +100,29 @@ static inline void by_tiles(const Packed& weight, const Rows<const T>& x, const 
         }
     });
 }
+#else
+
+// write as in by_rows: rows of bfloat16, some inputs, and a bfloat16 weight
+template <class Write>
+static inline void by_pairs(const Packed& weight, const Rows<const bf16>& x, const Write& write) {
+    const PairRows rows_here(x);
+    const int64_t all = weight.panels(), pairs = panels(all, pair), bytes_of_one = weight.panel_bytes();
+    const int64_t most = panels(panels(x.rows, panels(x.rows, rows_together)), mr) * mr;
+    const double bytes_each = (double)(pair * bytes_of_one * most) / 8;
+    spread(pairs * panels(x.rows, most), bytes_each, [&](int64_t begin, int64_t end) {
+        const Scratch<float> sums(most * pair_rows);
+        for (int64_t unit = begin; unit < end; ++unit) {
+            const int64_t at = unit % pairs, first = unit / pairs * most;
+            const int64_t last = first + most < x.rows ? first + most : x.rows;
+            const int64_t left = all - at * pair, next = unit + 1 < end && left > pair ? left - pair : 0;
+            const Coming coming = {weight.data + (all - next) * bytes_of_one,
+                                   (next < pair ? next : pair) * bytes_of_one / 64};
+            many_rows_bf16(sums.data, rows_here, first, last - first, weight, at * pair,
+                           left < pair ? 1 : pair, coming);
+            for (int64_t r = first; r < last; ++r) write(r, at, sums + (r - first) * pair_rows);
+        }
+    });
+}
 #endif
 
 template <class T, class Write>
@@ -108,6 +133,10 @@ static inline void packed_product(const Packed& weight, const Rows<const T>& x, 
         const Activations<T> activations(x, weight.format);
         return floats_by_tiles(weight, activations.inputs, x.rows, rows_together, write);
     }
+#else
+    if constexpr (sizeof(T) == sizeof(bf16))
+        if (x.rows > few_rows && x.cols > 0 && weight.format == Format::bf16)
+            return by_pairs(weight, x, write);
 #endif
     by_rows(weight, x, write);
 }

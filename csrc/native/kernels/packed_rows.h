@@ -1,13 +1,11 @@
-// Products of a few rows with panels of a packed weight, in registers: what
-// decoding is made of, and prefill where there is no AMX.  Bound by reading the
-// weight: one row reads up to eight panels in turn, a little ahead into the
-// first cache.  (Measured, two threads, GB/s: one panel at a time 15, two 19,
-// four 22, eight 24; eight with lines asked for 512 bytes ahead 27, which is all
-// that the machine gives.)
+// Products of a few rows with panels of a packed weight, in registers: what decoding is made of, and prefill
+// where neither tiles nor pairs of bfloat16 serve (packed_tiles.h, packed_floats.h, packed_pairs.h).  Bound
+// by reading the weight: one row reads up to eight panels in turn and, but for AMD's processors, a little
+// ahead into the first cache (see Reading).  Measured, two threads, GB/s, on Sapphire Rapids: one panel at a
+// time 15, two 19, four 22, eight 24; eight with lines asked for 512 bytes ahead 27, all the machine gives.
 //
-// Every sum is formed in the order of k, whatever the number of rows and panels
-// at once: a row alone and among others has the same bits here (tiles, from a few
-// rows on, have others).
+// Every sum is formed in the order of k, whatever the number of rows and panels at once: a row alone and
+// among others has the same bits here (tiles, from a few rows on, have others).
 #pragma once
 #include "kernels/packed.h"
 #include "kernels/quantized.h"
@@ -25,7 +23,26 @@ constexpr int most_rows = 2, most_pairs = 2;
 constexpr int most_rows = 1, most_pairs = 1;
 #endif
 
-static inline void ask_for(const uint8_t* place) { __builtin_prefetch(place + 512, 0, 3); }
+// How one row reads a weight: pairs of panels in turn, and whether it asks for their lines ahead.  Measured
+// with 576 to 2048 inputs, two threads, GB/s, on Zen 5, whose memory gave 88 at some times and 50 at others:
+//                              f32     bf16    q8_0    q4_0
+//     eight panels, asked for  71, 47  68, 44  66, 42  61, 39
+//     eight, not asked for     74, 47  69, 47  68, 46  50
+//     four, not asked for      77, 48  73, 47  65, 45  42, 38
+struct Reading {
+    int pairs = most_pairs;
+    bool asks = true;
+    explicit Reading(Format format) {
+        if (width < 16 || format == Format::q4_0 || !follows_streams()) return;
+        if (format != Format::q8_0) pairs = 2;
+        asks = false;
+    }
+};
+
+template <bool asks>
+static inline void ask_for(const uint8_t* place) {
+    if (asks) __builtin_prefetch(place, 0, 3);
+}
 
 struct Panels {
     const uint8_t* data;  // the first of P
@@ -35,13 +52,13 @@ struct Panels {
 template <int R, int P>
 using Sums = Vec[R][P * lanes];
 
-template <int R, int P>
+template <int R, int P, bool asks>
 static inline void products_f32(Sums<R, P>& sums, const Inputs& x, const Panels& w, int64_t k) {
     for (int64_t i = 0; i < k; ++i) {
         const uint8_t* const at = w.data + i * 64;
 #pragma GCC unroll 8
         for (int p = 0; p < P; ++p) {
-            if (R == 1) ask_for(at + p * w.bytes);
+            ask_for<asks>(at + p * w.bytes + 512);
 #pragma GCC unroll 4
             for (int l = 0; l < lanes; ++l) {
                 const Vec v = load((const float*)(at + p * w.bytes) + l * width);
@@ -52,13 +69,13 @@ static inline void products_f32(Sums<R, P>& sums, const Inputs& x, const Panels&
     }
 }
 
-template <int R, int P>
+template <int R, int P, bool asks>
 static inline void products_bf16(Sums<R, P>& sums, const Inputs& x, const Panels& w, int64_t k) {
     for (int64_t i = 0; i < k; i += 2) {
         const uint8_t* const at = w.data + i * 32;
 #pragma GCC unroll 8
         for (int p = 0; p < P; ++p) {
-            if (R == 1) ask_for(at + p * w.bytes);
+            ask_for<asks>(at + p * w.bytes + 512);
 #pragma GCC unroll 4
             for (int l = 0; l < lanes; ++l) {
                 Bits both;
@@ -75,9 +92,31 @@ static inline void products_bf16(Sums<R, P>& sums, const Inputs& x, const Panels
     }
 }
 
+// The same of rows as pairs
+template <int R, int P, bool asks>
+static inline void products_of_pairs(Sums<R, P>& sums, const Inputs& x, const Panels& w, int64_t k) {
+    for (int64_t u = 0; u < (k + 1) / 2; ++u) {
+        const uint8_t* const at = w.data + u * 64;
+#pragma GCC unroll 8
+        for (int p = 0; p < P; ++p) {
+            ask_for<asks>(at + p * w.bytes + 512);
+#pragma GCC unroll 4
+            for (int l = 0; l < lanes; ++l) {
+                Bits both;
+                memcpy(&both, at + p * w.bytes + l * sizeof both, sizeof both);
+#pragma GCC unroll 8
+                for (int r = 0; r < R; ++r) {
+                    Vec& sum_here = sums[r][p * lanes + l];
+                    sum_here = dot2(sum_here, Bits{} + x.pairs[r * x.stride + u], both);
+                }
+            }
+        }
+    }
+}
+
 // Block b of one row with P panels, line by line of each in turn; quants, scales: of the first panel, the
 // others' w.bytes apart.  Lines that lie `ahead` are asked for.
-template <Format format, int P>
+template <Format format, int P, bool asks>
 static inline void one_block(Sums<1, P>& sums, const Inputs& x, int64_t b, const Panels& w,
                              const uint8_t* quants, const uint8_t* scales, int64_t ahead) {
     Whole dots[P];
@@ -88,29 +127,29 @@ static inline void one_block(Sums<1, P>& sums, const Inputs& x, int64_t b, const
 #pragma GCC unroll 8
         for (int p = 0; p < P; ++p) {
             const uint8_t* const at = quants + p * w.bytes + i;
-            __builtin_prefetch(at + ahead, 0, 3);
+            ask_for<asks>(at + ahead);
             Bits line;
             memcpy(&line, at, sizeof line);
             dots[p] = dot_register<format>(dots[p], line, x.quants + b * block + i / 16);
         }
 #pragma GCC unroll 8
     for (int p = 0; p < P; ++p) {
-        if (b % 2 == 0) __builtin_prefetch(scales + p * w.bytes + ahead, 0, 3);
+        if (b % 2 == 0) ask_for<asks>(scales + p * w.bytes + ahead);
         sums[0][p] += as_floats(dots[p]) * (load_half(scales + p * w.bytes) * x.scales[b]);
     }
 }
 
 // The same of R rows, or where a line is several registers, panel after panel
-template <Format format, int R, int P>
+template <Format format, int R, int P, bool asks>
 static inline void block_by_block(Sums<R, P>& sums, const Inputs& x, int64_t b, const Panels& w,
                                   const uint8_t* quants, const uint8_t* scales, int64_t ahead) {
 #pragma GCC unroll 8
     for (int p = 0; p < P; ++p) {
         const uint8_t *const from = quants + p * w.bytes, *const factors = scales + p * w.bytes;
-        if (R == 1) {
+        if (asks) {
             for (int64_t i = 0; i < Blocks<format>::quants_bytes; i += 64)
-                __builtin_prefetch(from + i + ahead, 0, 3);
-            if (b % 2 == 0) __builtin_prefetch(factors + ahead, 0, 3);
+                ask_for<asks>(from + i + ahead);
+            if (b % 2 == 0) ask_for<asks>(factors + ahead);
         }
 #pragma GCC unroll 4
         for (int l = 0; l < lanes; ++l) {
@@ -124,15 +163,15 @@ static inline void block_by_block(Sums<R, P>& sums, const Inputs& x, int64_t b, 
     }
 }
 
-// Asked for ahead: the next two blocks; at a panel's end the first of the panels that follow these.
-template <Format format, int R, int P>
+// Asked for ahead, if at all: the next two blocks; at a panel's end the first of the panels behind these.
+template <Format format, int R, int P, bool asks>
 static inline void products_quantized(Sums<R, P>& sums, const Inputs& x, const Panels& w) {
     using Where = Blocks<format>;
     const auto add = [&](int64_t b, const uint8_t* quants, const uint8_t* scales, int64_t ahead) {
         if constexpr (R == 1 && lanes == 1)
-            one_block<format, P>(sums, x, b, w, quants, scales, ahead);
+            one_block<format, P, asks>(sums, x, b, w, quants, scales, ahead);
         else
-            block_by_block<format, R, P>(sums, x, b, w, quants, scales, ahead);
+            block_by_block<format, R, P, asks>(sums, x, b, w, quants, scales, ahead);
     };
     const uint8_t* at = w.data;
     int64_t b = 0;
@@ -146,21 +185,24 @@ static inline void products_quantized(Sums<R, P>& sums, const Inputs& x, const P
 }
 
 // to[R][ld]: R rows of x, from `x` on, times P panels
-template <int R, int P>
+template <int R, int P, bool asks = false>
 static inline void products(float* to, int64_t ld, const Inputs& x, const Packed& weight, const Panels& w) {
     Sums<R, P> sums = {};
     switch (weight.format) {
         case Format::f32:
-            products_f32<R, P>(sums, x, w, weight.inputs);
+            products_f32<R, P, asks>(sums, x, w, weight.inputs);
             break;
         case Format::bf16:
-            products_bf16<R, P>(sums, x, w, weight.inputs);
+            if (multiplies_pairs && x.pairs)
+                products_of_pairs<R, P, asks>(sums, x, w, weight.inputs);
+            else
+                products_bf16<R, P, asks>(sums, x, w, weight.inputs);
             break;
         case Format::q8_0:
-            products_quantized<Format::q8_0, R, P>(sums, x, w);
+            products_quantized<Format::q8_0, R, P, asks>(sums, x, w);
             break;
         default:
-            products_quantized<Format::q4_0, R, P>(sums, x, w);
+            products_quantized<Format::q4_0, R, P, asks>(sums, x, w);
     }
     for (int r = 0; r < R; ++r)
         for (int i = 0; i < P * lanes; ++i) store(to + r * ld + i * width, sums[r][i]);
@@ -208,7 +250,7 @@ static inline void add_products_f32(float* to, const Inputs& x, const Panels& w,
         float* const at = to + r * pair_rows;
         for (int i = 0; i < R; ++i)
             for (int j = 0; j < P * lanes; ++j) sums[i][j] = load(at + i * pair_rows + j * width);
-        products_f32<R, P>(sums, x.from(r), w, k);
+        products_f32<R, P, false>(sums, x.from(r), w, k);
         for (int i = 0; i < R; ++i)
             for (int j = 0; j < P * lanes; ++j) store(at + i * pair_rows + j * width, sums[i][j]);
     }
@@ -226,7 +268,7 @@ static inline void many_rows_f32(float* to, const Inputs& x, int64_t rows_here, 
     for (int64_t k = 0; k < weight.inputs; k += most) {
         const int64_t here = weight.inputs - k < most ? weight.inputs - k : most;
         const Panels w = {weight.data + first * weight.panel_bytes() + k * 64, weight.panel_bytes()};
-        const Inputs part = {x.floats + k, x.stride, nullptr, nullptr, nullptr, 0};
+        const Inputs part = {.floats = x.floats + k, .stride = x.stride};
         if (count == pair)
             add_products_f32<most_rows, pair>(to, part, w, rows_here, here);
         else
@@ -235,21 +277,25 @@ static inline void many_rows_f32(float* to, const Inputs& x, int64_t rows_here, 
 }
 
 // to[panels][16]: one row with panels [first, first + count), P at once while there are so many
-template <int P>
+template <int P, bool asks>
 static inline void panels_at_once(float* to, const Inputs& x, const Packed& weight, int64_t first,
                                   int64_t count) {
     const int64_t bytes_of_one = weight.panel_bytes();
     for (; count >= P; first += P, count -= P, to += P * panel_rows)
-        products<1, P>(to, 0, x, weight, {weight.data + first * bytes_of_one, bytes_of_one});
+        products<1, P, asks>(to, 0, x, weight, {weight.data + first * bytes_of_one, bytes_of_one});
     if constexpr (P > 1)
-        if (count > 0) panels_at_once<P == 2 ? 1 : P - 2>(to, x, weight, first, count);
+        if (count > 0) panels_at_once<P == 2 ? 1 : P - 2, asks>(to, x, weight, first, count);
 }
 
 // Pairs of panels, cut in groups that one row is multiplied with at once: of
 // like size, as many for each thread.
 struct Groups {
     int64_t pairs, count;
-    explicit Groups(int64_t all) : pairs(all), count((all + most_pairs - 1) / most_pairs) {
+    bool asks;
+    Groups(int64_t all, Format format) : pairs(all) {
+        const Reading reading(format);
+        asks = reading.asks;
+        count = (all + reading.pairs - 1) / reading.pairs;
         const int64_t together = threads(), even = (count + together - 1) / together * together;
         if (even <= pairs) count = even;
     }
@@ -263,7 +309,11 @@ static inline void one_row(const Inputs& x, const Packed& weight, const Groups& 
     alignas(64) float sums[most_pairs * pair_rows];
     const int64_t first = groups.begin(group), last = groups.begin(group + 1);
     const int64_t left = weight.panels() - first * pair, all = (last - first) * pair;
-    panels_at_once<most_pairs * pair>(sums, x, weight, first * pair, left < all ? left : all);
+    const int64_t here = left < all ? left : all;
+    if (groups.asks)
+        panels_at_once<most_pairs * pair, true>(sums, x, weight, first * pair, here);
+    else
+        panels_at_once<most_pairs * pair, false>(sums, x, weight, first * pair, here);
     for (int64_t at = first; at < last; ++at) write(at, sums + (at - first) * pair_rows);
 }
 

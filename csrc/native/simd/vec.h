@@ -237,8 +237,14 @@ static inline float largest(Vec a) {
     return all[0];
 }
 
-// acc + the product of two pairs of bfloat16 per lane, each product added in float32.  vdpbf16ps takes
-// denormals for 0.
+#if defined(__AVX512BF16__) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+constexpr bool multiplies_pairs = true;  // of bfloat16, in one instruction
+#else
+constexpr bool multiplies_pairs = false;
+#endif
+
+// acc + the product of two pairs of bfloat16 per lane, each product added in float32 (by bfdot both at
+// once).  vdpbf16ps takes denormals for 0.
 static inline Vec dot2(Vec acc, Bits a, Bits b) {
 #if defined(__AVX512BF16__)
     return (Vec)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b);

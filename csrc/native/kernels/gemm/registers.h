@@ -28,8 +28,8 @@ struct Tiles {
 };
 
 // own[R][nv] += R rows of a panel of a times nv registers of b that lie `apart`, over `pairs` pairs, `step`
-// words of b each.  The sums are the caller's own variables, so that they stay in registers: through a reference to
-// memory every one of them would be written at every step, since it might be what a and b are read from.
+// words of b each.  `own` is to be a local array of the caller's: sums that a and b might be read from would
+// be written at every step.
 template <int R, int step>
 static inline void add_dots(Vec (&own)[R][nv], const uint32_t* a, const uint32_t* b, int64_t apart,
                             int64_t pairs) {
