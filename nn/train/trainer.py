@@ -76,6 +76,7 @@ class Trainer:
         """Take over the newest valid checkpoint, if there is one.  Returns the step to continue after."""
         found = latest_valid(self.run.checkpoints)
         if found:
+            self.model.zero_grad()      # what a step that failed has left would be added to
             self.model.load_state_dict(found.tensors["model"])
             self.update.optimizer.load_state_dict(found.tensors["optimizer"])
             self.loader.load_state(found.state["loader"])
