@@ -75,8 +75,8 @@ class Trainer:
     def resume(self) -> int:
         """Take over the newest valid checkpoint, if there is one.  Returns the step to continue after."""
         found = latest_valid(self.run.checkpoints)
+        self.model.zero_grad()              # what a step that failed has left would be added to
         if found:
-            self.model.zero_grad()      # what a step that failed has left would be added to
             self.model.load_state_dict(found.tensors["model"])
             self.update.optimizer.load_state_dict(found.tensors["optimizer"])
             self.loader.load_state(found.state["loader"])

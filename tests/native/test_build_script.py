@@ -64,7 +64,7 @@ def run(project: Path, *arguments: str, how: tuple[str, ...] = (),
     script = str(project / "csrc" / "native" / "build.py")
     command = [sys.executable, *how, script, "--levels", "generic", *arguments]
     return subprocess.run(command, env=os.environ | {"PYTHONPATH": str(found)}, cwd=found, check=False,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
 
 
 def built(project: Path, *arguments: str, environment: str = "environment") -> bool:

@@ -35,8 +35,8 @@ def test_chunks_of_rows_add_up(dtype: Any) -> None:
     slope = np.exp(z - lse[:, None])
     slope[np.arange(rows), targets * rest] -= 1.0
     slope *= 0.5 * rest[:, None]
-    # float32: what one rounding of the largest logit does to its exponential
-    limit = 2.0**-24 * np.abs(z).max() if dtype is np.float32 else 2.0**-6
+    # float32: what the roundings of the largest logit's terms do to its exponential
+    limit = width * 2.0**-24 * np.abs(z).max() if dtype is np.float32 else 2.0**-6
     np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(alone[0], expected, rtol=1e-5, atol=1e-5)
     for found, right in ((dx, slope @ matrix), (dweight, slope.T @ wide)):

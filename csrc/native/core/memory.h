@@ -27,7 +27,7 @@ void pool_trim() noexcept;             // give what is kept back to the system
 PoolCounters pool_counters();
 void pool_reset_peak();
 
-// Whether this processor, AMD's, reads ahead in several places by itself, and worse where it is asked to.
+// Whether this processor reads ahead in several places by itself: AMD's, see Reading in kernels/packed_rows.h.
 bool follows_streams();
 
 }  // namespace nn

@@ -1,7 +1,7 @@
 // Products of a few rows with panels of a packed weight, in registers: what decoding is made of, and prefill
 // where neither tiles nor pairs of bfloat16 serve (packed_tiles.h, packed_floats.h, packed_pairs.h).  Bound
-// by reading the weight: one row reads up to eight panels in turn and, but for AMD's processors, a little
-// ahead into the first cache (see Reading).  Measured, two threads, GB/s, on Sapphire Rapids: one panel at a
+// by reading the weight: one row reads up to eight panels in turn and, where that pays (see Reading), a little
+// ahead into the first cache.  Measured, two threads, GB/s, on Sapphire Rapids: one panel at a
 // time 15, two 19, four 22, eight 24; eight with lines asked for 512 bytes ahead 27, all the machine gives.
 //
 // Every sum is formed in the order of k, whatever the number of rows and panels at once: a row alone and
@@ -185,7 +185,7 @@ static inline void products_quantized(Sums<R, P>& sums, const Inputs& x, const P
 }
 
 // to[R][ld]: R rows of x, from `x` on, times P panels
-template <int R, int P, bool asks = false>
+template <int R, int P, bool asks = R == 1>
 static inline void products(float* to, int64_t ld, const Inputs& x, const Packed& weight, const Panels& w) {
     Sums<R, P> sums = {};
     switch (weight.format) {

@@ -116,7 +116,7 @@ constexpr int64_t second_cache = 1 << 20;  // of its bytes, what packed panels m
 
 template <class T>
 static inline Cut<T> cut(int64_t m, int64_t n, int64_t k, bool a_contiguous, bool b_contiguous) {
-    constexpr int64_t most = parts<T> == 1 ? 4096 : 768, most_sub = 256;  // 32 KB of the first cache
+    constexpr int64_t most = parts<T> == 1 ? 4096 : 768, most_sub = 256;  // a panel of b: 32 KB
     Cut<T> c;
     c.by_rows = m >= n;
     c.blocks = k > most ? panels(k, most) : 1;
