@@ -66,7 +66,7 @@ static inline Whole dot_signed(Whole acc, Bits w, const int8_t* x) {
                      _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(_mm256_set1_epi32(four), q)));
 }
 #elif defined(__ARM_FEATURE_DOTPROD)
-// Compiled, never run: no such machine was at hand. Four bits are 0 to 15, so a
+// Run in emulation alone: no such machine was at hand. Four bits are 0 to 15, so a
 // product of signed bytes serves them, too.
 static inline Whole start_signed(int32_t) { return Whole{}; }
 static inline Whole dot_signed(Whole acc, Bits w, const int8_t* x) {
