@@ -26,10 +26,12 @@ MODELS = {
                                   intermediate_size=160, tie_embeddings=True, **SIZES),
     "odd": MoETransformerConfig(hidden_size=30, num_heads=2, num_kv_heads=1, head_dim=14, num_experts=0,
                                 intermediate_size=45, **SIZES)}
-# largest difference, of the largest logit; 8 bits of activations: measured 2e-3 to 6e-3.  In bfloat16 its own
-# roundings come in addition, measured up to 2.01e-2 together
+# largest difference, of the largest logit; 8 bits of activations: measured 2e-3 to 6e-3
 LIMITS = {"f32": 2e-6, "bf16": 2e-6, "q8_0": 2e-2, "q4_0": 2e-2}
 IDS = np.random.default_rng(3).integers(0, 96, (2, 21))
+# No token's second and third expert are closer than 4e-3 in any format: bfloat16's roundings, up to 1.6e-3 of
+# a router's logit, send none to another one.  (Of IDS one does go, with vdpbf16ps.)
+DECIDED = np.random.default_rng(173).integers(0, 96, (2, 21))
 
 
 def rounded(model: Any, form: str) -> Any:
@@ -56,12 +58,12 @@ def test_equals_the_model_of_rounded_weights(name: str, form: str) -> None:
 def test_goes_on_behind_a_cache(name: str, form: str, dtype: str) -> None:
     packed = from_config(MODELS[name], dtype=dtype).pack(form)
     with no_grad():
-        whole = packed(IDS).numpy().astype(np.float32)
+        whole = packed(DECIDED).numpy().astype(np.float32)
     cache = packed.init_state(2)
-    pieces = [IDS[:, :15], *(IDS[:, i : i + 1] for i in range(15, 21))]
+    pieces = [DECIDED[:, :15], *(DECIDED[:, i : i + 1] for i in range(15, 21))]
     parts = [packed(piece, cache=cache) for piece in pieces]
     found = np.concatenate([part.numpy().astype(np.float32) for part in parts], axis=1)
-    limit = LIMITS[form] + (2e-2 if dtype == "bfloat16" else 0.0)      # of weights, and of activations
+    limit = max(LIMITS[form], 2e-2 if dtype == "bfloat16" else 0.0)
     assert np.abs(found - whole).max() <= limit * np.abs(whole).max()
 
 
