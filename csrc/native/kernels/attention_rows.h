@@ -159,6 +159,7 @@ static inline void attend_part(const FewQueries<T>& a, int64_t b, int64_t g, int
     float *const q = own.data, *const s = q + queries_at_once * size,
                  *const block = s + rows_here * keys_per_part;
     int64_t k_step, v_step;
+    ask_for_rows(a.k.head(b, g), a.k.stride, first, end, a.k.width);
     ask_for_rows(a.v.head(b, g), a.v.stride, first, end, a.v.width);
     const float* const k = as_floats(a.k.head(b, g), a.k.stride, first, end, a.k.width, block, k_step);
     const auto seen = [&](int64_t r, int64_t& low, int64_t& high) {
