@@ -1,6 +1,6 @@
 // Products of a few rows with panels of a packed weight, in registers: what decoding is made of, and prefill
 // where neither tiles nor pairs of bfloat16 serve (packed_tiles.h, packed_floats.h, packed_pairs.h).  Bound
-// by reading the weight: one row reads up to eight panels in turn and, where that pays (see Reading), a little
+// by reading the weight: one row reads panels in turn or one by one and, where that pays (see Reading), a little
 // ahead into the first cache.  Measured, two threads, GB/s, on Sapphire Rapids: one panel at a
 // time 15, two 19, four 22, eight 24; eight with lines asked for 512 bytes ahead 27, all the machine gives.
 //
@@ -23,19 +23,23 @@ constexpr int most_rows = 2, most_pairs = 2;
 constexpr int most_rows = 1, most_pairs = 1;
 #endif
 
-// How one row reads a weight: pairs of panels in turn, and whether it asks for their lines ahead.  Measured
-// with 576 to 2048 inputs, two threads, GB/s, on Zen 5, whose memory gave 88 at some times and 50 at others:
-//                              f32     bf16    q8_0    q4_0
-//     eight panels, asked for  71, 47  68, 44  66, 42  61, 39
-//     eight, not asked for     74, 47  69, 47  68, 46  50
-//     four, not asked for      77, 48  73, 47  65, 45  42, 38
+// How one row reads a weight: pairs of panels of a group, whether these are read together or one after the
+// other, and whether lines are asked for ahead.  Measured with 576 to 2048 inputs, two threads, GB/s, on Zen 5,
+// whose memory gave 66 to 88 at some times and 45 to 50 at others:
+//                                 f32     bf16    q8_0    q4_0
+//     eight panels, asked for     71, 47  68, 44  66, 42  51, 37
+//     eight, not asked for        74, 47  69, 47  66, 47  56, 40
+//     four, not asked for         77, 48  73, 47  65, 45  53, 40
+//     one, not asked for          70      67      69, 46  65, 45
+//     one, asked for                              66, 46  69, 46
 struct Reading {
     int pairs = most_pairs;
-    bool asks = true;
+    bool together = true, asks = true;
     explicit Reading(Format format) {
-        if (width < 16 || format == Format::q4_0 || !follows_streams()) return;
-        if (format != Format::q8_0) pairs = 2;
-        asks = false;
+        if (width < 16 || !follows_streams()) return;
+        pairs = 2;
+        together = !is_quantized(format);
+        asks = format == Format::q4_0;
     }
 };
 
@@ -52,66 +56,47 @@ struct Panels {
 template <int R, int P>
 using Sums = Vec[R][P * lanes];
 
-template <int R, int P, bool asks>
-static inline void products_f32(Sums<R, P>& sums, const Inputs& x, const Panels& w, int64_t k) {
-    for (int64_t i = 0; i < k; ++i) {
+// add(sum, row, line, register) for every register of P panels' lines and every row
+template <class Register, int R, int P, bool asks, class Add>
+static inline void line_by_line(Sums<R, P>& sums, const Panels& w, int64_t lines, const Add& add) {
+    for (int64_t i = 0; i < lines; ++i) {
         const uint8_t* const at = w.data + i * 64;
 #pragma GCC unroll 8
         for (int p = 0; p < P; ++p) {
             ask_for<asks>(at + p * w.bytes + 512);
 #pragma GCC unroll 4
             for (int l = 0; l < lanes; ++l) {
-                const Vec v = load((const float*)(at + p * w.bytes) + l * width);
+                Register some;
+                memcpy(&some, at + p * w.bytes + l * sizeof some, sizeof some);
 #pragma GCC unroll 8
-                for (int r = 0; r < R; ++r) sums[r][p * lanes + l] += x.floats[r * x.stride + i] * v;
+                for (int r = 0; r < R; ++r) add(sums[r][p * lanes + l], r, i, some);
             }
         }
     }
 }
 
 template <int R, int P, bool asks>
+static inline void products_f32(Sums<R, P>& sums, const Inputs& x, const Panels& w, int64_t k) {
+    line_by_line<Vec, R, P, asks>(sums, w, k, [&](Vec& sum_here, int r, int64_t i, const Vec& v) {
+        sum_here += x.floats[r * x.stride + i] * v;
+    });
+}
+
+template <int R, int P, bool asks>
 static inline void products_bf16(Sums<R, P>& sums, const Inputs& x, const Panels& w, int64_t k) {
-    for (int64_t i = 0; i < k; i += 2) {
-        const uint8_t* const at = w.data + i * 32;
-#pragma GCC unroll 8
-        for (int p = 0; p < P; ++p) {
-            ask_for<asks>(at + p * w.bytes + 512);
-#pragma GCC unroll 4
-            for (int l = 0; l < lanes; ++l) {
-                Bits both;
-                memcpy(&both, at + p * w.bytes + l * sizeof both, sizeof both);
-                const Vec even = float_of(both << 16), odd = float_of(both & 0xffff0000u);
-#pragma GCC unroll 8
-                for (int r = 0; r < R; ++r) {
-                    Vec& sum_here = sums[r][p * lanes + l];
-                    sum_here += x.floats[r * x.stride + i] * even;
-                    sum_here += x.floats[r * x.stride + i + 1] * odd;
-                }
-            }
-        }
-    }
+    line_by_line<Bits, R, P, asks>(sums, w, (k + 1) / 2, [&](Vec& sum_here, int r, int64_t u, const Bits& v) {
+        const float* const two = x.floats + r * x.stride + 2 * u;
+        sum_here += two[0] * float_of(v << 16);
+        sum_here += two[1] * float_of(v & 0xffff0000u);
+    });
 }
 
 // The same of rows as pairs
 template <int R, int P, bool asks>
 static inline void products_of_pairs(Sums<R, P>& sums, const Inputs& x, const Panels& w, int64_t k) {
-    for (int64_t u = 0; u < (k + 1) / 2; ++u) {
-        const uint8_t* const at = w.data + u * 64;
-#pragma GCC unroll 8
-        for (int p = 0; p < P; ++p) {
-            ask_for<asks>(at + p * w.bytes + 512);
-#pragma GCC unroll 4
-            for (int l = 0; l < lanes; ++l) {
-                Bits both;
-                memcpy(&both, at + p * w.bytes + l * sizeof both, sizeof both);
-#pragma GCC unroll 8
-                for (int r = 0; r < R; ++r) {
-                    Vec& sum_here = sums[r][p * lanes + l];
-                    sum_here = dot2(sum_here, Bits{} + x.pairs[r * x.stride + u], both);
-                }
-            }
-        }
-    }
+    line_by_line<Bits, R, P, asks>(sums, w, (k + 1) / 2, [&](Vec& sum_here, int r, int64_t u, const Bits& v) {
+        sum_here = dot2(sum_here, Bits{} + x.pairs[r * x.stride + u], v);
+    });
 }
 
 // Block b of one row with P panels, line by line of each in turn; quants, scales: of the first panel, the
@@ -163,7 +148,8 @@ static inline void block_by_block(Sums<R, P>& sums, const Inputs& x, int64_t b, 
     }
 }
 
-// Asked for ahead, if at all: the next two blocks; at a panel's end the first of the panels behind these.
+// Asked for ahead, if at all: the next two blocks, at a panel's end the first of the panels behind these; of a
+// panel alone, what lies behind it: eight blocks.
 template <Format format, int R, int P, bool asks>
 static inline void products_quantized(Sums<R, P>& sums, const Inputs& x, const Panels& w) {
     using Where = Blocks<format>;
@@ -176,7 +162,8 @@ static inline void products_quantized(Sums<R, P>& sums, const Inputs& x, const P
     const uint8_t* at = w.data;
     int64_t b = 0;
     for (; b + 2 <= x.blocks; b += 2, at += Where::two) {
-        const int64_t ahead = b + 2 < x.blocks ? Where::two : P * w.bytes - (at - w.data);
+        const bool more = b + 2 < x.blocks;
+        const int64_t ahead = P == 1 ? 4 * Where::two : more ? Where::two : P * w.bytes - (at - w.data);
         const uint8_t* const scales = at + 2 * Where::quants_bytes;
         add(b, at, scales, ahead);
         add(b + 1, at + Where::quants_bytes, scales + Where::scales_bytes, ahead);
@@ -287,14 +274,11 @@ static inline void panels_at_once(float* to, const Inputs& x, const Packed& weig
         if (count > 0) panels_at_once<P == 2 ? 1 : P - 2, asks>(to, x, weight, first, count);
 }
 
-// Pairs of panels, cut in groups that one row is multiplied with at once: of
-// like size, as many for each thread.
+// Pairs of panels, cut in groups of like size, as many for each thread.
 struct Groups {
     int64_t pairs, count;
-    bool asks;
-    Groups(int64_t all, Format format) : pairs(all) {
-        const Reading reading(format);
-        asks = reading.asks;
+    Reading reading;
+    Groups(int64_t all, Format format) : pairs(all), reading(format) {
         count = (all + reading.pairs - 1) / reading.pairs;
         const int64_t together = threads(), even = (count + together - 1) / together * together;
         if (even <= pairs) count = even;
@@ -310,10 +294,15 @@ static inline void one_row(const Inputs& x, const Packed& weight, const Groups& 
     const int64_t first = groups.begin(group), last = groups.begin(group + 1);
     const int64_t left = weight.panels() - first * pair, all = (last - first) * pair;
     const int64_t here = left < all ? left : all;
-    if (groups.asks)
-        panels_at_once<most_pairs * pair, true>(sums, x, weight, first * pair, here);
+    constexpr int many = most_pairs * pair;
+    if (groups.reading.together && groups.reading.asks)
+        panels_at_once<many, true>(sums, x, weight, first * pair, here);
+    else if (groups.reading.together)
+        panels_at_once<many, false>(sums, x, weight, first * pair, here);
+    else if (groups.reading.asks)
+        panels_at_once<1, true>(sums, x, weight, first * pair, here);
     else
-        panels_at_once<most_pairs * pair, false>(sums, x, weight, first * pair, here);
+        panels_at_once<1, false>(sums, x, weight, first * pair, here);
     for (int64_t at = first; at < last; ++at) write(at, sums + (at - first) * pair_rows);
 }
 
