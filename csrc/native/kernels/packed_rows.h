@@ -1,8 +1,8 @@
 // Products of a few rows with panels of a packed weight, in registers: what decoding is made of, and prefill
 // where neither tiles nor pairs of bfloat16 serve (packed_tiles.h, packed_floats.h, packed_pairs.h).  Bound
-// by reading the weight: one row reads panels in turn or one by one and, where that pays (see Reading), a little
-// ahead into the first cache.  Measured, two threads, GB/s, on Sapphire Rapids: one panel at a
-// time 15, two 19, four 22, eight 24; eight with lines asked for 512 bytes ahead 27, all the machine gives.
+// by reading the weight: one row reads panels in turn or one by one and, where that pays (see Reading), a
+// little ahead into the first cache.  Measured, two threads, GB/s, on Sapphire Rapids: one panel at a time
+// 15, two 19, four 22, eight 24; eight with lines asked for 512 bytes ahead 27, all the machine gives.
 //
 // Every sum is formed in the order of k, whatever the number of rows and panels at once: a row alone and
 // among others has the same bits here (tiles, from a few rows on, have others).
@@ -24,8 +24,8 @@ constexpr int most_rows = 1, most_pairs = 1;
 #endif
 
 // How one row reads a weight: pairs of panels of a group, whether these are read together or one after the
-// other, and whether lines are asked for ahead.  Measured with 576 to 2048 inputs, two threads, GB/s, on Zen 5,
-// whose memory gave 66 to 88 at some times and 45 to 50 at others:
+// other, and whether lines are asked for ahead.  Measured with 576 to 2048 inputs, two threads, GB/s, on
+// Zen 5, whose memory gave 66 to 88 at some times and 45 to 50 at others:
 //                                 f32     bf16    q8_0    q4_0
 //     eight panels, asked for     71, 47  68, 44  66, 42  51, 37
 //     eight, not asked for        74, 47  69, 47  66, 47  56, 40
@@ -148,8 +148,8 @@ static inline void block_by_block(Sums<R, P>& sums, const Inputs& x, int64_t b, 
     }
 }
 
-// Asked for ahead, if at all: the next two blocks, at a panel's end the first of the panels behind these; of a
-// panel alone, what lies behind it: eight blocks.
+// Asked for ahead, if at all: the next two blocks, at a panel's end the first of the panels behind these; by
+// a panel alone what lies eight blocks on.
 template <Format format, int R, int P, bool asks>
 static inline void products_quantized(Sums<R, P>& sums, const Inputs& x, const Panels& w) {
     using Where = Blocks<format>;
