@@ -1,79 +1,88 @@
-"""What this machine could do at best, measured: multiply-adds a second by type, bytes read a second.
+"""What this machine can do at best: multiply-adds a second by type, bytes read a second.  A worker's module,
+and what is done with the worker: a ceiling takes turns with the libraries that are compared with it.
 
-    limits = measure(threads=2);  limits.operations["bfloat16"], limits.read_bytes
+    reached = Ceilings(worker);  reached.read("read");  reached.seen
 
 Loops of csrc/native/kernels/ceiling.cpp, at the level of instructions in use: twelve chains of multiply-adds
 in registers (four tiles of AMX), and reads of a buffer on huge pages, far larger than the caches, at 1, 2, 4
-and 8 places in turn, of which the fastest counts."""
+or 8 places in turn, whichever was the fastest when it was made."""
 
-from dataclasses import dataclass
+import statistics
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from nn.backends import native
+from nn.bench.runs import Measured
+from nn.bench.task import READ, Task, Tasks
 from nn.bench.timing import take
 
+NAME = "ceiling"          # as rows call the library
 TYPES = ("float32", "bfloat16", "int8")
 STREAMS = (1, 2, 4, 8)
 ROUNDS = 100_000
 BUFFER = 1 << 30          # bytes; the largest caches that several cores share hold a tenth of that
+LEAST = 0.06              # seconds of a reading, between samples of seconds
 
 
-@dataclass(frozen=True)
-class Ceilings:
-    """The fastest of several samples each, all threads together."""
-
-    operations: dict[str, float]       # a second by type, a multiply-add being two; int8's add up in int32
-    levels: dict[str, str]             # whose instructions those are
-    read_bytes: float                  # a second
-    streams: int                       # places per thread that this was read at
-    threads: int
-
-    def rows(self) -> list[dict[str, Any]]:
-        """For the report: {"name", "dtype", "rate", "unit"}."""
-        made: list[dict[str, Any]] = [
-            {"name": f"multiply-adds, {self.levels[dtype]}", "dtype": dtype, "rate": rate, "unit": "FLOP/s"}
-            for dtype, rate in self.operations.items()]
-        if self.read_bytes:
-            made.append({"name": f"read, {self.streams} streams a thread", "dtype": "",
-                         "rate": self.read_bytes, "unit": "B/s"})
-        return made
-
-    def seconds(self, flops: float, size: float, dtype: str) -> tuple[str, float]:
-        """(what limits, the least seconds) of work of so many operations and bytes; ("", 0) if unknown."""
-        found = {"multiply-adds": flops / self.operations[dtype]} if self.operations.get(dtype) else {}
-        if self.read_bytes:
-            found["read"] = size / self.read_bytes
-        return max(found.items(), key=lambda item: item[1], default=("", 0.0))
-
-
-def measure(threads: int, *, size: int = BUFFER, samples: int = 5, least: float = 0.05) -> Ceilings:
-    """Of so many threads; all zero where the native kernels are not built."""
+def tasks(size: int = BUFFER, least: float = LEAST) -> Tasks:
+    """{"float32": ..., "bfloat16": ..., "int8": ..., "read": ...}, those that this level has; none where the
+    native kernels are not built."""
     if native.missing():
-        return Ceilings({}, {}, 0.0, 0, threads)
-    with native.limit_threads(threads):
-        module = native.extension()
-        found = {dtype: module.ceiling(dtype) for dtype in TYPES}
-        loops = {dtype: partial(module.multiply_add, dtype, ROUNDS) for dtype in found}
-        rates = {dtype: ROUNDS * each[1] / _fastest(loops[dtype], samples, least)
-                 for dtype, each in found.items() if each}
-        read, streams = _reading(module, size, samples, least)
-    return Ceilings(rates, {dtype: each[0] for dtype, each in found.items() if each}, read, streams, threads)
+        return {}
+    known = [dtype for dtype in TYPES if native.extension().ceiling(dtype)]
+    made: Tasks = {dtype: partial(_multiply_adds, dtype, least) for dtype in known}
+    return made | {READ: lambda: _reads(size, least)}
 
 
-def _reading(module: Any, size: int, samples: int, least: float) -> tuple[float, int]:
-    """(bytes a second, streams) of the fastest way to read so many bytes."""
-    buffer = native.empty((size // 4,), np.float32)
+def _multiply_adds(dtype: str, least: float) -> Task:
+    """A multiply-add is two operations; int8's add up in int32"""
+    level, operations = native.extension().ceiling(dtype)
+    loop = partial(native.extension().multiply_add, dtype, ROUNDS)
+    return Task(_timed(loop, least), flops=ROUNDS * operations, dtype=dtype,
+                facts={"how": f"multiply-adds, {level}"})
+
+
+def _reads(size: int, least: float) -> Task:
+    buffer = native.empty((size // 4,))
     buffer.fill(1.0)
-    rates = {streams: buffer.nbytes / _fastest(partial(module.read_all, buffer, streams), samples, least)
-             for streams in STREAMS}
-    best = max(rates, key=lambda streams: rates[streams])
-    return rates[best], best
+    ways = {streams: partial(native.extension().read_all, buffer, streams) for streams in STREAMS}
+    best = fastest(ways, lambda way: take(way, 0.0).seconds)
+    return Task(_timed(ways[best], least), bytes=float(buffer.nbytes),
+                facts={"how": f"read, {best} stream{'s' * (best > 1)} a thread"})
 
 
-def _fastest(action: Any, samples: int, least: float) -> float:
-    """Seconds of the fastest sample: a ceiling is what was reached at best"""
-    action()
-    return min(take(action, least).seconds for _ in range(samples))
+def fastest(ways: dict[int, Any], seconds: Callable[[Any], float], rounds: int = 5) -> int:
+    """Which way has the least median: in turns, as memory may change its rate meanwhile."""
+    turns = [{name: seconds(way) for name, way in ways.items()} for _ in range(rounds)]
+    return min(ways, key=lambda name: statistics.median(turn[name] for turn in turns))
+
+
+def _timed(loop: Callable[[], None], least: float) -> Callable[[], float]:
+    """Seconds of a repetition; the first does not count: threads of whoever ran before may still spin"""
+    def run() -> float:
+        loop()
+        return take(loop, least).seconds
+
+    return run
+
+
+class Ceilings:
+    """A worker of this module, and what it has reached so far."""
+
+    def __init__(self, worker: Measured) -> None:
+        self.worker = worker
+        self.seen: dict[str, list[float]] = {kind: [] for kind in worker.tasks}
+        self.how: dict[str, str] = {}          # in words
+        self.work: dict[str, float] = {}       # of one repetition
+        self.peak_rss_mb = 0.0
+
+    def read(self, kind: str) -> float:
+        """A second, now, all threads together; 0 where that is not known."""
+        if kind not in self.seen or "error" in (answer := self.worker.sample(kind, 0.0)):
+            return 0.0
+        rate: float = answer["work"] / answer["seconds"]
+        self.seen[kind].append(rate)
+        self.how[kind], self.work[kind] = answer["facts"]["how"], answer["work"]
+        self.peak_rss_mb = answer["peak_rss_mb"]
+        return rate

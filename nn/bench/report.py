@@ -1,48 +1,83 @@
 """Rows of results: as JSON objects, and as a table.
 
-A row has name, library, dtype, threads, tokens_per_second or seconds, low and high (the fastest and the
-slowest sample, in the same unit), samples, disturbed, peak_rss_mb, percent_of_ceiling and which ceiling, date
-and machine; ours also the kernels that ran, and what fell back on the reference; those of training and
-decoding whether the step was recorded, and not_recorded: why not."""
+A row has name, library, dtype, threads, tokens_per_second or seconds (the median), low and high (the least
+and the most of the samples, in the same unit), samples, disturbed, noisy, peak_rss_mb, percent_of_ceiling,
+date and machine; ours also the kernels that ran, and what fell back on the reference; those of training and
+decoding whether the step was recorded, and not_recorded: why not.  What is not known is None.
+
+Where there is a ceiling, a row says which, has the rate of the work done and its unit, ceiling_rate (the
+median of the ceiling beside each sample) and ceiling_range (the least and the most of these).  A ceiling's
+own row has the highest rate of the run, and the range of all readings."""
 
 import os
+import statistics
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from nn.bench import ceilings
 from nn.bench.ceilings import Ceilings
 from nn.bench.runs import Result
+from nn.bench.task import READ
 from nn.train.machine import cpu_model
 
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "bf16", "i8mm")
 OURS = "cuda-nn"
 
 
-def row(name: str, dtype: str, result: Result, limits: Ceilings) -> dict[str, Any]:
+def row(name: str, dtype: str, result: Result, threads: int) -> dict[str, Any]:
     """One result as a JSON object."""
-    where = {"name": name, "library": result.contender, "dtype": dtype, "threads": limits.threads}
+    where = {"name": name, "library": result.contender, "dtype": dtype, "threads": threads}
     if result.error:
-        return where | {"error": result.error} | _here()
-    details = dict(result.details)
-    tokens, flops, size = (details.pop(key) for key in ("tokens", "flops", "bytes"))
-    ceiling, least = limits.seconds(flops, size, details.pop("dtype"))
-    spread = (min(result.samples), max(result.samples))
-    if tokens:
+        return where | _failed(result.error) | _here()
+    details, spread = result.details, (min(result.samples), max(result.samples))
+    if tokens := details["tokens"]:
         speed = {"tokens_per_second": tokens / result.seconds, "low": tokens / spread[1],
                  "high": tokens / spread[0]}
     else:
         speed = {"seconds": result.seconds, "low": spread[0], "high": spread[1]}
-    percent = {"percent_of_ceiling": 100 * least / result.seconds, "ceiling": ceiling} if least else {}
     return (where | speed | {"samples": len(result.samples), "disturbed": result.disturbed,
-                             "noisy": result.noisy, "peak_rss_mb": details.pop("peak_rss_mb")}
-            | percent | details.pop("facts") | _here())
+                             "noisy": result.noisy, "peak_rss_mb": details["peak_rss_mb"]}
+            | _limits(result) | details["facts"] | _here())
 
 
-def ceiling_row(found: dict[str, Any], limits: Ceilings) -> dict[str, Any]:
-    """One ceiling as a JSON object."""
-    return {"name": found["name"], "library": "ceiling", "dtype": found["dtype"], "threads": limits.threads,
-            "rate": found["rate"], "unit": found["unit"]} | _here()
+def _limits(result: Result) -> dict[str, Any]:
+    """What of its ceiling was reached, and what that was meanwhile"""
+    if result.share is None:
+        return {"percent_of_ceiling": None}
+    return {"percent_of_ceiling": 100 * result.share, "rate": result.details["work"] / result.seconds,
+            "ceiling_rate": statistics.median(result.ceilings),
+            "ceiling_range": [min(result.ceilings), max(result.ceilings)]} | _named(result.details["ceiling"])
+
+
+def _named(kind: str) -> dict[str, str]:
+    """Of nn/bench/ceilings.py, for a person"""
+    return {"ceiling": READ, "unit": "B/s"} if kind == READ else {"ceiling": f"{kind} multiply-adds",
+                                                                  "unit": "FLOP/s"}
+
+
+def _failed(error: str) -> dict[str, Any]:
+    return {"seconds": None, "peak_rss_mb": None, "percent_of_ceiling": None, "error": error}
+
+
+def ceiling_rows(limits: Ceilings, threads: int) -> list[dict[str, Any]]:
+    """What each ceiling was in this run; if it could not be measured any more, why."""
+    where = {"library": ceilings.NAME, "threads": threads}
+    made = [where | {"name": limits.how[kind], "dtype": "" if kind == READ else kind}
+            | _reached(limits, kind, rates) | _named(kind) | _here()
+            for kind, rates in limits.seen.items() if rates]
+    if error := limits.worker.error:
+        made.append(where | {"name": "ceilings", "dtype": ""} | _failed(error) | _here())
+    return made
+
+
+def _reached(limits: Ceilings, kind: str, rates: Sequence[float]) -> dict[str, Any]:
+    """`seconds`: of one repetition of the loop, at the highest rate"""
+    low, high = (limits.work[kind] / rate for rate in (max(rates), min(rates)))
+    return {"seconds": low, "low": low, "high": high, "samples": len(rates),
+            "peak_rss_mb": limits.peak_rss_mb, "percent_of_ceiling": None, "rate": max(rates),
+            "ceiling_range": [min(rates), max(rates)]}
 
 
 def _here() -> dict[str, Any]:
@@ -77,12 +112,23 @@ def _flags() -> list[str]:
 
 # ---- the table ----
 
-HEAD = ("", "library", "dtype", "speed", "fastest to slowest", "of ceiling", "of the best other", "peak MB")
+HEAD = ("", "library", "dtype", "speed", "fastest to slowest", "of ceiling", "of highest",
+        "of the best other", "peak MB")
+LEGEND = """
+of ceiling  reading memory (B/s) or multiply-adds in registers (FLOP/s) took turns with the samples: each
+            sample is a share of the mean of the readings before and after it; the median share, of the
+            median of these means
+of highest  the median speed beside the highest reading of the whole run"""
 
 
 def table_rows(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     """One line per row; ours beside the best of the others with the same name and dtype."""
-    return [HEAD, *(_cells(each, _best_other(each, rows)) for each in rows)]
+    highest = {each["ceiling"]: each["rate"] for each in rows if _is_ceiling(each)}
+    return [HEAD, *(_cells(each, highest, _best_other(each, rows)) for each in rows)]
+
+
+def _is_ceiling(row: dict[str, Any]) -> bool:
+    return row["library"] == ceilings.NAME and "error" not in row
 
 
 def _best_other(own: dict[str, Any], rows: Sequence[dict[str, Any]]) -> float | None:
@@ -99,20 +145,33 @@ def _speed(row: dict[str, Any]) -> float:
     return float(row["tokens_per_second"]) if "tokens_per_second" in row else 1.0 / row["seconds"]
 
 
-def _cells(row: dict[str, Any], ratio: float | None) -> tuple[str, ...]:
+def _cells(row: dict[str, Any], highest: dict[str, float], ratio: float | None) -> tuple[str, ...]:
     first = (row["name"], row["library"], row["dtype"])
     if "error" in row:
-        return (*first, f"not measured: {row['error'][:60]}", "", "", "", "")
-    if "rate" in row:
-        return (*first, f"{row['rate'] / 1e9:,.0f} G{row['unit']}", "", "", "", "")
+        return (*first, f"not measured: {row['error'][:60]}", *[""] * 5)
+    peak = f"{row['peak_rss_mb']:,.0f}"
+    if _is_ceiling(row):
+        low, high = row["ceiling_range"]
+        spread = f"{_short(high / 1e9)} - {_short(low / 1e9)}"
+        return (*first, _rate(high, row["unit"]), spread, *[""] * 3, peak)
     per_second = "tokens_per_second" in row
     factor, unit = (1.0, "tokens/s") if per_second else (1e3, "ms")
     value, *ends = (row[key] * factor for key in ("tokens_per_second" if per_second else "seconds",
                                                   *(("high", "low") if per_second else ("low", "high"))))
     note = " (noisy)" if row["noisy"] else ""
-    percent = f"{row['percent_of_ceiling']:.0f} % {row['ceiling']}" if "ceiling" in row else ""
-    return (*first, f"{_short(value)} {unit}", " - ".join(map(_short, ends)) + note, percent,
-            "" if ratio is None else f"{ratio:.2f} x", f"{row['peak_rss_mb']:,.0f}")
+    return (*first, f"{_short(value)} {unit}", " - ".join(map(_short, ends)) + note, *_shares(row, highest),
+            "" if ratio is None else f"{ratio:.2f} x", peak)
+
+
+def _shares(row: dict[str, Any], highest: dict[str, float]) -> tuple[str, str]:
+    if row["percent_of_ceiling"] is None:
+        return "", ""
+    return (f"{row['percent_of_ceiling']:.0f} % of {_rate(row['ceiling_rate'], row['unit'])}",
+            f"{100 * row['rate'] / highest[row['ceiling']]:.0f} %")
+
+
+def _rate(value: float, unit: str) -> str:
+    return f"{_short(value / 1e9)} G{unit}"
 
 
 def _short(value: float) -> str:

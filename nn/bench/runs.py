@@ -1,6 +1,11 @@
 """Several libraries measured in turns: workers started, samples taken, medians formed.
 
-    found = measure([Contender("cuda-nn", "nn.bench.operations"), Contender("torch", TORCH)], ["softmax"])"""
+    with workers([Contender("cuda-nn", "nn.bench.operations"), Contender("torch", TORCH)], 2) as running:
+        found = in_turns(running, "softmax forward", Policy(), read)
+
+A ceiling takes turns, too: one reading between any two samples, and a sample is compared with the mean of the
+one before it and the one after it.  Where memory changes its rate a share then is of the same minutes, and of
+samples that met a change there are few: the median of the shares counts."""
 
 import json
 import os
@@ -8,11 +13,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from nn.bench.timing import DISTURBED
 
@@ -46,6 +51,7 @@ class Result:
     contender: str
     task: str
     samples: tuple[float, ...] = ()    # seconds of one repetition
+    ceilings: tuple[float, ...] = ()   # beside each; 0 where it is not known
     disturbed: int = 0                 # samples thrown away because others used the machine
     noisy: bool = False                # whether disturbed ones had to be kept
     details: dict[str, Any] = field(default_factory=dict)      # of its Task, and peak_rss_mb
@@ -54,6 +60,14 @@ class Result:
     @property
     def seconds(self) -> float:
         return statistics.median(self.samples)
+
+    @property
+    def share(self) -> float | None:
+        """Of the ceiling: the median of what each sample reached of that beside it; None if not known."""
+        if not self.ceilings or not all(self.ceilings):
+            return None
+        return statistics.median(self.details["work"] / seconds / ceiling
+                                 for seconds, ceiling in zip(self.samples, self.ceilings, strict=True))
 
 
 class Worker:
@@ -73,11 +87,18 @@ class Worker:
         self.tasks: list[str] = first.get("tasks", [])
         self.error: str = first.get("error", "")
 
+    def make(self, task: str) -> dict[str, Any]:
+        """Have it prepared and run warm: {"ceiling": which counts} or {"error"}."""
+        return self._asked({"make": task})
+
     def sample(self, task: str, least: float) -> dict[str, Any]:
         """{"seconds", "others", ...} or {"error"}."""
+        return self._asked({"task": task, "least": least})
+
+    def _asked(self, wanted: dict[str, Any]) -> dict[str, Any]:
         if self.error:
             return {"error": self.error}
-        self._send({"task": task, "least": least})
+        self._send(wanted)
         answer = self._answer()
         self.error = answer.get("error", "")
         return answer
@@ -121,45 +142,83 @@ def workers(contenders: Sequence[Contender], threads: int) -> Iterator[list[Work
         yield started
 
 
-def in_turns(running: Sequence[Worker], task: str, policy: Policy) -> list[Result]:
-    """The task by everyone who has it: one sample each, then the next."""
+class Measured(Protocol):
+    """What takes turns: a Worker, or what behaves like one."""
+
+    contender: Contender
+    tasks: list[str]
+    error: str
+
+    def make(self, task: str) -> dict[str, Any]: ...
+    def sample(self, task: str, least: float) -> dict[str, Any]: ...
+    def drop(self, task: str) -> None: ...
+
+
+def in_turns(running: Sequence[Measured], task: str, policy: Policy,
+             read: Callable[[str], float] = lambda _: 0.0) -> list[Result]:
+    """The task by everyone who has it: one sample each, then the next.  read(kind) is what a ceiling is now,
+    a second: it is taken between any two samples, once all have made what they need."""
     taking = [_Taking(worker, task, policy) for worker in running if worker.error or task in worker.tasks]
-    going = taking
-    while going:
-        going = [each for each in going if each.step()]
+    for each in taking:
+        each.make()
+    kinds = sorted({each.kind for each in taking} - {""})
+    before = {kind: read(kind) for kind in kinds}
+    while going := [each for each in taking if each.going]:
+        for each in going:
+            found = each.sample()
+            after = {kind: read(kind) for kind in kinds}
+            each.keep(found, (before.get(each.kind, 0.0), after.get(each.kind, 0.0)))
+            before = after
     for worker in running:
         worker.drop(task)
     return [each.result() for each in taking]
 
 
+@dataclass(frozen=True)
+class _Sample:
+    others: float                      # share of the machine
+    seconds: float
+    ceiling: float
+
+
 class _Taking:
     """The samples of one task by one worker, so far."""
 
-    def __init__(self, worker: Worker, task: str, policy: Policy) -> None:
+    def __init__(self, worker: Measured, task: str, policy: Policy) -> None:
         self.worker, self.task, self.policy = worker, task, policy
-        self.good: list[float] = []
-        self.bad: list[tuple[float, float]] = []          # (share of others, seconds)
+        self.good: list[_Sample] = []
+        self.bad: list[_Sample] = []
         self.details: dict[str, Any] = {}
+        self.kind = ""                                    # of its ceiling
         self.error = ""
 
-    def step(self) -> bool:
-        """One more sample; False if there are enough."""
-        if self.error or len(self.good) >= self.policy.samples or len(self.bad) > self.policy.retries:
-            return False
-        answer = self.worker.sample(self.task, self.policy.least)
+    def make(self) -> None:
+        answer = self.worker.make(self.task)
+        self.kind, self.error = answer.get("ceiling", ""), answer.get("error", "")
+
+    @property
+    def going(self) -> bool:
+        """Whether there are samples to be taken."""
+        return not (self.error or len(self.good) >= self.policy.samples
+                    or len(self.bad) > self.policy.retries)
+
+    def sample(self) -> dict[str, Any]:
+        return self.worker.sample(self.task, self.policy.least)
+
+    def keep(self, answer: dict[str, Any], beside: tuple[float, float]) -> None:
+        """A sample, and the readings of its ceiling before and after it."""
         self.error = answer.pop("error", "")
         if not self.error:
-            seconds, others = answer.pop("seconds"), answer.pop("others")
+            known = statistics.mean(beside) if all(beside) else 0.0
+            found = _Sample(answer.pop("others"), answer.pop("seconds"), known)
             self.details = answer
-            if others > DISTURBED:
-                self.bad.append((others, seconds))
-            else:
-                self.good.append(seconds)
-        return True
+            (self.bad if found.others > DISTURBED else self.good).append(found)
 
     def result(self) -> Result:
         """The undisturbed samples; the least disturbed where there are too few."""
         few = max(0, min(3, self.policy.samples) - len(self.good))
-        kept = [seconds for _, seconds in sorted(self.bad)[:few]]
-        return Result(self.worker.contender.name, self.task, (*self.good, *kept), len(self.bad) - len(kept),
-                      bool(kept), self.details, self.error)
+        least = sorted(self.bad, key=lambda sample: sample.others)[:few]
+        kept = [*self.good, *least]
+        return Result(self.worker.contender.name, self.task, tuple(sample.seconds for sample in kept),
+                      tuple(sample.ceiling for sample in kept), len(self.bad) - len(least), bool(least),
+                      self.details, self.error)

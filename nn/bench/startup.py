@@ -8,14 +8,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nn.bench.ceilings import Ceilings
 from nn.bench.report import OURS, row
-from nn.bench.runs import ROOT, THREADS, Result
+from nn.bench.runs import ROOT, THREADS, Contender, in_turns
 from nn.bench.suites import Run
-from nn.bench.timing import DISTURBED, Sample, take
+from nn.bench.timing import take
 from nn.models import MoETransformer, preset
 
 FIRST_TOKEN = """
@@ -42,8 +42,9 @@ def rows(run: Run, model: str = "small") -> Iterator[dict[str, Any]]:
                     "import nn": (OURS, _python("import nn")),
                     f"first token of {model}": (OURS, _python(FIRST_TOKEN, str(Path(folder) / model)))}
         for name, (library, command) in commands.items():
-            yield row(name, "f32", _timed(name, library, command, run),
-                      Ceilings({}, {}, 0.0, 0, run.threads))
+            worker = _Processes(library, name, command, run.threads)
+            for result in in_turns([worker], name, run.policy):
+                yield row(name, "f32", result, run.threads)
 
 
 def _python(source: str, *arguments: str) -> list[str]:
@@ -59,22 +60,25 @@ def _run(command: list[str], threads: int) -> str:
     return done.stdout
 
 
-def _timed(name: str, library: str, command: list[str], run: Run) -> Result:
-    """Whole processes, from outside: what the user sees"""
-    python, option, source, *rest = command
-    told = _run([python, option, source + PEAK, *rest], run.threads)             # writes bytecode, too
-    peak = int(told.split()[-1]) * 1024 / 1e6
+class _Processes:
+    """A worker (nn/bench/runs.py) whose task is a whole process, from outside: what the user sees."""
 
-    def action() -> None:
-        _run(command, run.threads)
+    def __init__(self, library: str, name: str, command: list[str], threads: int) -> None:
+        self.contender, self.tasks, self.error = Contender(library, ""), [name], ""
+        self.command, self.threads = command, threads
+        self.peak_rss_mb = 0.0
 
-    taken: list[Sample] = []
-    wanted = run.policy.samples
-    while len(taken) < wanted + run.policy.retries:
-        taken.append(take(action, run.policy.least))
-        if sum(sample.others <= DISTURBED for sample in taken) == wanted:
-            break
-    good = tuple(sample.seconds for sample in taken if sample.others <= DISTURBED)
-    kept = good or tuple(sample.seconds for sample in taken)
-    details = {"tokens": 0.0, "flops": 0.0, "bytes": 0.0, "dtype": "", "facts": {}, "peak_rss_mb": peak}
-    return Result(library, name, kept, len(taken) - len(good), not good, details)
+    def make(self, task: str) -> dict[str, Any]:
+        python, option, source, *rest = self.command
+        told = _run([python, option, source + PEAK, *rest], self.threads)        # writes bytecode, too
+        self.peak_rss_mb = int(told.split()[-1]) * 1024 / 1e6
+        return {"ceiling": ""}
+
+    def sample(self, task: str, least: float) -> dict[str, Any]:
+        return asdict(take(self._once, least)) | {"tokens": 0.0, "work": 0.0, "ceiling": "", "facts": {},
+                                                  "peak_rss_mb": self.peak_rss_mb}
+
+    def drop(self, task: str) -> None: ...
+
+    def _once(self) -> None:
+        _run(self.command, self.threads)

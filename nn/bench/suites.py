@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nn.bench import ceilings, models
-from nn.bench.report import OURS, ceiling_row, row
+from nn.bench.ceilings import Ceilings
+from nn.bench.report import OURS, ceiling_rows, row
 from nn.bench.runs import Contender, Policy, in_turns, workers
 from nn.errors import InputError
 from nn.names import by_name, check_name
@@ -100,10 +101,14 @@ def operations(names: Sequence[str], run: Run, small: bool = False,
 
 def _rows(contenders: Sequence[Contender], names: dict[str, str], dtype: str,
           run: Run) -> Iterator[dict[str, Any]]:
-    """The ceilings, then every task by everyone; a library that fails has rows that say so"""
-    limits = ceilings.measure(run.threads, size=run.ceiling_bytes)
-    yield from (ceiling_row(found, limits) for found in limits.rows())
-    with workers(contenders, run.threads) as running:
+    """Every task by everyone, then what the ceilings were; a library that fails has rows that say so"""
+    options = {"size": run.ceiling_bytes, "least": min(ceilings.LEAST, run.policy.least)}
+    first = Contender(ceilings.NAME, "nn.bench.ceilings", options)
+    with workers([first, *contenders], run.threads) as (limiting, *running):
+        limits = Ceilings(limiting)
+        for kind in limits.seen:
+            limits.read(kind)
         for task, name in names.items():
-            for result in in_turns(running, task, run.policy):
-                yield row(name, dtype, result, limits)
+            for result in in_turns(running, task, run.policy, limits.read):
+                yield row(name, dtype, result, run.threads)
+        yield from ceiling_rows(limits, run.threads)

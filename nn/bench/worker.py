@@ -1,6 +1,7 @@
 """The process that measures one library: python -m nn.bench.worker MODULE OPTIONS (JSON).
 
-One JSON object per line comes in, {"task": name, "least": seconds} or {"drop": name}, and one goes out."""
+One JSON object per line comes in, and to all but the last one goes out:
+{"make": name}, {"task": name, "least": seconds}, {"drop": name}."""
 
 import importlib
 import json
@@ -29,10 +30,12 @@ def main(module: str, options: str) -> int:
         for line in sys.stdin:
             wanted = json.loads(line)
             made.pop(wanted.get("drop"), None)
-            if name := wanted.get("task"):
-                if name not in made:
-                    made[name] = _warm(tasks[name]())
-                print(json.dumps(measured(made[name], wanted.get("least", 0.4))), file=answers)
+            if (name := wanted.get("make") or wanted.get("task")) and name not in made:
+                made[name] = _warm(tasks[name]())
+            if "make" in wanted:
+                print(json.dumps({"ceiling": made[name].ceiling}), file=answers)
+            if "task" in wanted:
+                print(json.dumps(measured(made[name], wanted["least"])), file=answers)
     except (InputError, MemoryError, RuntimeError, ImportError) as error:
         print(json.dumps({"error": f"{type(error).__name__}: {error}"[:600]}), file=answers)
     return 0
@@ -49,7 +52,7 @@ def _warm(task: Task) -> Task:
 
 def _measured(task: Task, least: float) -> dict[str, Any]:
     sample = take(task.run, least)
-    own = {name: getattr(task, name) for name in ("tokens", "flops", "bytes", "dtype", "facts")}
+    own = {name: getattr(task, name) for name in ("tokens", "work", "ceiling", "facts")}
     return asdict(sample) | own | {"peak_rss_mb": peak_rss_mb()}
 
 

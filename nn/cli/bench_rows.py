@@ -41,7 +41,7 @@ class HowOptions:
 
 def show(rows: Iterable[dict[str, Any]], options: HowOptions) -> int:
     """One JSON object per row as soon as it is there, or a table of all; status 1 if our own failed."""
-    from nn.bench.report import OURS, machine, table_rows
+    from nn.bench.report import LEGEND, OURS, machine, table_rows
 
     found = []
     for row in rows:
@@ -53,6 +53,8 @@ def show(rows: Iterable[dict[str, Any]], options: HowOptions) -> int:
                ("threads", str(options.count())),
                ("samples", f"{options.samples}, in turns; the median, and fastest to slowest"), ("", "")])
         table(table_rows(found))
+        if any(row["percent_of_ceiling"] is not None for row in found):
+            print(LEGEND)
         for row in found:
             if fallen := row.get("fallbacks"):
                 print(f"{row['name']}: the reference ran instead of a native kernel: {fallen}")

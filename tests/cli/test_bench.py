@@ -9,20 +9,28 @@ import numpy as np
 import pytest
 
 from nn.backends import native
-from nn.bench import models, startup, suites, weights
+from nn.bench import ceilings, models, report, startup, suites, weights
+from nn.bench.ceilings import Ceilings
 from nn.bench.report import OURS
 from nn.bench.runs import Contender, Policy, Result, in_turns, workers
+from nn.bench.task import Task
 from nn.errors import InputError
 from nn.generate import SamplingConfig, generate
 from nn.models.presets import TINY
 
 QUICK = ("--samples", "1", "--seconds", "0", "--threads", "1", "--peers", "none", "--json")
-REQUIRED = {"name", "library", "dtype", "threads", "low", "high", "samples", "disturbed", "peak_rss_mb",
-            "date", "machine"}
+EVERY = {"name", "library", "dtype", "threads", "low", "high", "samples", "peak_rss_mb",
+         "percent_of_ceiling", "date", "machine"}
+REQUIRED = EVERY | {"disturbed", "noisy"}
 
 
 def rows_of(out: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in out.splitlines()]
+    """Each with the fields that all have."""
+    rows = [json.loads(line) for line in out.splitlines()]
+    for each in rows:
+        assert each.keys() >= EVERY
+        assert ("seconds" in each) != ("tokens_per_second" in each)
+    return rows
 
 
 @pytest.mark.parametrize(("words", "names", "speed"), [
@@ -60,10 +68,17 @@ def test_one_json_object_per_row(cuda_nn, words: tuple[str, ...], names: list[st
             assert bool(row["not_recorded"]) is not row["recorded"]
         if not native.missing():
             assert row["percent_of_ceiling"] > 0
-            assert row["ceiling"] in ("read", "multiply-adds")
-    ceilings = [row for row in rows if row["library"] == "ceiling"]
-    assert bool(ceilings) == (native.missing() is None)
-    assert all(row["rate"] > 0 for row in ceilings)
+            low, high = row["ceiling_range"]
+            assert 0 < low <= row["ceiling_rate"] <= high
+    limits = {row["ceiling"]: row for row in rows if row["library"] == "ceiling"}
+    assert bool(limits) == (native.missing() is None)
+    for kind, limit in limits.items():
+        assert limit["unit"] == ("B/s" if kind == "read" else "FLOP/s")
+        assert limit["ceiling_range"][1] == limit["rate"]
+    for row in ours if limits else []:
+        assert row["unit"] == limits[row["ceiling"]]["unit"]
+        assert row["ceiling_range"][1] <= limits[row["ceiling"]]["rate"]
+        assert limits[row["ceiling"]]["samples"] >= 3              # at first, before and after the sample
 
 
 def test_every_operation_runs(cuda_nn) -> None:
@@ -169,36 +184,146 @@ def test_a_library_that_fails_says_so_and_the_others_go_on() -> None:
     assert "no_such_module" in results[1].error
 
 
-def test_disturbed_samples_are_taken_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    shares = iter([0.5, 0.0, 0.3, 0.0, 0.0])
+class Stand:
+    """A worker whose samples are what it is given: (seconds, share of others); it writes down its turns."""
 
-    class Stand:
-        contender, tasks, error = Contender("x", ""), ["a"], ""
+    def __init__(self, *samples: tuple[float, float], name: str = "x", kind: str = "read",
+                 turns: list[str] | None = None) -> None:
+        self.contender, self.tasks, self.error = Contender(name, ""), ["a"], ""
+        self.samples, self.kind, self.turns = iter(samples), kind, [] if turns is None else turns
 
-        def sample(self, task: str, least: float) -> dict[str, Any]:
-            return {"seconds": 1.0, "others": next(shares)}
+    def make(self, task: str) -> dict[str, Any]:
+        self.turns.append(f"make {self.contender.name}")
+        return {"ceiling": self.kind}
 
-        def drop(self, task: str) -> None: ...
+    def sample(self, task: str, least: float) -> dict[str, Any]:
+        self.turns.append(self.contender.name)
+        seconds, others = next(self.samples)
+        return {"seconds": seconds, "others": others, "tokens": 0.0, "work": 60.0, "ceiling": self.kind,
+                "facts": {}, "peak_rss_mb": 1.0}
 
-    (found,) = in_turns([Stand()], "a", Policy(samples=3))         # type: ignore[list-item]
+    def drop(self, task: str) -> None: ...
+
+
+def test_disturbed_samples_are_taken_again() -> None:
+    stand = Stand(*((1.0, others) for others in (0.5, 0.0, 0.3, 0.0, 0.0)))
+    (found,) = in_turns([stand], "a", Policy(samples=3))
     assert (len(found.samples), found.disturbed, found.noisy) == (3, 2, False)
 
 
 def test_a_machine_that_is_never_quiet_gives_noisy_rows() -> None:
-    class Stand:
-        contender, tasks, error = Contender("x", ""), ["a"], ""
-        calls = 0
-
-        def sample(self, task: str, least: float) -> dict[str, Any]:
-            self.calls += 1
-            return {"seconds": float(self.calls), "others": 1.0 / self.calls}
-
-        def drop(self, task: str) -> None: ...
-
-    (found,) = in_turns([Stand()], "a", Policy(samples=3, retries=4))      # type: ignore[list-item]
+    stand = Stand(*((float(call), 1.0 / call) for call in range(1, 6)))
+    rates = iter([10.0, 20.0, 30.0, 40.0, 50.0, 60.0])
+    (found,) = in_turns([stand], "a", Policy(samples=3, retries=4), lambda _: next(rates))
     assert found.noisy
-    assert sorted(found.samples) == [3.0, 4.0, 5.0]                # the least disturbed ones
+    assert found.samples == (5.0, 4.0, 3.0)                        # the least disturbed ones
+    assert found.ceilings == (55.0, 45.0, 35.0)                    # and what was beside these
 
+
+# ---- ceilings ----
+
+def test_a_ceiling_takes_turns_with_the_samples() -> None:
+    turns: list[str] = []
+
+    def read(kind: str) -> float:
+        turns.append(kind)
+        return 1.0
+
+    stands = [Stand((1.0, 0.0), (1.0, 0.0), name=name, turns=turns) for name in "xy"]
+    in_turns(stands, "a", Policy(samples=2), read)
+    assert turns == ["make x", "make y", *["read", "x", "read", "y"] * 2, "read"]
+
+
+def test_a_share_is_of_the_readings_beside_the_sample() -> None:
+    """Work of 60: half of what the memory gives, which changes its rate after the second sample."""
+    rates = iter([60.0, 60.0, 60.0, 120.0, 120.0, 120.0])
+    stand = Stand((2.0, 0.0), (2.0, 0.0), (4 / 3, 0.0), (1.0, 0.0), (1.0, 0.0))
+    (found,) = in_turns([stand], "a", Policy(samples=5), lambda _: next(rates))
+    assert found.ceilings == (60.0, 60.0, 90.0, 120.0, 120.0)
+    assert found.share == pytest.approx(0.5)
+    told = report.row("a", "f32", found, 2)
+    assert told["percent_of_ceiling"] == pytest.approx(50)
+    assert (told["ceiling_rate"], told["ceiling_range"]) == (90.0, [60.0, 120.0])
+    assert told["rate"] == pytest.approx(45)                       # of the median sample
+    assert (told["ceiling"], told["unit"]) == ("read", "B/s")
+
+
+def test_the_share_is_the_median_of_the_samples_shares() -> None:
+    assert Result("x", "a", (1.0, 2.0, 4.0), (10.0, 2.0, 2.0), details={"work": 2.0}).share == 0.25
+    assert Result("x", "a", (1.0,), (0.0,), details={"work": 2.0}).share is None
+    assert Result("x", "a", (1.0,), details={"work": 2.0}).share is None
+
+
+def test_each_is_compared_with_its_own_kind() -> None:
+    stands = [Stand((1.0, 0.0), name="x"), Stand((1.0, 0.0), name="y", kind="int8"),
+              Stand((1.0, 0.0), name="z", kind="")]
+    found = in_turns(stands, "a", Policy(samples=1), {"read": 100.0, "int8": 600.0}.__getitem__)
+    assert [each.share for each in found] == [0.6, 0.1, None]
+    assert report.row("a", "q8_0", found[1], 1)["ceiling"] == "int8 multiply-adds"
+    assert report.row("a", "f32", found[2], 1)["percent_of_ceiling"] is None
+
+
+def test_ceilings_keep_what_they_reached() -> None:
+    class Reading(Stand):
+        def sample(self, task: str, least: float) -> dict[str, Any]:
+            self.error = "" if (answer := next(self.samples, None)) else "no more memory"
+            return {"error": self.error} if answer is None else {
+                "seconds": answer[0], "work": 60e9, "facts": {"how": "read, 4 streams"}, "peak_rss_mb": 7.0}
+
+    worker = Reading((1.0, 0.0), (2.0, 0.0), (1.5, 0.0))
+    worker.tasks = ["read", "int8"]
+    limits = Ceilings(worker)
+    assert [limits.read("read") for _ in range(4)] == [60e9, 30e9, 40e9, 0.0]
+    assert limits.read("float32") == 0.0
+    reached, failed = report.ceiling_rows(limits, 2)
+    assert (reached["rate"], reached["ceiling_range"], reached["samples"]) == (60e9, [30e9, 60e9], 3)
+    assert (reached["seconds"], reached["high"], reached["peak_rss_mb"]) == (1.0, 2.0, 7.0)
+    assert failed["error"] == "no more memory"
+
+
+def test_a_table_shows_the_ceiling_beside_the_samples_and_the_highest_of_the_run() -> None:
+    details = {"tokens": 0.0, "work": 30e9, "ceiling": "read", "facts": {}, "peak_rss_mb": 2.0}
+    mine = report.row("a", "f32", Result(OURS, "a", (1.0, 1.0), (40e9, 40e9), details=details), 2)
+    limit = {"name": "read, 4 streams", "library": "ceiling", "dtype": "", "rate": 75e9, "unit": "B/s",
+             "ceiling": "read", "ceiling_range": [40e9, 75e9], "peak_rss_mb": 3.0}
+    failed = report.row("a", "f32", Result("torch", "a", error="gone"), 2)
+    cells = report.table_rows([mine, failed, limit])
+    lines = [dict(zip(report.HEAD, each, strict=True)) for each in cells[1:]]
+    assert (lines[0]["of ceiling"], lines[0]["of highest"]) == ("75 % of 40 GB/s", "40 %")
+    assert (lines[2]["speed"], lines[2]["fastest to slowest"]) == ("75 GB/s", "75 - 40")
+    assert (failed["percent_of_ceiling"], failed["peak_rss_mb"]) == (None, None)
+
+
+def test_the_way_to_read_is_chosen_in_turns() -> None:
+    """The second way is faster at either rate, and slower than the first one was before the rate fell."""
+    taken: list[int] = []
+
+    def seconds(way: int) -> float:
+        taken.append(way)
+        return {1: 2.0, 2: 1.8}[way] * (1 if len(taken) <= 4 else 3)
+
+    assert ceilings.fastest({1: 1, 2: 2}, seconds) == 2
+    assert taken == [1, 2] * 5
+
+
+def test_a_task_says_which_ceiling_counts() -> None:
+    def run() -> None: ...
+
+    tasks = [Task(run, flops=2.0, dtype="int8"), Task(run, bytes=3.0), Task(run, tokens=1.0)]
+    assert [(task.ceiling, task.work) for task in tasks] == [("int8", 2.0), ("read", 3.0), ("", 0.0)]
+
+
+@pytest.mark.skipif(bool(native.missing()), reason="the ceilings are the native kernels'")
+def test_ceilings_are_measured_with_the_threads_that_rows_say() -> None:
+    one = Contender(ceilings.NAME, "nn.bench.ceilings", {"size": 1 << 16, "least": 0.0})
+    with workers([one], 1) as (worker,):
+        limits = Ceilings(worker)
+        assert "read" in limits.seen
+        assert all(limits.read(kind) > 0 for kind in limits.seen)
+        assert "1 thread" in worker.sample("read", 0.0)["facts"]["kernels"]
+
+
+# ---- peers ----
 
 def test_peers_are_chosen_by_library_or_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     both = [Contender("torch eager", "a"), Contender("torch compile", "b")]
