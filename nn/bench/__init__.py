@@ -5,4 +5,4 @@ the machine could do at best and beside other libraries where they are installed
 
 Every library is measured in a process of its own (worker.py), so that peak memory is its own and no two pools
 of threads meet; the processes take turns, sample by sample (runs.py), so that a machine whose speed drifts
-drifts for all.  ceilings.py has the limits, models.py the models, report.py the rows."""
+drifts for all.  So do the machine's limits (ceilings.py).  models.py has the models, report.py the rows."""

@@ -1,5 +1,5 @@
 """Measure generation on the processor, batch 1: new tokens behind a prompt, and a long prompt read at once.
-Beside reading the weights at the machine's best bandwidth, measured in the same run, and beside llama.cpp and
+Beside reading the weights at the machine's bandwidth, measured in turns with them, and beside llama.cpp and
 PyTorch where they are installed. Weights are random.
 
 Examples:
