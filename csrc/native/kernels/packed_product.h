@@ -57,9 +57,9 @@ static inline void by_rows(const Packed& weight, const Rows<const T>& x, const W
                 for (int64_t r = first; r < last; ++r) write(r, at, kept + (r - first) * pair_rows);
                 continue;
             }
-            for (int64_t r = first; r < last; r += most_rows) {
-                alignas(64) float sums[most_rows * pair_rows];
-                const int64_t here = last - r < most_rows ? last - r : most_rows;
+            for (int64_t r = first; r < last; r += most_quantized_rows) {
+                alignas(64) float sums[most_quantized_rows * pair_rows];
+                const int64_t here = last - r < most_quantized_rows ? last - r : most_quantized_rows;
                 row_products(sums, activations.inputs.from(r), here, weight, at * pair, count);
                 for (int64_t i = 0; i < here; ++i) write(r + i, at, sums + i * pair_rows);
             }

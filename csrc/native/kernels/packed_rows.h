@@ -22,6 +22,9 @@ constexpr int most_rows = 2, most_pairs = 2;
 #else
 constexpr int most_rows = 1, most_pairs = 1;
 #endif
+// Of quantized weights: squares are worth what it takes to form their operands with eight rows, and their
+// float sums are touched once in 32 elements of k, so that they may lie in the first cache.
+constexpr int most_quantized_rows = multiplies_squares ? 8 : most_rows;
 
 // How one row reads a weight: pairs of panels of a group, whether these are read together or one after the
 // other, and whether lines are asked for ahead.  Measured with 576 to 2048 inputs, two threads, GB/s, on
@@ -148,12 +151,57 @@ static inline void block_by_block(Sums<R, P>& sums, const Inputs& x, int64_t b, 
     }
 }
 
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+// The same of R rows, two by two; sums are squares until `as_rows`: those of two rows with a register's first
+// two outputs stand in the first of these rows, those with its last two in the second.
+template <Format format, int R, int P>
+static inline void block_in_squares(Sums<R, P>& sums, const Inputs& x, int64_t b, const Panels& w,
+                                    const uint8_t* quants, const uint8_t* scales) {
+    Int of_rows[R / 2][block / 8];
+    Vec factors[R / 2];
+#pragma GCC unroll 4
+    for (int i = 0; i < R / 2; ++i) {
+        const int64_t at = 2 * i * x.blocks + b;
+        two_rows(of_rows[i], x.quants + at * block, x.blocks * block);
+        const float one = x.scales[at], other = x.scales[at + x.blocks];
+        factors[i] = Vec{one, one, other, other};
+    }
+#pragma GCC unroll 1
+    for (int j = 0; j < P * lanes; ++j) {
+        const int64_t panel = j / lanes * w.bytes, l = j % lanes;
+        Int of_outputs[block / 8][2];
+        two_outputs<format>(of_outputs, quants + panel + l * (int64_t)sizeof(Vec));
+        const Vec scale = load_half(scales + panel + l * width * 2);
+        const Vec scale_of[2] = {first_halves(scale, scale), second_halves(scale, scale)};
+#pragma GCC unroll 4
+        for (int i = 0; i < R / 2; ++i)
+#pragma GCC unroll 2
+            for (int k = 0; k < 2; ++k)
+                sums[2 * i + k][j] +=
+                    as_floats(square(of_rows[i], of_outputs, k)) * (scale_of[k] * factors[i]);
+    }
+}
+
+template <int R, int P>
+static inline void as_rows(Sums<R, P>& sums) {
+    for (int i = 0; i < R; i += 2)
+        for (int j = 0; j < P * lanes; ++j) {
+            const Vec first = sums[i][j], last = sums[i + 1][j];
+            sums[i][j] = first_halves(first, last);
+            sums[i + 1][j] = second_halves(first, last);
+        }
+}
+#endif
+
 // Asked for ahead, if at all: the next two blocks, at a panel's end the first of the panels behind these; by
 // a panel alone what lies eight blocks on.
 template <Format format, int R, int P, bool asks>
 static inline void products_quantized(Sums<R, P>& sums, const Inputs& x, const Panels& w) {
     using Where = Blocks<format>;
     const auto add = [&](int64_t b, const uint8_t* quants, const uint8_t* scales, int64_t ahead) {
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+        if constexpr (R > 1) return block_in_squares<format, R, P>(sums, x, b, w, quants, scales);
+#endif
         if constexpr (R == 1 && lanes == 1)
             one_block<format, P, asks>(sums, x, b, w, quants, scales, ahead);
         else
@@ -169,21 +217,26 @@ static inline void products_quantized(Sums<R, P>& sums, const Inputs& x, const P
         add(b + 1, at + Where::quants_bytes, scales + Where::scales_bytes, ahead);
     }
     if (b < x.blocks) add(b, at, at + Where::quants_bytes, P * w.bytes - (at - w.data));
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+    if constexpr (R > 1) as_rows<R, P>(sums);
+#endif
 }
 
 // to[R][ld]: R rows of x, from `x` on, times P panels
-template <int R, int P, bool asks = R == 1>
+template <int R, int P, bool asks = R == 1>  // of more than most_rows only quantized weights
 static inline void products(float* to, int64_t ld, const Inputs& x, const Packed& weight, const Panels& w) {
     Sums<R, P> sums = {};
     switch (weight.format) {
         case Format::f32:
-            products_f32<R, P, asks>(sums, x, w, weight.inputs);
+            if constexpr (R <= most_rows) products_f32<R, P, asks>(sums, x, w, weight.inputs);
             break;
         case Format::bf16:
-            if (multiplies_pairs && x.pairs)
-                products_of_pairs<R, P, asks>(sums, x, w, weight.inputs);
-            else
-                products_bf16<R, P, asks>(sums, x, w, weight.inputs);
+            if constexpr (R <= most_rows) {
+                if (multiplies_pairs && x.pairs)
+                    products_of_pairs<R, P, asks>(sums, x, w, weight.inputs);
+                else
+                    products_bf16<R, P, asks>(sums, x, w, weight.inputs);
+            }
             break;
         case Format::q8_0:
             products_quantized<Format::q8_0, R, P, asks>(sums, x, w);
@@ -204,10 +257,11 @@ static inline void products_of(float* to, int64_t ld, const Inputs& x, const Pac
         products<R, 1>(to, ld, x, weight, w);
 }
 
-// to[rows][pair_rows]: any rows <= most_rows with panels [first, first + count)
-// of the weight
+// to[rows][pair_rows]: any rows with panels [first, first + count) of the weight
 static inline void row_products(float* to, const Inputs& x, int64_t rows_here, const Packed& weight,
                                 int64_t first, int count) {
+    constexpr int of_any = most_quantized_rows;
+    const int most = is_quantized(weight.format) ? most_quantized_rows : most_rows;
     const int64_t bytes_of_one = weight.panel_bytes();
     const Panels w = {weight.data + first * bytes_of_one, bytes_of_one};
     int64_t r = 0;
@@ -215,12 +269,12 @@ static inline void row_products(float* to, const Inputs& x, int64_t rows_here, c
         const int64_t left = rows_here - r;
         float* const at = to + r * pair_rows;
         const Inputs here = x.from(r);
-        if (most_rows >= 8 && left >= 8) {
-            products_of<most_rows >= 8 ? 8 : 1>(at, pair_rows, here, weight, w, count), r += 8;
-        } else if (most_rows >= 4 && left >= 4) {
-            products_of<most_rows >= 4 ? 4 : 1>(at, pair_rows, here, weight, w, count), r += 4;
-        } else if (most_rows >= 2 && left >= 2) {
-            products_of<most_rows >= 2 ? 2 : 1>(at, pair_rows, here, weight, w, count), r += 2;
+        if (most >= 8 && left >= 8) {
+            products_of<of_any >= 8 ? 8 : 1>(at, pair_rows, here, weight, w, count), r += 8;
+        } else if (most >= 4 && left >= 4) {
+            products_of<of_any >= 4 ? 4 : 1>(at, pair_rows, here, weight, w, count), r += 4;
+        } else if (most >= 2 && left >= 2) {
+            products_of<of_any >= 2 ? 2 : 1>(at, pair_rows, here, weight, w, count), r += 2;
         } else {
             products_of<1>(at, pair_rows, here, weight, w, count), r += 1;
         }

@@ -67,7 +67,8 @@ static inline Whole dot_signed(Whole acc, Bits w, const int8_t* x) {
 }
 #elif defined(__ARM_FEATURE_DOTPROD)
 // Run in emulation alone: no such machine was at hand. Four bits are 0 to 15, so a
-// product of signed bytes serves them, too.
+// product of signed bytes serves them, too. One row comes here, several where
+// there is no smmla (below).
 static inline Whole start_signed(int32_t) { return Whole{}; }
 static inline Whole dot_signed(Whole acc, Bits w, const int8_t* x) {
     int32_t four;
@@ -124,6 +125,12 @@ static inline Vec load_half(const uint8_t* p) {
 static inline Vec load_half(const uint8_t* p) {
     return (Vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
 }
+#elif defined(__aarch64__)
+static inline Vec load_half(const uint8_t* p) {
+    float16x4_t half;
+    memcpy(&half, p, sizeof half);
+    return (Vec)vcvt_f32_f16(half);
+}
 #else
 static inline Vec load_half(const uint8_t* p) {
     Short half;
@@ -134,6 +141,66 @@ static inline Vec load_half(const uint8_t* p) {
     const Bits magnitude = exponent == 0x7c00u ? special : bits_of(scaled);
     return float_of(magnitude | (h & 0x8000u) << 16);
 }
+#endif
+
+// ---- two rows and more, where there is smmla (Arm's i8mm) ----
+//
+// It multiplies two rows with two outputs, eight elements of k of each: the work of two sdot, and the same
+// integers.  A register of four outputs becomes halves of two registers of two outputs; that is done once for
+// all rows.
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+constexpr bool multiplies_squares = true;
+
+// The first halves of two registers, and the second ones
+template <class V>
+static inline V first_halves(V a, V b) { return (V)vzip1q_u64((uint64x2_t)a, (uint64x2_t)b); }
+template <class V>
+static inline V second_halves(V a, V b) { return (V)vzip2q_u64((uint64x2_t)a, (uint64x2_t)b); }
+
+// to[k / 8]: a block of two rows, from x and from x + stride on
+static inline void two_rows(Int (&to)[block / 8], const int8_t* x, int64_t stride) {
+#pragma GCC unroll 2
+    for (int i = 0; i < block / 8; i += 2) {
+        Int one, other;
+        memcpy(&one, x + 8 * i, sizeof one);
+        memcpy(&other, x + stride + 8 * i, sizeof other);
+        to[i] = first_halves(one, other);
+        to[i + 1] = second_halves(one, other);
+    }
+}
+
+// to[k / 8][0 and 1]: a block of four outputs, two by two; the weight's registers lie as in block_dots
+template <Format format>
+static inline void two_outputs(Int (&to)[block / 8][2], const uint8_t* quants) {
+#pragma GCC unroll 4
+    for (int i = 0; i < Blocks<format>::quants_bytes / 128; ++i) {
+        uint32x4_t here, next;
+        memcpy(&here, quants + i * 128, sizeof here);
+        memcpy(&next, quants + i * 128 + 64, sizeof next);
+        const uint8x16_t both[2] = {(uint8x16_t)vzip1q_u32(here, next), (uint8x16_t)vzip2q_u32(here, next)};
+#pragma GCC unroll 2
+        for (int j = 0; j < 2; ++j) {
+            if constexpr (format == Format::q8_0) {
+                to[i][j] = (Int)both[j];
+            } else {
+                const uint8x16_t low = vandq_u8(both[j], vdupq_n_u8(15)), high = vshrq_n_u8(both[j], 4);
+                to[i][j] = (Int)vsubq_u8(low, vdupq_n_u8(8));
+                to[i + 2][j] = (Int)vsubq_u8(high, vdupq_n_u8(8));
+            }
+        }
+    }
+}
+
+// {row 0 x output 0, row 0 x output 1, row 1 x output 0, row 1 x output 1}
+static inline Whole square(const Int (&rows_here)[block / 8], const Int (&outputs)[block / 8][2], int which) {
+    int32x4_t dots = {};
+#pragma GCC unroll 4
+    for (int i = 0; i < block / 8; ++i)
+        dots = vmmlaq_s32(dots, (int8x16_t)rows_here[i], (int8x16_t)outputs[i][which]);
+    return (Int)dots;
+}
+#else
+constexpr bool multiplies_squares = false;
 #endif
 
 }  // namespace nn::NN_LEVEL
