@@ -2,6 +2,7 @@
 
     python csrc/native/build.py                            # make native: nn/backends/native/nn_native.*.so
     python csrc/native/build.py --tests --sanitize thread  # build/native-thread/native_tests, without Python
+    CXX=aarch64-linux-gnu-g++ python csrc/native/build.py --tests --folder build/arm    # of another machine
 
 Every file in kernels/ is compiled once per level of instructions, everything else for the machine's baseline:
 what comes out runs on any processor of its kind (no -march=native), and chooses its level when it starts.
@@ -67,7 +68,9 @@ class Options:
 
 
 def machine() -> str:
-    name = platform.machine().lower()
+    """What the compiler makes code for: another machine than this one where CXX is a cross compiler."""
+    said = subprocess.run([compiler(), "-dumpmachine"], capture_output=True, text=True, check=False).stdout
+    name = (said.strip() or platform.machine()).split("-")[0].lower()
     return {"amd64": "x86_64", "arm64": "aarch64"}.get(name, name if name in LEVELS else "other")
 
 
@@ -195,6 +198,8 @@ def rules(options: Options) -> str:
     written, found, kernels = Rules(options), LEVELS[machine()], "kernels/kernel.h" if precompiles() else ""
     written.compile("core", "core", [])
     for level in options.levels or found:
+        if level not in found:
+            raise BuildError(f"{level} is not a level of {machine()}, which has {' '.join(found)}")
         number, own = found[level]
         # GCC warns of its own intrinsics (bug 105593).
         written.compile("kernels", level, [*own, f"-DNN_LEVEL={level}", f"-DNN_LEVEL_NUMBER={number}",
@@ -239,7 +244,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tests", action="store_true", help="the test program, without Python")
     parser.add_argument("--sanitize", choices=list(SANITIZERS), default="", help="with a checker in it")
-    parser.add_argument("--levels", nargs="+", default=[], help=" ".join(LEVELS[machine()]))
+    parser.add_argument("--levels", nargs="+", default=[], help="of these alone: " + "; ".join(
+        f"{name}: {' '.join(found)}" for name, found in LEVELS.items()))
     parser.add_argument("--folder", type=Path, help="where objects, and test programs, go")
     given = parser.parse_args()
     try:

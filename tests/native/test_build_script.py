@@ -39,6 +39,14 @@ shutil.copystat = lambda *of, **how: os.kill(os.getpid(), signal.SIGKILL)       
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
+CROSS_COMPILER = """#!/bin/sh
+# says that it is another, and compiles what it can
+for one do
+    shift
+    case $one in -dumpmachine) echo aarch64-linux-gnu; exit;; -march=*) ;; *) set -- "$@" "$one";; esac
+done
+exec "$REAL" "$@"
+"""
 
 
 def written(folder: Path, files: dict[str, str]) -> Path:
@@ -57,14 +65,15 @@ def project(tmp_path: Path) -> Path:
     return folder
 
 
-def run(project: Path, *arguments: str, how: tuple[str, ...] = (),
-        environment: str = "environment") -> subprocess.CompletedProcess[str]:
+def run(project: Path, *arguments: str, how: tuple[str, ...] = (), environment: str = "environment",
+        **variables: str) -> subprocess.CompletedProcess[str]:
     """The script of a project, by the path given, with a pybind11 beside `far`"""
     found = next(path / environment for path in project.parents if (path / environment).is_dir())
     script = str(project / "csrc" / "native" / "build.py")
     command = [sys.executable, *how, script, "--levels", "generic", *arguments]
-    return subprocess.run(command, env=os.environ | {"PYTHONPATH": str(found)}, cwd=found, check=False,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
+    return subprocess.run(command, env=os.environ | {"PYTHONPATH": str(found)} | variables, cwd=found,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+                          timeout=300)
 
 
 def built(project: Path, *arguments: str, environment: str = "environment") -> bool:
@@ -185,3 +194,24 @@ def test_headers_whose_copying_was_killed_are_copied_anew(project: Path) -> None
     copy = project / OBJECTS / "pybind11-1.2" / "pybind11"
     for name, text in PYBIND11.items():
         assert (copy / name).read_text() == text, name
+
+
+def test_a_cross_compiler_gets_the_levels_of_its_machine(project: Path) -> None:
+    compiler = project / "aarch64-linux-gnu-g++"
+    compiler.write_text(CROSS_COMPILER)
+    compiler.chmod(0o755)
+    real = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))))
+    written(project / "csrc" / "native", {"tests/main.cpp": "int main() {}\n"})
+    done = run(project, "--tests", "--folder", str(project / "there"), "--levels", "neon_bf16",
+               CXX=str(compiler), REAL=real)
+    assert done.returncode == 0, done.stdout
+    rules = (project / "there" / "build.ninja").read_text()
+    assert "-march=armv8.2-a+bf16+i8mm+dotprod -DNN_LEVEL=neon_bf16" in rules
+    assert (project / "there" / "objects" / "neon_bf16" / "kernels" / "twice.o").is_file()
+
+
+def test_a_level_of_no_machine_is_refused(project: Path) -> None:
+    done = run(project, "--levels", "avx1024")
+    assert done.returncode == 1
+    assert "cuda-nn: avx1024 is not a level of" in done.stdout
+    assert "which has generic" in done.stdout
