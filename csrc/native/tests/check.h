@@ -1,5 +1,5 @@
-// A test is a function that CHECKs; TEST names it; main runs all, or those whose names contain the first
-// argument.
+// A test is a function that CHECKs; TEST names it; main runs all, or those whose names contain its argument,
+// but those named after --without.
 #pragma once
 #include <cstdio>
 #include <cstdlib>
