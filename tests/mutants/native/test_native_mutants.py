@@ -5,7 +5,8 @@
 
 Which one of a family is planted follows from its sources: another one whenever they change, the same one
 until then, so that a failure can be repeated.  Bugs in what every kernel includes are planted by
-`make mutants` alone: each of them compiles everything anew."""
+`make mutants` alone: each of them compiles everything anew.  Bugs for Arm are planted where its compiler and
+emulator are installed (.ci/arm)."""
 
 import hashlib
 import os
@@ -15,16 +16,16 @@ from pathlib import Path
 import pytest
 
 from nn.backends import native
-from tests.mutants.native.workshop import SOURCES, Mutant, Workshop, families, mutants
+from tests.mutants.native.workshop import SOURCES, Mutant, Workshop, emulated, families, mutants
 
 pytestmark = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
 EVERY = [(name, mutant) for name in families() for mutant in mutants(name)]
-LEVELS = native.levels() if native.missing() is None else []
+LEVELS = native.levels() + emulated() if native.missing() is None else []
 INCLUDED_EVERYWHERE = ("kernels/kernel.h", "simd/vec.h", "simd/math.h", "core/types.h")
 
 
 def here(name: str) -> list[Mutant]:
-    """Those of a family whose instructions this processor has."""
+    """Those of a family whose instructions this processor or an emulator has."""
     return [mutant for mutant in mutants(name) if mutant.level in LEVELS]
 
 

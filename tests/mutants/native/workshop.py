@@ -5,10 +5,12 @@ find each of them.
 
 A family is a module beside this one with MUTANTS.  A copy is built by its own build.py at the level that a
 mutant names; of that a copy has the bug in it, and only the files that the bug is in are compiled; the tests
-of the mutant run in a process of their own, with that module in nn_native's place (in_its_place.py)."""
+of the mutant run in a process of their own, with that module in nn_native's place (in_its_place.py).  Where
+the level is Arm's and the machine is not, the test program is built and emulated, as .ci/arm does."""
 
 import importlib
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -22,8 +24,10 @@ HERE = Path(__file__).resolve()
 ROOT = HERE.parents[3]
 SOURCES = ROOT / "csrc" / "native"
 OBJECTS = ROOT / "build" / f"native-{sysconfig.get_config_var('SOABI')}"        # build.py's default folder
+CROSS_COMPILER = "aarch64-linux-gnu-g++"
+EMULATOR = ("qemu-aarch64", "-cpu", "max", "-L", "/usr/aarch64-linux-gnu")
 TIMEOUT = 60                                 # seconds for the tests; a mutant may never end
-FAILED = 1                                   # pytest: tests were run, and some failed
+FAILED = 1                                   # pytest, the test program: tests were run, and some failed
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Mutant:
     instead: str
     found_by: str                            # a kernel, or "test_FILE.py::NAME" of tests/native
     level: str = "avx2"                      # of instructions, at which it is compiled and run
+    program: str = ""                        # what finds it in the test program, where the level is emulated
 
 
 def families() -> list[str]:
@@ -46,6 +51,12 @@ def families() -> list[str]:
 def mutants(name: str) -> list[Mutant]:
     family: Any = importlib.import_module(f"tests.mutants.native.{name}")
     return list(family.MUTANTS)
+
+
+def emulated() -> list[str]:
+    """Levels that this processor cannot have, and an emulator does."""
+    tools = all(map(shutil.which, (CROSS_COMPILER, EMULATOR[0])))
+    return ["neon_bf16"] if tools and platform.machine() not in ("aarch64", "arm64") else []
 
 
 class Workshop:
@@ -78,17 +89,21 @@ class Workshop:
         if not place.exists():
             shutil.copytree(SOURCES, place / "csrc" / "native", ignore=shutil.ignore_patterns("__pycache__"))
             (place / "nn" / "backends" / "native").mkdir(parents=True)
-            if OBJECTS.is_dir():
-                others = {path.name for path in (OBJECTS / "objects").iterdir()} - {level, "core", "module"}
-                shutil.copytree(OBJECTS, place / "build" / OBJECTS.name, ignore=lambda folder, names:
-                                others & set(names) if Path(folder) == OBJECTS / "objects" else ())
+            objects = folder_of_objects(level)
+            if objects.is_dir():
+                needed = {level, "core", "module", "tests"}
+                others = {path.name for path in (objects / "objects").iterdir()} - needed
+                shutil.copytree(objects, place / "build" / objects.name, ignore=lambda folder, names:
+                                others & set(names) if Path(folder) == objects / "objects" else ())
         return place
 
-    def _said(self, module: Path, mutant: Mutant) -> str:
+    def _said(self, output: Path, mutant: Mutant) -> str:
         """The last line of a failing run of the mutant's tests; "" if they pass."""
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider",
                    "-p", "tests.mutants.native.in_its_place", *chosen(mutant)]
-        variables = os.environ | {"NN_MUTANT": str(module), "NN_THREADS": "2"}
+        if mutant.level in emulated():
+            command = [*EMULATOR, str(output), mutant.program]
+        variables = os.environ | {"NN_MUTANT": str(output), "NN_THREADS": "2"}
         variables.pop("PYTEST_ADDOPTS", None)
         try:
             done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True,
@@ -101,13 +116,22 @@ class Workshop:
             return f"the process ended by signal {-done.returncode}"
         if done.returncode != FAILED:
             raise RuntimeError(f"{' '.join(command)}:\n{done.stdout[-4000:]}{done.stderr[-2000:]}")
-        return next(line for line in done.stdout.splitlines() if line.startswith("E ")).strip()[:200]
+        said = done.stdout.splitlines() + done.stderr.splitlines()
+        return next(line for line in said if line.startswith("E ") or ": failed: " in line).strip()[:200]
+
+
+def folder_of_objects(level: str) -> Path:
+    return ROOT / "build" / "native-aarch64" if level in emulated() else OBJECTS        # .ci/arm's folder
 
 
 def built(place: Path, level: str) -> Path:
-    """The module of a copy, of its sources as they are now."""
-    done = subprocess.run([sys.executable, str(place / "csrc" / "native" / "build.py"), "--levels", level],
-                          capture_output=True, text=True, check=False)
+    """The module of a copy, or its test program, of its sources as they are now."""
+    command = [sys.executable, str(place / "csrc" / "native" / "build.py"), "--levels", level]
+    variables = dict(os.environ)
+    if level in emulated():
+        command += ["--tests", "--folder", str(place / "build" / folder_of_objects(level).name)]
+        variables["CXX"] = CROSS_COMPILER
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stdout[-4000:] + done.stderr[-4000:])
     return Path(done.stdout.splitlines()[-1])
