@@ -122,13 +122,14 @@ def _texts(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Prompts [B,T] -> per step the ids [B] and which rows have not met EOS [B]; ends when none is left."""
     draw = context.drawing(prompts, config, rows)
-    live = np.ones(len(prompts), dtype=bool)
+    live, last = np.ones(len(prompts), dtype=bool), frozenset(config.eos_ids or ())
     for step in range(config.max_tokens):
         with context.evaluating():
             ids = draw(step)
-        live = live & ~np.isin(ids, config.eos_ids or ())
-        if not live.any():
-            return
+        if last:
+            live = live & [token not in last for token in ids.tolist()]
+            if not live.any():
+                return
         yield ids, live
 
 
