@@ -69,8 +69,11 @@ class Options:
 
 def machine() -> str:
     """What the compiler makes code for: another machine than this one where CXX is a cross compiler."""
-    said = subprocess.run([compiler(), "-dumpmachine"], capture_output=True, text=True, check=False).stdout
-    name = (said.strip() or platform.machine()).split("-")[0].lower()
+    asked = subprocess.run([compiler(), "-dumpmachine"], capture_output=True, text=True, check=False)
+    if asked.returncode and os.environ.get("CXX"):
+        raise BuildError(f"{compiler()} -dumpmachine does not say what it makes code for: "
+                         + asked.stderr[:400])
+    name = (asked.stdout.strip() or platform.machine()).split("-")[0].lower()
     return {"amd64": "x86_64", "arm64": "aarch64"}.get(name, name if name in LEVELS else "other")
 
 

@@ -184,13 +184,20 @@ void pool_reset_peak() {
     p.counters.peak_bytes = p.counters.bytes_in_use;
 }
 
-bool follows_streams() {
+namespace {
+
+bool& following() {
 #if defined(__x86_64__)
-    static const bool found = __builtin_cpu_is("amd");
-    return found;
+    static bool whether = __builtin_cpu_is("amd");
 #else
-    return false;
+    static bool whether = false;
 #endif
+    return whether;
 }
+
+}  // namespace
+
+bool follows_streams() { return following(); }
+void follow_streams(bool whether) { following() = whether; }
 
 }  // namespace nn

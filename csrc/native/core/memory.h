@@ -29,5 +29,6 @@ void pool_reset_peak();
 
 // Whether this processor reads ahead in several places by itself: AMD's, see Reading in kernels/packed_rows.h.
 bool follows_streams();
+void follow_streams(bool whether);  // for tests: as if it did, or not
 
 }  // namespace nn

@@ -194,7 +194,7 @@ static inline void as_rows(Sums<R, P>& sums) {
 #endif
 
 // Asked for ahead, if at all: the next two blocks, at a panel's end the first of the panels behind these; by
-// a panel alone what lies eight blocks on.
+// a panel alone what lies eight blocks on, but for an odd block at its end.
 template <Format format, int R, int P, bool asks>
 static inline void products_quantized(Sums<R, P>& sums, const Inputs& x, const Panels& w) {
     using Where = Blocks<format>;

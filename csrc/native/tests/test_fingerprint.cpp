@@ -30,9 +30,10 @@ void sees(Of of, std::vector<char>& data, int64_t place) {
         nn::set_threads(threads);
         CHECK(of(data.data(), size) == before);
     }
+    nn::set_threads(2);
 }
 
-TEST(a_fingerprint_sees_one_bit_at_every_place) {
+TEST(a_fingerprint_sees_one_bit_that_changes) {
     for (int64_t size : {1, 7, 64, 65, 200}) {
         std::vector<char> data = drawn(size);
         for (int64_t place = 0; place < size; ++place) sees(nn::fingerprint, data, place);
@@ -42,6 +43,19 @@ TEST(a_fingerprint_sees_one_bit_at_every_place) {
         for (int64_t place = 0; place < size; place += 6551) sees(nn::fingerprint, data, place);
         sees(nn::fingerprint, data, size - 1);
     }
+}
+
+TEST(a_fingerprint_is_the_same_inside_a_loop) {
+    nn::set_threads(2);
+    const std::vector<char> data = drawn(400000);
+    const auto of = [&] { return nn::fingerprint(data.data(), static_cast<int64_t>(data.size())); };
+    const nn::Fingerprint outside = of();
+    const auto body = [&](int64_t begin, int64_t end) {
+        for (; begin < end; ++begin) CHECK(of() == outside);
+    };
+    nn::parallel_chunks(
+        8, 1, [](void* f, int64_t b, int64_t e) { (*static_cast<decltype(body)*>(f))(b, e); },
+        const_cast<void*>(static_cast<const void*>(&body)));
 }
 
 // Equal pieces that change places, and lengths, are seen, too.

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <tuple>
 
+#include "core/memory.h"
 #include "core/threads.h"
 #include "tests/calls.h"
 
@@ -20,7 +21,7 @@ constexpr int64_t block = 32, panel_rows = 16;
 
 bool is_quantized(Format format) { return format == q4_0 || format == q8_0; }
 
-// Anything from 0 to 255, another number for every pair
+// Anything from 0 to 255, as if drawn for the pair
 int64_t drawn(int64_t i, int64_t j) { return ((i * 40503 + j * 30011 + 7) * 2654435761 >> 16) & 255; }
 
 uint16_t half_scale(int64_t output, int64_t b) {
@@ -136,7 +137,25 @@ void rows_alone_have_the_same_bits(const Weight& weight, const Tensor& y) {
     }
 }
 
-TEST(packed_products) {
+// Wide enough for all panels that one row reads together, for every smaller number of them, and for what is
+// left behind them.
+TEST(packed_products_of_one_row) {
+    const bool usual = nn::follows_streams();
+    for (nn::Level level : nn::levels_here())
+        for (Format format : {f32, bf16, q8_0, q4_0})
+            for (int64_t outputs : {250, 200, 100}) {
+                CHECK(nn::use_level(nn::level_name(level)));
+                const Weight weight(format, outputs, is_quantized(format) ? 96 : 91);
+                for (bool streams : {false, true})
+                    for (int threads : {1, 2}) {
+                        nn::follow_streams(streams), nn::set_threads(threads);
+                        for (DType T : types) compare(weight, product(weight, T, 0, 1), false);
+                    }
+            }
+    nn::follow_streams(usual);
+}
+
+TEST(packed_products_of_rows) {
     nn::set_threads(2);
     for (nn::Level level : nn::levels_here())
         for (Format format : {f32, bf16, q8_0, q4_0})

@@ -12,6 +12,7 @@ PACKED = {"f32": ((0, 3, 4), (1, 1, 1), (1, 5, 40), (2, 64, 33), (5, 7, 16), (21
           "bf16": ((0, 3, 4), (1, 1, 1), (1, 5, 40), (2, 64, 33), (5, 7, 16), (37, 66, 50), (3, 4, 0)),
           "q8_0": ((0, 32, 4), (1, 64, 40), (3, 96, 33), (21, 64, 16), (70, 32, 50), (3, 32, 0)),
           "q4_0": ((0, 32, 4), (1, 64, 40), (3, 96, 33), (21, 64, 16), (70, 32, 50), (3, 32, 0))}
+WIDE = (1, 96, 250)           # of one row: all panels that are read together, and some behind them
 
 
 def _packed(draw: Draw, form: str, *shape: int, gated: bool = False) -> np.ndarray:
@@ -31,7 +32,7 @@ def packed_weights(kernel: str) -> Table:
                 {"bias": None, "residual": None} | options)
 
     for form, shapes in PACKED.items():
-        for sizes in shapes:
+        for sizes in (*shapes, WIDE):
             for more in (False, True)[: 1 + (kernel == "packed_linear")]:
                 yield f"{form}-{label(*sizes)}" + "-more" * more, lambda draw, f=form, s=sizes, m=more: (
                     build(draw, f, *s, m))

@@ -5,8 +5,8 @@ from tests.mutants.native.workshop import Mutant
 QUANTIZED, PACKED_ROWS = "kernels/quantized.h", "kernels/packed_rows.h"
 
 
-def bug(file: str, story: str, line: str, instead: str) -> Mutant:
-    return Mutant(file, story, line, instead, "packed_linear", "neon_bf16", "packed_products")
+def bug(file: str, story: str, line: str, instead: str, program: str = "packed_products") -> Mutant:
+    return Mutant(file, story, line, instead, "packed_linear", "neon_bf16", program)
 
 
 MUTANTS = [
@@ -23,6 +23,11 @@ MUTANTS = [
     bug(PACKED_ROWS, "of eight rows together the last two stay empty",
         "for (int i = 0; i < R / 2; ++i)\n#pragma GCC unroll 2",
         "for (int i = 0; i < (R < 8 ? R / 2 : 3); ++i)\n#pragma GCC unroll 2"),
+    bug(PACKED_ROWS, "of four panels read together the last two stay empty",
+        "products<1, P, asks>(to, 0, x, weight, {weight.data + first * bytes_of_one, bytes_of_one});",
+        "products<1, P < 2 ? 1 : 2, asks>(to, 0, x, weight,\n"
+        "                                        {weight.data + first * bytes_of_one, bytes_of_one});",
+        "packed_products_of_one_row"),
     bug(PACKED_ROWS, "of two rows both take the first one's scale", "Vec{one, one, other, other}",
         "Vec{one, one, one, one}"),
     bug(PACKED_ROWS, "the last two rows stay squares", "for (int i = 0; i < R; i += 2)",

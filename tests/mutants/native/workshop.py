@@ -17,6 +17,7 @@ import sys
 import sysconfig
 import tempfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,20 @@ def mutants(name: str) -> list[Mutant]:
     return list(family.MUTANTS)
 
 
+@cache
 def emulated() -> list[str]:
-    """Levels that this processor cannot have, and an emulator does."""
+    """Levels that this processor cannot have, and an emulator does: where a program that uses the library can
+    be compiled and run."""
     tools = all(map(shutil.which, (CROSS_COMPILER, EMULATOR[0])))
-    return ["neon_bf16"] if tools and platform.machine() not in ("aarch64", "arm64") else []
+    if platform.machine() in ("aarch64", "arm64") or not tools:
+        return []
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder, "program")
+        compiles = [CROSS_COMPILER, "-std=c++20", "-x", "c++", "-", "-o", str(program)]
+        source = "#include <vector>\nint main() { return std::vector<int>{1, 2}.size() == 2 ? 0 : 1; }"
+        done = [subprocess.run(command, input=source, text=True, capture_output=True, cwd=folder, check=False)
+                for command in (compiles, [*EMULATOR, str(program)])]
+    return ["neon_bf16"] if not any(each.returncode for each in done) else []
 
 
 class Workshop:
