@@ -28,13 +28,12 @@ constexpr int most_quantized_rows = multiplies_squares ? 8 : most_rows;
 
 // How one row reads a weight: pairs of panels of a group, whether these are read together or one after the
 // other, and whether lines are asked for ahead.  Measured with 576 to 2048 inputs, two threads, GB/s, on
-// Zen 5, whose memory gave 66 to 88 at some times and 45 to 50 at others:
-//                                 f32     bf16    q8_0    q4_0
-//     eight panels, asked for     71, 47  68, 44  66, 42  51, 37
-//     eight, not asked for        74, 47  69, 47  66, 47  56, 40
-//     four, not asked for         77, 48  73, 47  65, 45  53, 40
-//     one, not asked for          70      67      69, 46  65, 45
-//     one, asked for                              66, 46  69, 46
+// Zen 5, whose memory gave 82 to 88 at some times and 50 at others:
+//                                   f32     bf16    q8_0    q4_0
+//     eight panels, asked for       71, 47  68, 44  66, 42  53, 37
+//     eight, not asked for          74, 47  69, 47  65, 47  50
+//     four, not asked for           77, 48  73, 47  65, 45  42, 38
+//     one by one (q4_0: asked for)                  75, 48  61, 46
 struct Reading {
     int pairs = most_pairs;
     bool together = true, asks = true;
