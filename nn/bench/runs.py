@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -114,14 +114,16 @@ class Worker:
         self._said.close()
 
     def _send(self, wanted: dict[str, Any]) -> None:
+        """To a worker that has died, too: the next answer says how it ended"""
         assert self._process.stdin
-        self._process.stdin.write(json.dumps(wanted) + "\n")
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(wanted) + "\n")
+            self._process.stdin.flush()
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout
         line = self._process.stdout.readline()
-        if line:
+        if line.endswith("\n"):                          # not cut off by its end
             answer: dict[str, Any] = json.loads(line)
             return answer
         self._process.wait()

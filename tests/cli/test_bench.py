@@ -12,7 +12,7 @@ from nn.backends import native
 from nn.bench import ceilings, models, report, startup, suites, weights
 from nn.bench.ceilings import Ceilings
 from nn.bench.report import OURS
-from nn.bench.runs import Contender, Policy, Result, in_turns, workers
+from nn.bench.runs import Contender, Policy, Result, Worker, in_turns, workers
 from nn.bench.task import Task
 from nn.errors import InputError
 from nn.generate import SamplingConfig, generate
@@ -184,6 +184,51 @@ def test_a_library_that_fails_says_so_and_the_others_go_on() -> None:
     assert "no_such_module" in results[1].error
 
 
+class Counted:
+    """The samples of a worker's tasks; before that of so many it is killed, as one is that wants too much."""
+
+    def __init__(self, worker: Worker, left: int) -> None:
+        self.worker, self.left = worker, left
+        self.contender, self.tasks = worker.contender, worker.tasks
+
+    @property
+    def error(self) -> str:
+        return self.worker.error
+
+    def make(self, task: str) -> dict[str, Any]:
+        return self.worker.make(task)
+
+    def sample(self, task: str, least: float) -> dict[str, Any]:
+        self.left -= 1
+        if self.left < 0:
+            self.worker._process.kill()
+            self.worker._process.wait()
+        return self.worker.sample(task, least)
+
+    def drop(self, task: str) -> None:
+        self.worker.drop(task)
+
+
+def test_a_worker_that_is_killed_has_a_row_that_says_so_and_the_others_go_on() -> None:
+    pair = [Contender(name, "nn.bench.operations", {"small": True}) for name in (OURS, "killed")]
+    with workers(pair, 1) as (good, bad):
+        first = in_turns([good, Counted(bad, 1)], "softmax forward", Policy(samples=2, least=0.0))
+        second = in_turns([good, bad], "adamw", Policy(samples=2, least=0.0))
+    for alive, killed in (first, second):
+        assert len(alive.samples) == 2
+        assert "ended with status -9" in report.row("a", "f32", killed, 1)["error"]
+
+
+def test_a_worker_that_is_killed_between_tasks() -> None:
+    with workers([Contender(OURS, "nn.bench.operations", {"small": True})], 1) as (worker,):
+        in_turns([worker], "softmax forward", Policy(samples=1, least=0.0))
+        worker._process.kill()
+        worker._process.wait()
+        worker.drop("softmax forward")
+        (found,) = in_turns([worker], "adamw", Policy(samples=1, least=0.0))
+    assert "ended with status -9" in found.error
+
+
 class Stand:
     """A worker whose samples are what it is given: (seconds, share of others); it writes down its turns."""
 
@@ -321,6 +366,18 @@ def test_ceilings_are_measured_with_the_threads_that_rows_say() -> None:
         assert "read" in limits.seen
         assert all(limits.read(kind) > 0 for kind in limits.seen)
         assert "1 thread" in worker.sample("read", 0.0)["facts"]["kernels"]
+
+
+@pytest.mark.skipif(bool(native.missing()), reason="the ceilings are the native kernels'")
+def test_the_ceilings_worker_may_be_killed() -> None:
+    both = [Contender(ceilings.NAME, "nn.bench.ceilings", {"size": 1 << 16, "least": 0.0}),
+            Contender(OURS, "nn.bench.operations", {"small": True})]
+    with workers(both, 1) as (limiting, worker):
+        limits = Ceilings(Counted(limiting, 0))
+        (found,) = in_turns([worker], "softmax forward", Policy(samples=2, least=0.0), limits.read)
+        (row,) = report.ceiling_rows(limits, 1)
+    assert (len(found.samples), found.share) == (2, None)
+    assert "ended with status -9" in row["error"]
 
 
 # ---- peers ----
