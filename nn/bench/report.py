@@ -149,7 +149,7 @@ def _cells(row: dict[str, Any], highest: dict[str, float], ratio: float | None) 
     first = (row["name"], row["library"], row["dtype"])
     if "error" in row:
         return (*first, f"not measured: {row['error'][:60]}", *[""] * 5)
-    peak = f"{row['peak_rss_mb']:,.0f}"
+    peak = "" if row["peak_rss_mb"] is None else f"{row['peak_rss_mb']:,.0f}"
     if _is_ceiling(row):
         low, high = row["ceiling_range"]
         spread = f"{_short(high / 1e9)} - {_short(low / 1e9)}"

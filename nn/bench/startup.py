@@ -18,6 +18,7 @@ from nn.bench.suites import Run
 from nn.bench.timing import take
 from nn.models import MoETransformer, preset
 
+START = "start"        # the task of each
 FIRST_TOKEN = """
 import sys
 from nn.generate import SamplingConfig, generate
@@ -41,10 +42,9 @@ def rows(run: Run, model: str = "small") -> Iterator[dict[str, Any]]:
                     "import numpy": ("numpy", _python("import numpy")),
                     "import nn": (OURS, _python("import nn")),
                     f"first token of {model}": (OURS, _python(FIRST_TOKEN, str(Path(folder) / model)))}
-        for name, (library, command) in commands.items():
-            worker = _Processes(library, name, command, run.threads)
-            for result in in_turns([worker], name, run.policy):
-                yield row(name, "f32", result, run.threads)
+        workers = [_Processes(library, command, run.threads) for library, command in commands.values()]
+        for name, result in zip(commands, in_turns(workers, START, run.policy), strict=True):
+            yield row(name, "f32", result, run.threads)
 
 
 def _python(source: str, *arguments: str) -> list[str]:
@@ -63,15 +63,15 @@ def _run(command: list[str], threads: int) -> str:
 class _Processes:
     """A worker (nn/bench/runs.py) whose task is a whole process, from outside: what the user sees."""
 
-    def __init__(self, library: str, name: str, command: list[str], threads: int) -> None:
-        self.contender, self.tasks, self.error = Contender(library, ""), [name], ""
+    def __init__(self, library: str, command: list[str], threads: int) -> None:
+        self.contender, self.tasks, self.error = Contender(library, ""), [START], ""
         self.command, self.threads = command, threads
-        self.peak_rss_mb = 0.0
+        self.peak_rss_mb: float | None = None            # not known where there is no /proc
 
     def make(self, task: str) -> dict[str, Any]:
         python, option, source, *rest = self.command
         told = _run([python, option, source + PEAK, *rest], self.threads)        # writes bytecode, too
-        self.peak_rss_mb = int(told.split()[-1]) * 1024 / 1e6
+        self.peak_rss_mb = int(told.split()[-1]) * 1024 / 1e6 or None
         return {"ceiling": ""}
 
     def sample(self, task: str, least: float) -> dict[str, Any]:

@@ -121,6 +121,19 @@ def test_the_start(cuda_nn) -> None:
                                                     "first token of tiny"]
 
 
+def test_the_processes_of_startup_take_turns(cuda_nn, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns: list[str] = []
+    monkeypatch.setattr(startup._Processes, "_once", lambda worker: turns.append(worker.command[2]))
+    monkeypatch.setattr(startup, "PEAK", startup.PEAK.replace("/proc", "/no/such"))
+    status, out, _ = cuda_nn("bench", "startup", "--preset", "tiny", *QUICK[2:], "--samples", "2")
+    assert status == 0
+    assert turns[:4] == ["", "import numpy", "import nn", startup.FIRST_TOKEN]
+    assert turns.count("import nn") >= 2
+    assert [row["peak_rss_mb"] for row in rows_of(out)] == [None] * 4
+    status, table, _ = cuda_nn("bench", "startup", "--preset", "tiny", *QUICK[:-1])
+    assert (status, table.count("None")) == (0, 0)
+
+
 def test_the_processes_of_startup_have_the_threads_that_rows_say() -> None:
     assert startup._run(startup._python("import os; print(os.environ['NN_THREADS'])"), 3) == "3\n"
 
