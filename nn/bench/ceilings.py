@@ -3,6 +3,11 @@ and what is done with the worker: a ceiling takes turns with the libraries that 
 
     reached = Ceilings(worker);  reached.read("read");  reached.seen
 
+A reading that others disturbed counts for nothing: read() is 0 then, as it is for a kind that is not known,
+and a sample is compared with its other neighbour alone, or with none.  A reading is disturbed if others used
+more of the machine than a sample may be disturbed by (nn/bench/timing.py), beyond the clock's error: two
+hundredths of a second, so what takes turns with a reading of a tenth on two cores is seen from 14 %.
+
 Loops of csrc/native/kernels/ceiling.cpp, at the level of instructions in use: twelve chains of multiply-adds
 in registers (four tiles of AMX), and reads of a buffer on huge pages, far larger than the caches, at 1, 2, 4
 or 8 places in turn, whichever was the fastest when it was made."""
@@ -15,14 +20,14 @@ from typing import Any
 from nn.backends import native
 from nn.bench.runs import Measured
 from nn.bench.task import READ, Task, Tasks
-from nn.bench.timing import take
+from nn.bench.timing import Sample, take
 
 NAME = "ceiling"          # as rows call the library
 TYPES = ("float32", "bfloat16", "int8")
 STREAMS = (1, 2, 4, 8)
 ROUNDS = 100_000
 BUFFER = 1 << 30          # bytes; the largest caches that several cores share hold a tenth of that
-LEAST = 0.06              # seconds of a reading, between samples of seconds
+LEAST = 0.1               # seconds of a reading, between samples of seconds: five times the clock's error
 
 
 def tasks(size: int = BUFFER, least: float = LEAST) -> Tasks:
@@ -58,11 +63,11 @@ def fastest(ways: dict[int, Any], seconds: Callable[[Any], float], rounds: int =
     return min(ways, key=lambda name: statistics.median(turn[name] for turn in turns))
 
 
-def _timed(loop: Callable[[], None], least: float) -> Callable[[], float]:
-    """Seconds of a repetition; the first does not count: threads of whoever ran before may still spin"""
-    def run() -> float:
+def _timed(loop: Callable[[], None], least: float) -> Callable[[], Sample]:
+    """The first repetition does not count: threads of whoever ran before may still spin"""
+    def run() -> Sample:
         loop()
-        return take(loop, least).seconds
+        return take(loop, least)
 
     return run
 
@@ -72,17 +77,17 @@ class Ceilings:
 
     def __init__(self, worker: Measured) -> None:
         self.worker = worker
-        self.seen: dict[str, list[float]] = {kind: [] for kind in worker.tasks}
+        self.seen: dict[str, list[Sample]] = {kind: [] for kind in worker.tasks}
         self.how: dict[str, str] = {}          # in words
         self.work: dict[str, float] = {}       # of one repetition
         self.peak_rss_mb = 0.0
 
     def read(self, kind: str) -> float:
-        """A second, now, all threads together; 0 where that is not known."""
+        """A second, now, all threads together; 0 where that is not known, or was disturbed."""
         if kind not in self.seen or "error" in (answer := self.worker.sample(kind, 0.0)):
             return 0.0
-        rate: float = answer["work"] / answer["seconds"]
-        self.seen[kind].append(rate)
+        reading = Sample(answer["seconds"], answer["others"])
+        self.seen[kind].append(reading)
         self.how[kind], self.work[kind] = answer["facts"]["how"], answer["work"]
         self.peak_rss_mb = answer["peak_rss_mb"]
-        return rate
+        return 0.0 if reading.disturbed else self.work[kind] / reading.seconds

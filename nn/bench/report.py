@@ -1,13 +1,16 @@
 """Rows of results: as JSON objects, and as a table.
 
-A row has name, library, dtype, threads, tokens_per_second or seconds (the median), low and high (the least
-and the most of the samples, in the same unit), samples, disturbed, noisy, peak_rss_mb, percent_of_ceiling,
-date and machine; ours also the kernels that ran, and what fell back on the reference; those of training and
-decoding whether the step was recorded, and not_recorded: why not.  What is not known is None.
+Every row has name, library, dtype, threads, tokens_per_second or seconds (the median), low and high (the
+least and the most of the samples, in the same unit), samples, disturbed (how many more were thrown away),
+noisy (whether such had to be kept), peak_rss_mb, percent_of_ceiling, date and machine.  What is not known is
+None.  A row of what failed has these, and error.  What was measured has more: ours the kernels that ran, and
+what fell back on the reference; training and decoding whether the step was recorded, and not_recorded: why
+not.
 
-Where there is a ceiling, a row says which, has the rate of the work done and its unit, ceiling_rate (the
-median of the ceiling beside each sample) and ceiling_range (the least and the most of these).  A ceiling's
-own row has the highest rate of the run, and the range of all readings."""
+Where there is a ceiling, a row says which, has the rate of the work done and its unit, shares (of how many
+samples percent_of_ceiling is the median), ceiling_rate (the median of the ceilings beside these) and
+ceiling_range (the least and the most of these).  A ceiling that samples were compared with has a row: its
+highest rate in the run, and the range of its readings."""
 
 import os
 import statistics
@@ -18,12 +21,16 @@ from typing import Any
 
 from nn.bench import ceilings
 from nn.bench.ceilings import Ceilings
+from nn.bench.models import DTYPES
 from nn.bench.runs import Result
 from nn.bench.task import READ
+from nn.bench.timing import Sample
 from nn.train.machine import cpu_model
 
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "bf16", "i8mm")
 OURS = "cuda-nn"
+SHORT = {long: short for short, long in DTYPES.items()} | {READ: ""}      # float32 -> f32, as rows say
+UNKNOWN = ("seconds", "low", "high", "samples", "disturbed", "noisy", "peak_rss_mb", "percent_of_ceiling")
 
 
 def row(name: str, dtype: str, result: Result, threads: int) -> dict[str, Any]:
@@ -46,9 +53,10 @@ def _limits(result: Result) -> dict[str, Any]:
     """What of its ceiling was reached, and what that was meanwhile"""
     if result.share is None:
         return {"percent_of_ceiling": None}
+    known = [rate for rate in result.ceilings if rate]
     return {"percent_of_ceiling": 100 * result.share, "rate": result.details["work"] / result.seconds,
-            "ceiling_rate": statistics.median(result.ceilings),
-            "ceiling_range": [min(result.ceilings), max(result.ceilings)]} | _named(result.details["ceiling"])
+            "shares": len(known), "ceiling_rate": statistics.median(known),
+            "ceiling_range": [min(known), max(known)]} | _named(result.details["ceiling"])
 
 
 def _named(kind: str) -> dict[str, str]:
@@ -58,26 +66,28 @@ def _named(kind: str) -> dict[str, str]:
 
 
 def _failed(error: str) -> dict[str, Any]:
-    return {"seconds": None, "peak_rss_mb": None, "percent_of_ceiling": None, "error": error}
+    return dict.fromkeys(UNKNOWN) | {"error": error}
 
 
 def ceiling_rows(limits: Ceilings, threads: int) -> list[dict[str, Any]]:
     """What each ceiling was in this run; if it could not be measured any more, why."""
     where = {"library": ceilings.NAME, "threads": threads}
-    made = [where | {"name": limits.how[kind], "dtype": "" if kind == READ else kind}
-            | _reached(limits, kind, rates) | _named(kind) | _here()
-            for kind, rates in limits.seen.items() if rates]
+    made = [where | {"name": limits.how[kind], "dtype": SHORT.get(kind, kind)}
+            | _reached(limits, kind, readings) | _named(kind) | _here()
+            for kind, readings in limits.seen.items() if readings]
     if error := limits.worker.error:
         made.append(where | {"name": "ceilings", "dtype": ""} | _failed(error) | _here())
     return made
 
 
-def _reached(limits: Ceilings, kind: str, rates: Sequence[float]) -> dict[str, Any]:
-    """`seconds`: of one repetition of the loop, at the highest rate"""
-    low, high = (limits.work[kind] / rate for rate in (max(rates), min(rates)))
-    return {"seconds": low, "low": low, "high": high, "samples": len(rates),
-            "peak_rss_mb": limits.peak_rss_mb, "percent_of_ceiling": None, "rate": max(rates),
-            "ceiling_range": [min(rates), max(rates)]}
+def _reached(limits: Ceilings, kind: str, readings: Sequence[Sample]) -> dict[str, Any]:
+    """By the quiet readings; by all where none was.  `seconds`: of the loop once, at the highest rate"""
+    quiet = [each.seconds for each in readings if not each.disturbed]
+    seconds = quiet or [each.seconds for each in readings]
+    low, high, work = min(seconds), max(seconds), limits.work[kind]
+    return {"seconds": low, "low": low, "high": high, "samples": len(seconds),
+            "disturbed": len(readings) - len(seconds), "noisy": not quiet, "peak_rss_mb": limits.peak_rss_mb,
+            "percent_of_ceiling": None, "rate": work / low, "ceiling_range": [work / high, work / low]}
 
 
 def _here() -> dict[str, Any]:
@@ -152,15 +162,18 @@ def _cells(row: dict[str, Any], highest: dict[str, float], ratio: float | None) 
     peak = "" if row["peak_rss_mb"] is None else f"{row['peak_rss_mb']:,.0f}"
     if _is_ceiling(row):
         low, high = row["ceiling_range"]
-        spread = f"{_short(high / 1e9)} - {_short(low / 1e9)}"
+        spread = f"{_short(high / 1e9)} - {_short(low / 1e9)}" + _noisy(row)
         return (*first, _rate(high, row["unit"]), spread, *[""] * 3, peak)
     per_second = "tokens_per_second" in row
     factor, unit = (1.0, "tokens/s") if per_second else (1e3, "ms")
     value, *ends = (row[key] * factor for key in ("tokens_per_second" if per_second else "seconds",
                                                   *(("high", "low") if per_second else ("low", "high"))))
-    note = " (noisy)" if row["noisy"] else ""
-    return (*first, f"{_short(value)} {unit}", " - ".join(map(_short, ends)) + note, *_shares(row, highest),
-            "" if ratio is None else f"{ratio:.2f} x", peak)
+    return (*first, f"{_short(value)} {unit}", " - ".join(map(_short, ends)) + _noisy(row),
+            *_shares(row, highest), "" if ratio is None else f"{ratio:.2f} x", peak)
+
+
+def _noisy(row: dict[str, Any]) -> str:
+    return " (noisy)" if row["noisy"] else ""
 
 
 def _shares(row: dict[str, Any], highest: dict[str, float]) -> tuple[str, str]:

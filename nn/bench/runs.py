@@ -5,7 +5,8 @@
 
 A ceiling takes turns, too: one reading between any two samples, and a sample is compared with the mean of the
 one before it and the one after it.  Where memory changes its rate a share then is of the same minutes, and of
-samples that met a change there are few: the median of the shares counts."""
+samples that met a change there are few: the median of the shares counts.  A reading that others disturbed is
+left out of its mean; a sample between two of these has no share."""
 
 import json
 import os
@@ -64,10 +65,10 @@ class Result:
     @property
     def share(self) -> float | None:
         """Of the ceiling: the median of what each sample reached of that beside it; None if not known."""
-        if not self.ceilings or not all(self.ceilings):
+        if not any(self.ceilings):
             return None
-        return statistics.median(self.details["work"] / seconds / ceiling
-                                 for seconds, ceiling in zip(self.samples, self.ceilings, strict=True))
+        beside = zip(self.samples, self.ceilings, strict=True)
+        return statistics.median(self.details["work"] / seconds / rate for seconds, rate in beside if rate)
 
 
 class Worker:
@@ -159,7 +160,7 @@ class Measured(Protocol):
 def in_turns(running: Sequence[Measured], task: str, policy: Policy,
              read: Callable[[str], float] = lambda _: 0.0) -> list[Result]:
     """The task by everyone who has it: one sample each, then the next.  read(kind) is what a ceiling is now,
-    a second: it is taken between any two samples, once all have made what they need."""
+    a second, or 0: it is taken between any two samples, once all have made what they need."""
     taking = [_Taking(worker, task, policy) for worker in running if worker.error or task in worker.tasks]
     for each in taking:
         each.make()
@@ -208,11 +209,11 @@ class _Taking:
         return self.worker.sample(self.task, self.policy.least)
 
     def keep(self, answer: dict[str, Any], beside: tuple[float, float]) -> None:
-        """A sample, and the readings of its ceiling before and after it."""
+        """A sample, and the readings of its ceiling before and after it, those that are 0 left out."""
         self.error = answer.pop("error", "")
         if not self.error:
-            known = statistics.mean(beside) if all(beside) else 0.0
-            found = _Sample(answer.pop("others"), answer.pop("seconds"), known)
+            known = [rate for rate in beside if rate]
+            found = _Sample(answer.pop("others"), answer.pop("seconds"), statistics.mean(known or [0.0]))
             self.details = answer
             (self.bad if found.others > DISTURBED else self.good).append(found)
 

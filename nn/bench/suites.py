@@ -106,8 +106,6 @@ def _rows(contenders: Sequence[Contender], names: dict[str, str], dtype: str,
     first = Contender(ceilings.NAME, "nn.bench.ceilings", options)
     with workers([first, *contenders], run.threads) as (limiting, *running):
         limits = Ceilings(limiting)
-        for kind in limits.seen:
-            limits.read(kind)
         for task, name in names.items():
             for result in in_turns(running, task, run.policy, limits.read):
                 yield row(name, dtype, result, run.threads)

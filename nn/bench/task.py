@@ -4,14 +4,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from nn.bench.timing import Sample
+
 READ = "read"             # the ceiling of tasks that memory bounds
 
 
 @dataclass(frozen=True)
 class Task:
-    """`run` does it once; if it times itself it returns the seconds that count.  It has flops or bytes."""
+    """`run` does it once; if it times itself it returns the seconds that count, or the sample.  A task has
+    flops or bytes."""
 
-    run: Callable[[], float | None]
+    run: Callable[[], float | Sample | None]
     tokens: float = 0.0                # that one repetition handles; 0: it is given in seconds
     flops: float = 0.0                 # of one repetition: the ceiling is that many multiply-adds
     bytes: float = 0.0                 # moved by one repetition: the ceiling is reading that many

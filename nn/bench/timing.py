@@ -17,16 +17,23 @@ TICKS = 2                 # of the kernel's clock, which both counts may be off
 @dataclass(frozen=True)
 class Sample:
     seconds: float                     # per repetition
-    others: float                      # share of all cores that other processes used; 0 where unknown
+    others: float                      # share of all cores that other processes used, what the clock's error
+                                       # cannot explain; 0 where unknown
+
+    @property
+    def disturbed(self) -> bool:
+        return self.others > DISTURBED
 
 
-def take(action: Callable[[], float | None], least: float = 0.4, repetitions: int = 0) -> Sample:
+def take(action: Callable[[], float | Sample | None], least: float = 0.4, repetitions: int = 0) -> Sample:
     """One sample of at least so many seconds, or of so many repetitions.  An action that times itself, to
-    leave out its preparation, returns the seconds that count: it is one sample."""
+    leave out its preparation, returns the seconds that count, or the sample: it is one sample."""
     busy, own, start = _busy(), own_seconds(), time.perf_counter()
     done, counted = 0, 0.0
     while True:
         timed = action()
+        if isinstance(timed, Sample):
+            return timed
         done += 1
         if timed is not None:
             counted = timed

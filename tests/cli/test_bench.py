@@ -2,6 +2,7 @@
 nothing here asserts a time."""
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +15,27 @@ from nn.bench.ceilings import Ceilings
 from nn.bench.report import OURS
 from nn.bench.runs import Contender, Policy, Result, Worker, in_turns, workers
 from nn.bench.task import Task
+from nn.bench.timing import Sample, take
 from nn.errors import InputError
 from nn.generate import SamplingConfig, generate
 from nn.models.presets import TINY
 
 QUICK = ("--samples", "1", "--seconds", "0", "--threads", "1", "--peers", "none", "--json")
-EVERY = {"name", "library", "dtype", "threads", "low", "high", "samples", "peak_rss_mb",
+EVERY = {"name", "library", "dtype", "threads", "low", "high", "samples", "disturbed", "noisy", "peak_rss_mb",
          "percent_of_ceiling", "date", "machine"}
-REQUIRED = EVERY | {"disturbed", "noisy"}
 
 
 def rows_of(out: str) -> list[dict[str, Any]]:
     """Each with the fields that all have."""
     rows = [json.loads(line) for line in out.splitlines()]
     for each in rows:
-        assert each.keys() >= EVERY
-        assert ("seconds" in each) != ("tokens_per_second" in each)
+        assert_has_every_key(each)
     return rows
+
+
+def assert_has_every_key(row: dict[str, Any]) -> None:
+    assert row.keys() >= EVERY
+    assert ("seconds" in row) != ("tokens_per_second" in row)
 
 
 @pytest.mark.parametrize(("words", "names", "speed"), [
@@ -54,7 +59,7 @@ def test_one_json_object_per_row(cuda_nn, words: tuple[str, ...], names: list[st
     ours = [row for row in rows if row["library"] == OURS]
     assert [row["name"] for row in ours] == names
     for row in ours:
-        assert REQUIRED | {speed} <= row.keys()
+        assert speed in row
         assert row["threads"] == 1
         assert row["kernels"].startswith(native.missing() or native.level())
         assert isinstance(row["fallbacks"], str)
@@ -66,8 +71,9 @@ def test_one_json_object_per_row(cuda_nn, words: tuple[str, ...], names: list[st
         if steps:
             assert row["recorded"] is (native.missing() is None)
             assert bool(row["not_recorded"]) is not row["recorded"]
-        if not native.missing():
+        if row["percent_of_ceiling"] is not None:
             assert row["percent_of_ceiling"] > 0
+            assert row["shares"] == row["samples"] == 1
             low, high = row["ceiling_range"]
             assert 0 < low <= row["ceiling_rate"] <= high
     limits = {row["ceiling"]: row for row in rows if row["library"] == "ceiling"}
@@ -75,10 +81,16 @@ def test_one_json_object_per_row(cuda_nn, words: tuple[str, ...], names: list[st
     for kind, limit in limits.items():
         assert limit["unit"] == ("B/s" if kind == "read" else "FLOP/s")
         assert limit["ceiling_range"][1] == limit["rate"]
-    for row in ours if limits else []:
+        assert limit["samples"] + limit["disturbed"] >= 2          # before and after the sample
+        assert limit["dtype"] in ("", "f32", "bf16")               # as in other rows
+    compared = [row for row in ours if row["percent_of_ceiling"] is not None]
+    for row in compared:
         assert row["unit"] == limits[row["ceiling"]]["unit"]
         assert row["ceiling_range"][1] <= limits[row["ceiling"]]["rate"]
-        assert limits[row["ceiling"]]["samples"] >= 3              # at first, before and after the sample
+    if len(compared) < len(ours):              # both readings beside a sample were disturbed
+        assert native.missing() or any(limit["disturbed"] or limit["noisy"] for limit in limits.values())
+    else:
+        assert limits.keys() == {row["ceiling"] for row in compared}
 
 
 def test_every_operation_runs(cuda_nn) -> None:
@@ -326,29 +338,67 @@ def test_ceilings_keep_what_they_reached() -> None:
         def sample(self, task: str, least: float) -> dict[str, Any]:
             self.error = "" if (answer := next(self.samples, None)) else "no more memory"
             return {"error": self.error} if answer is None else {
-                "seconds": answer[0], "work": 60e9, "facts": {"how": "read, 4 streams"}, "peak_rss_mb": 7.0}
+                "seconds": answer[0], "others": answer[1], "work": 60e9, "facts": {"how": "read, 4 streams"},
+                "peak_rss_mb": 7.0}
 
-    worker = Reading((1.0, 0.0), (2.0, 0.0), (1.5, 0.0))
+    worker = Reading((1.0, 0.0), (2.0, 0.0), (0.5, 0.3), (1.5, 0.0))
     worker.tasks = ["read", "int8"]
     limits = Ceilings(worker)
-    assert [limits.read("read") for _ in range(4)] == [60e9, 30e9, 40e9, 0.0]
+    assert [limits.read("read") for _ in range(5)] == [60e9, 30e9, 0.0, 40e9, 0.0]
     assert limits.read("float32") == 0.0
     reached, failed = report.ceiling_rows(limits, 2)
     assert (reached["rate"], reached["ceiling_range"], reached["samples"]) == (60e9, [30e9, 60e9], 3)
     assert (reached["seconds"], reached["high"], reached["peak_rss_mb"]) == (1.0, 2.0, 7.0)
+    assert (reached["disturbed"], reached["noisy"]) == (1, False)
     assert failed["error"] == "no more memory"
+    for each in (reached, failed):
+        assert_has_every_key(each)
+
+    never_quiet = Ceilings(Reading((1.0, 0.5), (2.0, 0.3)))
+    never_quiet.seen = {"read": []}
+    assert [never_quiet.read("read"), never_quiet.read("read")] == [0.0, 0.0]
+    (noisy,) = report.ceiling_rows(never_quiet, 2)
+    assert (noisy["rate"], noisy["samples"], noisy["disturbed"], noisy["noisy"]) == (60e9, 2, 0, True)
+
+
+def test_a_disturbed_reading_is_left_out_of_its_mean() -> None:
+    """Readings, 0 where others disturbed them: of five samples the fourth has none beside it that counts."""
+    rates = iter([40.0, 0.0, 120.0, 0.0, 0.0, 60.0])
+    stand = Stand(*[(1.0, 0.0)] * 5)
+    (found,) = in_turns([stand], "a", Policy(samples=5), lambda _: next(rates))
+    assert found.ceilings == (40.0, 120.0, 120.0, 0.0, 60.0)
+    assert found.share == pytest.approx(statistics.median([1.5, 0.5, 0.5, 1.0]))
+    told = report.row("a", "f32", found, 2)
+    assert (told["shares"], told["samples"]) == (4, 5)
+    assert (told["ceiling_rate"], told["ceiling_range"]) == (90.0, [40.0, 120.0])
+
+
+def test_a_machine_that_is_never_quiet_gives_no_shares() -> None:
+    (found,) = in_turns([Stand((1.0, 0.0))], "a", Policy(samples=1), lambda _: 0.0)
+    assert report.row("a", "f32", found, 2)["percent_of_ceiling"] is None
+
+
+def test_an_action_may_return_the_sample_that_it_took() -> None:
+    """A ceiling's: what ran before its first repetition does not disturb it."""
+    assert take(lambda: Sample(2.0, 0.5), 10.0) == Sample(2.0, 0.5)
+
+
+def test_every_key_is_in_rows_of_what_failed() -> None:
+    row = report.row("a", "f32", Result("torch", "a", error="gone"), 2)
+    assert_has_every_key(row)
+    assert (row["error"], row["samples"], row["noisy"]) == ("gone", None, None)
 
 
 def test_a_table_shows_the_ceiling_beside_the_samples_and_the_highest_of_the_run() -> None:
     details = {"tokens": 0.0, "work": 30e9, "ceiling": "read", "facts": {}, "peak_rss_mb": 2.0}
     mine = report.row("a", "f32", Result(OURS, "a", (1.0, 1.0), (40e9, 40e9), details=details), 2)
     limit = {"name": "read, 4 streams", "library": "ceiling", "dtype": "", "rate": 75e9, "unit": "B/s",
-             "ceiling": "read", "ceiling_range": [40e9, 75e9], "peak_rss_mb": 3.0}
+             "ceiling": "read", "ceiling_range": [40e9, 75e9], "noisy": True, "peak_rss_mb": 3.0}
     failed = report.row("a", "f32", Result("torch", "a", error="gone"), 2)
     cells = report.table_rows([mine, failed, limit])
     lines = [dict(zip(report.HEAD, each, strict=True)) for each in cells[1:]]
     assert (lines[0]["of ceiling"], lines[0]["of highest"]) == ("75 % of 40 GB/s", "40 %")
-    assert (lines[2]["speed"], lines[2]["fastest to slowest"]) == ("75 GB/s", "75 - 40")
+    assert (lines[2]["speed"], lines[2]["fastest to slowest"]) == ("75 GB/s", "75 - 40 (noisy)")
     assert (failed["percent_of_ceiling"], failed["peak_rss_mb"]) == (None, None)
 
 
@@ -377,7 +427,9 @@ def test_ceilings_are_measured_with_the_threads_that_rows_say() -> None:
     with workers([one], 1) as (worker,):
         limits = Ceilings(worker)
         assert "read" in limits.seen
-        assert all(limits.read(kind) > 0 for kind in limits.seen)
+        for kind, readings in limits.seen.items():
+            limits.read(kind)
+            assert readings[0].seconds > 0
         assert "1 thread" in worker.sample("read", 0.0)["facts"]["kernels"]
 
 
