@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from nn.bench.timing import DISTURBED
+from nn.bench.timing import Sample
 
 ROOT = Path(__file__).parents[2]
 THREADS = ("NN_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -178,10 +178,8 @@ def in_turns(running: Sequence[Measured], task: str, policy: Policy,
 
 
 @dataclass(frozen=True)
-class _Sample:
-    others: float                      # share of the machine
-    seconds: float
-    ceiling: float
+class _Sample(Sample):
+    ceiling: float                     # beside it; 0: not known
 
 
 class _Taking:
@@ -213,9 +211,9 @@ class _Taking:
         self.error = answer.pop("error", "")
         if not self.error:
             known = [rate for rate in beside if rate]
-            found = _Sample(answer.pop("others"), answer.pop("seconds"), statistics.mean(known or [0.0]))
+            found = _Sample(answer.pop("seconds"), answer.pop("others"), statistics.mean(known or [0.0]))
             self.details = answer
-            (self.bad if found.others > DISTURBED else self.good).append(found)
+            (self.bad if found.disturbed else self.good).append(found)
 
     def result(self) -> Result:
         """The undisturbed samples; the least disturbed where there are too few."""

@@ -20,16 +20,6 @@ __attribute__((visibility("hidden"))) extern const nn::Ceiling* __stop_nn_ceilin
 namespace nn {
 namespace {
 
-template <class F>
-void in_every_thread(const F& body) {
-    parallel_chunks(
-        threads(), 1,
-        [](void* context, int64_t begin, int64_t end) {
-            for (int64_t i = begin; i < end; ++i) (*static_cast<const F*>(context))(i);
-        },
-        const_cast<void*>(static_cast<const void*>(&body)));
-}
-
 }  // namespace
 
 const Ceiling* find_ceiling(const char* name, Level level) {
@@ -42,8 +32,9 @@ const Ceiling* find_ceiling(const char* name, Level level) {
 
 void run_ceiling(const Ceiling& ceiling, int64_t count, const void* data, int streams) {
     const int64_t share = data ? count / threads() / 4096 * 4096 : count;
-    in_every_thread([&](int64_t i) {
-        ceiling.run(share, data ? static_cast<const char*>(data) + i * share : nullptr, streams);
+    parallel_chunks(threads(), 1, [&](int64_t begin, int64_t end) {  // one for each thread
+        for (int64_t i = begin; i < end; ++i)
+            ceiling.run(share, data ? static_cast<const char*>(data) + i * share : nullptr, streams);
     });
 }
 

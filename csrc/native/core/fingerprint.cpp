@@ -31,13 +31,9 @@ void mix(Fingerprint& f, const char* data, int64_t bytes) {
 template <class F>
 Fingerprint of_pieces(int64_t count, const F& part) {
     std::vector<Fingerprint> found(static_cast<size_t>(count));
-    const auto body = [&](int64_t begin, int64_t end) {
+    parallel_chunks(count, 2, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) part(i, found[static_cast<size_t>(i)]);
-    };
-    parallel_chunks(
-        count, 2,
-        [](void* f, int64_t begin, int64_t end) { (*static_cast<decltype(body)*>(f))(begin, end); },
-        const_cast<void*>(static_cast<const void*>(&body)));
+    });
     Fingerprint all;
     for (const Fingerprint& one : found)
         mix(all, reinterpret_cast<const char*>(one.chain), sizeof one.chain);

@@ -21,6 +21,14 @@ using Body = void (*)(void* context, int64_t begin, int64_t end);
 
 void parallel_chunks(int64_t count, int64_t chunk, Body body, void* context);
 
+// The same of whatever can be called: body(begin, end).
+template <class F>
+static inline void parallel_chunks(int64_t count, int64_t chunk, const F& body) {
+    parallel_chunks(
+        count, chunk, [](void* f, int64_t begin, int64_t end) { (*static_cast<const F*>(f))(begin, end); },
+        const_cast<void*>(static_cast<const void*>(&body)));
+}
+
 int threads();                // NN_THREADS, else the usable cores
 void set_threads(int count);  // at least 1; workers beyond it sleep
 

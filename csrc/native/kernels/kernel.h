@@ -126,9 +126,7 @@ static inline void parallel_for(int64_t count, double bytes, const F& body) {
     }
     const double most = bytes_per_chunk / (bytes + 1.0);
     const int64_t chunk = most < 1.0 ? 1 : (int64_t)most;
-    parallel_chunks(
-        count, chunk, [](void* f, int64_t begin, int64_t end) { (*static_cast<const F*>(f))(begin, end); },
-        const_cast<void*>(static_cast<const void*>(&body)));
+    parallel_chunks(count, chunk, body);
 }
 
 // body(block, begin, end): fixed blocks of indices, whatever the threads: for sums, one partial sum per

@@ -18,10 +18,7 @@ static inline void spread(int64_t units, double bytes, const F& body) {
     }
     const int64_t shares = units / (4 * threads()), by_size = (int64_t)(bytes_per_chunk / bytes);
     const int64_t chunk = shares < by_size ? shares : by_size;
-    parallel_chunks(
-        units, chunk < 1 ? 1 : chunk,
-        [](void* f, int64_t begin, int64_t end) { (*static_cast<const F*>(f))(begin, end); },
-        const_cast<void*>(static_cast<const void*>(&body)));
+    parallel_chunks(units, chunk < 1 ? 1 : chunk, body);
 }
 
 constexpr int64_t rows_together = 512;  // that stay in the second cache while panels pass by

@@ -20,16 +20,9 @@
 
 namespace {
 
-template <class F>
-void loop(int64_t count, int64_t chunk, const F& body) {
-    nn::parallel_chunks(
-        count, chunk, [](void* f, int64_t b, int64_t e) { (*static_cast<const F*>(f))(b, e); },
-        const_cast<void*>(static_cast<const void*>(&body)));
-}
-
 void each_index_once(int64_t count, int64_t chunk) {
     std::vector<int> seen(static_cast<size_t>(count));
-    loop(count, chunk, [&](int64_t begin, int64_t end) {
+    nn::parallel_chunks(count, chunk, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) ++seen[static_cast<size_t>(i)];
     });
     for (int one : seen) CHECK(one == 1);
@@ -49,7 +42,7 @@ TEST(threads_survive_many_short_loops) {
     for (int i = 0; i < 20000; ++i) {
         std::atomic<int64_t> total{0};
         const int64_t count = 2 + i % 9;
-        loop(count, 1 + i % 2, [&](int64_t begin, int64_t end) { total += end - begin; });
+        nn::parallel_chunks(count, 1 + i % 2, [&](int64_t begin, int64_t end) { total += end - begin; });
         CHECK(total == count);
     }
 }
@@ -67,9 +60,9 @@ TEST(threads_nest_and_are_shared_by_callers) {
     std::atomic<int64_t> total{0};
     const auto caller = [&] {
         for (int i = 0; i < 200; ++i)
-            loop(6, 1, [&](int64_t begin, int64_t end) {
+            nn::parallel_chunks(6, 1, [&](int64_t begin, int64_t end) {
                 for (int64_t j = begin; j < end; ++j)
-                    loop(5, 1, [&](int64_t b, int64_t e) { total += e - b; });
+                    nn::parallel_chunks(5, 1, [&](int64_t b, int64_t e) { total += e - b; });
             });
     };
     std::thread first(caller), second(caller);
@@ -87,7 +80,7 @@ TEST(threads_hand_exceptions_to_the_caller) {
             std::atomic<int> running{0};
             bool caught = false;
             try {
-                loop(100, 1, [&](int64_t begin, int64_t end) {
+                nn::parallel_chunks(100, 1, [&](int64_t begin, int64_t end) {
                     ++running;
                     std::this_thread::sleep_for(std::chrono::microseconds(20));
                     --running;
